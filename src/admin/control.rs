@@ -1,0 +1,65 @@
+//! What console, HTTP and metrics need of the rest: the read model and one channel for commands.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use super::command::Command;
+use crate::snapshot::{
+    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow,
+};
+
+/// Who asks, for the timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    /// Name of the admin user, with the tool's application_name where it gave one: "admin (psql)".
+    pub name: String,
+    /// Whether commands are allowed, or SHOW only.
+    pub may_change: bool,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandError {
+    /// No such lane.
+    UnknownLane(String),
+    /// No such client.
+    UnknownClient(u64),
+    /// It was refused, with the reason.
+    Refused(String),
+}
+
+/// What was done, one sentence a line, for the operator's screen (sent as notices, and as `message` in HTTP).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Lines.
+    pub lines: Vec<String>,
+}
+
+/// The outcome of a command, when it is ready.
+pub type Reply<'a> = Pin<Box<dyn Future<Output = Result<Outcome, CommandError>> + Send + 'a>>;
+
+/// Implemented by the application; taken by the admin port as `Arc<dyn Control>`.
+pub trait Control: Send + Sync + 'static {
+    /// SHOW LANES.
+    fn lanes(&self) -> Vec<LaneRow>;
+    /// SHOW APPLICATIONS.
+    fn applications(&self) -> Vec<ApplicationRow>;
+    /// SHOW CLIENTS.
+    fn clients(&self) -> Vec<ClientRow>;
+    /// SHOW SESSIONS.
+    fn sessions(&self) -> Vec<SessionRow>;
+    /// SHOW LEAKS.
+    fn leaks(&self) -> Vec<LeakRow>;
+    /// SHOW USAGE.
+    fn usage(&self) -> UsageRow;
+    /// SHOW TIMELINE, oldest first.
+    fn timeline(&self) -> Vec<TimelineEntry>;
+    /// SHOW CONFIG: key, value, without secrets.
+    fn config(&self) -> Vec<(String, String)>;
+    /// Figures of the process.
+    fn process(&self) -> ProcessRow;
+    /// Prometheus text: everything of `/metrics`.
+    fn metrics(&self) -> String;
+    /// Carries out a command, puts it into the timeline.
+    fn execute<'a>(&'a self, who: &'a Operator, command: Command) -> Reply<'a>;
+}

@@ -1,0 +1,194 @@
+//! Checked settings of lanes, applications and limits. The configuration fills them; nothing here is ever invalid.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::reason::SqlState;
+
+/// What to do with those who may not come in now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Keep them waiting in the lane's queue.
+    Hold,
+    /// Refuse at once.
+    Reject,
+}
+
+/// A glob: `*` any run of characters, `?` one, everything else itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Glob {
+    /// As written in the configuration.
+    pub text: Arc<str>,
+    /// Whether letters match in either case.
+    pub case_insensitive: bool,
+}
+
+/// An address range (RFC 4632).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    /// The network.
+    pub network: IpAddr,
+    /// Leading bits that count: at most 32 or 128.
+    pub prefix: u8,
+}
+
+/// One rule of a lane: all keys present must match.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// On the raw application_name.
+    pub application: Option<Glob>,
+    /// On the user.
+    pub user: Option<Glob>,
+    /// On the database.
+    pub database: Option<Glob>,
+    /// On the client's address; a Unix socket's client has none and never matches.
+    pub address: Option<Cidr>,
+    /// On the listener's address as written in the configuration.
+    pub listener: Option<Arc<str>>,
+    /// Whether the startup packet asks for replication.
+    pub replication: Option<bool>,
+    /// On the client process's command line, arguments joined by blanks.
+    pub process: Option<Glob>,
+    /// On a statement (white space folded, no trailing semicolon); makes the rule one that moves a link later.
+    pub statement: Option<Glob>,
+    /// As written in the configuration, for SHOW CLIENTS.
+    pub text: Arc<str>,
+}
+
+/// When a leak past `reset` is acted upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetWhen {
+    /// Only when it does harm, or after `cap`.
+    Harm,
+    /// Always.
+    Always,
+}
+
+/// What is done to a leak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeakAction {
+    /// Roll the transaction back, keep the client.
+    Rollback,
+    /// Close both sides.
+    Disconnect,
+    /// Watch only.
+    None,
+}
+
+/// A lane's `idle_in_transaction`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeakSettings {
+    /// Idle time after which a leak is put on record.
+    pub warn: Option<Duration>,
+    /// Idle time after which a leak may be reset.
+    pub reset: Option<Duration>,
+    /// When.
+    pub when: ResetWhen,
+    /// Idle time after which a leak is reset, harm or not.
+    pub cap: Option<Duration>,
+    /// How.
+    pub action: LeakAction,
+    /// SQLSTATE of the errors a reset transaction gets.
+    pub sqlstate: SqlState,
+    /// Statements (globs on the last one) that idle for a living.
+    pub exempt: Vec<Glob>,
+    /// Idle time after a rollback, client still silent, after which the link is closed.
+    pub disconnect_after: Option<Duration>,
+}
+
+/// One lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaneSettings {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Never shed, never paused by FREEZE, never reset.
+    pub protected: bool,
+    /// Takes everybody no rule matches. Exactly one lane is.
+    pub default: bool,
+    /// 0 is best, 9 worst.
+    pub priority: u8,
+    /// Slots at most.
+    pub quota: u32,
+    /// Slots kept free for it; at most `quota`.
+    pub reserve: u32,
+    /// Slots per application inside the lane; 0 is no limit.
+    pub per_application: u32,
+    /// Slots per user inside the lane; 0 is no limit.
+    pub per_user: u32,
+    /// Slots per database inside the lane; 0 is no limit.
+    pub per_database: u32,
+    /// Slots per client address inside the lane; 0 is no limit.
+    pub per_address: u32,
+    /// Usage in percent at which the lane is shed.
+    pub shed_above: Option<f64>,
+    /// Usage in percent below which shedding ends; below `shed_above`.
+    pub shed_below: f64,
+    /// Shedding lasts at least this long.
+    pub shed_dwell: Duration,
+    /// What shedding does to new links.
+    pub on_shed: Disposition,
+    /// Whether FREEZE pauses it.
+    pub freeze: bool,
+    /// What a pause does, unless the command says otherwise.
+    pub on_pause: Disposition,
+    /// How long a pause may hold a client; none is for ever.
+    pub pause_hold_timeout: Option<Duration>,
+    /// How long a client may wait while the lane is not paused.
+    pub wait_timeout: Duration,
+    /// Clients waiting at most.
+    pub max_waiting: u32,
+    /// New upstream connections per second at most; none is no limit.
+    pub connect_rate: Option<f64>,
+    /// Idle time outside a transaction after which a link may be closed for a waiting client.
+    pub reclaim_idle_after: Option<Duration>,
+    /// Rules, any of which puts a link here.
+    pub rules: Vec<Rule>,
+    /// Policy for links idle in transaction; none is watch nothing.
+    pub idle_in_transaction: Option<LeakSettings>,
+}
+
+/// One application.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApplicationSettings {
+    /// On the raw application_name.
+    pub pattern: Glob,
+    /// The normalised name.
+    pub name: Arc<str>,
+    /// Slots at most, across lanes; none is no limit.
+    pub quota: Option<u32>,
+    /// Names of the lanes whose rules can match this application: their unfilled reserves are kept free inside its quota.
+    pub lanes: Vec<Arc<str>>,
+}
+
+/// Limits of the whole process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Client links at most.
+    pub max_clients: u32,
+    /// Logins in progress at most.
+    pub max_logins: u32,
+    /// Time for a login, waiting in a queue not counted.
+    pub startup_timeout: Duration,
+    /// Resets per minute at most, all lanes together.
+    pub max_resets_per_minute: u32,
+    /// Usable slots never used by pgweir.
+    pub headroom: u32,
+    /// Age of the last sample from which usage is unknown.
+    pub stale_after: Duration,
+    /// Whether a monitor is configured at all.
+    pub monitored: bool,
+    /// Whether decisions are recorded but not carried out.
+    pub observe: bool,
+}
+
+/// Everything the guard is told by the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// In file order.
+    pub lanes: Vec<LaneSettings>,
+    /// In file order.
+    pub applications: Vec<ApplicationSettings>,
+    /// Process-wide.
+    pub limits: Limits,
+}

@@ -1,0 +1,174 @@
+//! The first packet of a connection ("Start-up", "StartupMessage", "CancelRequest", "SSLRequest", "GSSENCRequest").
+
+use super::frame::split_cstr;
+use crate::reason::Reason;
+
+/// Code of a CancelRequest.
+pub const CANCEL_CODE: u32 = 80_877_102;
+/// Code of an SSLRequest.
+pub const SSL_CODE: u32 = 80_877_103;
+/// Code of a GSSENCRequest.
+pub const GSSENC_CODE: u32 = 80_877_104;
+/// PostgreSQL's MAX_STARTUP_PACKET_LENGTH, in bytes.
+pub const STARTUP_LEN_MAX: u32 = 10_000;
+/// Longest cancel key, in bytes (protocol 3.2).
+pub const CANCEL_KEY_LEN_MAX: usize = 256;
+
+/// A client's first packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstPacket {
+    /// Asks for TLS.
+    Ssl,
+    /// Asks for GSSAPI encryption.
+    GssEnc,
+    /// Cancels a query elsewhere.
+    Cancel {
+        /// Backend pid.
+        pid: i32,
+        /// Its secret: 4 bytes, or up to 256 with protocol 3.2.
+        key: Vec<u8>,
+    },
+    /// Begins a session.
+    Startup(Startup),
+}
+
+/// A StartupMessage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Startup {
+    /// Minor protocol version asked for; the major is 3.
+    pub minor: u16,
+    /// The whole packet with its length, as it came: it goes upstream unchanged.
+    pub raw: Vec<u8>,
+    /// Name and value pairs, in order.
+    pub parameters: Vec<(String, String)>,
+}
+
+impl Startup {
+    /// The last value of a parameter, as PostgreSQL takes it.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The role that logs in.
+    pub fn user(&self) -> &str {
+        self.get("user").unwrap_or("")
+    }
+
+    /// The database: by default the user's name.
+    pub fn database(&self) -> &str {
+        match self.get("database") {
+            Some(name) if !name.is_empty() => name,
+            _ => self.user(),
+        }
+    }
+
+    /// The raw application_name, empty when none was sent. `options=-c application_name=…` counts as well: libpq's PGOPTIONS.
+    pub fn application_name(&self) -> &str {
+        self.get("application_name").unwrap_or("")
+    }
+
+    /// Whether the session is for replication: `replication` with a boolean that is true, or `database`.
+    pub fn replication(&self) -> bool {
+        match self.get("replication").map(str::to_ascii_lowercase).as_deref() {
+            None | Some("" | "false" | "off" | "no" | "0" | "f" | "n") => false,
+            Some(_) => true,
+        }
+    }
+}
+
+/// Checks a first packet's length field, so that its body may be read.
+///
+/// # Errors
+/// `Malformed` below 8 bytes, `Oversized` above [`STARTUP_LEN_MAX`].
+pub fn check_len(len: u32) -> Result<usize, Reason> {
+    match len {
+        0..8 => Err(Reason::Malformed),
+        8..=STARTUP_LEN_MAX => Ok(len as usize),
+        _ => Err(Reason::Oversized),
+    }
+}
+
+/// Parses a whole first packet, length included.
+///
+/// # Errors
+/// `Malformed` for bytes that are none, `Unsupported` for a protocol other than 3.x.
+pub fn parse(packet: &[u8]) -> Result<FirstPacket, Reason> {
+    let (head, body) = packet.split_first_chunk::<8>().ok_or(Reason::Malformed)?;
+    let code = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+    match code {
+        SSL_CODE if body.is_empty() => Ok(FirstPacket::Ssl),
+        GSSENC_CODE if body.is_empty() => Ok(FirstPacket::GssEnc),
+        SSL_CODE | GSSENC_CODE => Err(Reason::Malformed),
+        CANCEL_CODE => {
+            let (pid, key) = body.split_first_chunk::<4>().ok_or(Reason::Malformed)?;
+            if key.is_empty() || key.len() > CANCEL_KEY_LEN_MAX {
+                return Err(Reason::Malformed);
+            }
+            Ok(FirstPacket::Cancel { pid: i32::from_be_bytes(*pid), key: key.to_vec() })
+        }
+        _ if code >> 16 == 3 => {
+            let minor = (code & 0xffff) as u16;
+            Ok(FirstPacket::Startup(Startup { minor, raw: packet.to_vec(), parameters: parameters(body)? }))
+        }
+        _ => Err(Reason::Unsupported),
+    }
+}
+
+fn parameters(mut body: &[u8]) -> Result<Vec<(String, String)>, Reason> {
+    let mut found = Vec::new();
+    loop {
+        let (name, rest) = split_cstr(body).ok_or(Reason::Malformed)?;
+        if name.is_empty() {
+            // PostgreSQL: the terminator must be the packet's last byte.
+            return if rest.is_empty() { Ok(found) } else { Err(Reason::Malformed) };
+        }
+        let (value, rest) = split_cstr(rest).ok_or(Reason::Malformed)?;
+        found.push((text(name), text(value)));
+        body = rest;
+    }
+}
+
+/// Names may be in any encoding; what is not UTF-8 is shown with replacement characters and never sent upstream.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn packet(code: u32, body: &[u8]) -> Vec<u8> {
+        let mut out = u32::try_from(8 + body.len()).expect("small").to_be_bytes().to_vec();
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(body);
+        out
+    }
+
+    #[test]
+    fn a_startup_packet_gives_its_parameters() {
+        let raw = packet(3 << 16 | 2, b"user\0odoo\0application_name\0odoo-7\0replication\0off\0\0");
+        let FirstPacket::Startup(startup) = parse(&raw).expect("well-formed") else { panic!("no startup") };
+        assert_eq!(
+            (startup.minor, startup.user(), startup.database(), startup.application_name()),
+            (2, "odoo", "odoo", "odoo-7")
+        );
+        assert!(!startup.replication());
+        assert_eq!(startup.raw, raw);
+    }
+
+    #[test]
+    fn bytes_stuffed_behind_requests_and_terminators_are_refused() {
+        assert_eq!(parse(&packet(SSL_CODE, b"x")), Err(Reason::Malformed));
+        assert_eq!(parse(&packet(3 << 16, b"user\0u\0\0x")), Err(Reason::Malformed));
+        assert_eq!(parse(&packet(3 << 16, b"user\0u")), Err(Reason::Malformed));
+        assert_eq!(parse(&packet(2 << 16, b"")), Err(Reason::Unsupported));
+    }
+
+    #[test]
+    fn cancel_keys_have_any_length_of_protocol_3_2() {
+        let key = [7; 32];
+        let body = [&5_i32.to_be_bytes()[..], &key].concat();
+        assert_eq!(parse(&packet(CANCEL_CODE, &body)), Ok(FirstPacket::Cancel { pid: 5, key: key.to_vec() }));
+        assert_eq!(parse(&packet(CANCEL_CODE, &[0; 4])), Err(Reason::Malformed));
+    }
+}

@@ -1,0 +1,1 @@
+//! The first words of a statement, and nothing else of SQL.
