@@ -1,8 +1,16 @@
 //! pgweir: a guard proxy on the PostgreSQL wire. ARCHITECTURE.md has the map and the import rules.
 
 pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod clock;
+pub mod config;
+pub mod incident;
 pub mod lanes;
+pub mod leaks;
+pub mod link;
+pub mod listen;
 pub mod reason;
 pub mod snapshot;
+pub mod upstream;
 pub mod wire;
