@@ -1,0 +1,252 @@
+//! Listening sockets and the options of client and upstream sockets.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+/// Connections the kernel keeps for us until they are accepted; it may cut this down (net.core.somaxconn).
+const BACKLOG: i32 = 4096;
+/// Longest time that keepalive can be told, in the kernel's terms (MAX_TCP_KEEPIDLE, in seconds).
+const KEEPALIVE_S_MAX: u64 = 32_767;
+
+/// Binds a TCP listener, nonblocking. `[::]` means IPv6 only, as with PostgreSQL: both families take two listeners.
+///
+/// # Errors
+/// Those of bind(2): in use, not allowed, not an address of this machine.
+pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The path of PostgreSQL's socket: `DIRECTORY/.s.PGSQL.PORT`.
+pub fn unix_path(directory: &Path, port: u16) -> PathBuf {
+    directory.join(format!(".s.PGSQL.{port}"))
+}
+
+/// A Unix socket's file: removed when dropped, unless another process has put its own there.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Open on the file itself (O_PATH), not on what listens behind it: as long as it is, the inode's number cannot go to a
+    /// successor's file.
+    file: OwnedFd,
+}
+
+impl SocketFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl SocketFile {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { path, file })
+    }
+
+    fn is_ours(&self) -> io::Result<bool> {
+        let there = rustix::fs::lstat(&self.path)?;
+        let ours = rustix::fs::fstat(&self.file)?;
+        Ok((there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.is_ours().unwrap_or(false) {
+            // Nobody is left to be told.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Binds `DIRECTORY/.s.PGSQL.PORT`, nonblocking, open to everybody (mode 0777, as PostgreSQL's default): who may come in is decided by
+/// the login. A socket file that nobody answers on is replaced.
+///
+/// # Errors
+/// `AddrInUse` where somebody answers, `AlreadyExists` where the file is no socket; a path over 107 bytes; those of bind(2).
+pub fn bind_unix(directory: &Path, port: u16) -> io::Result<(UnixListener, SocketFile)> {
+    let path = unix_path(directory, port);
+    let address = SockAddr::unix(&path)?;
+    remove_stale(&path, &address)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address)?;
+    let file = SocketFile::open(path)?;
+    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o777))?;
+    socket.listen(BACKLOG)?;
+    Ok((socket.into(), file))
+}
+
+fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(meta) => meta.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !kind.is_socket() {
+        let text = format!("{} exists and is no socket", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A full backlog must answer EAGAIN, not wait.
+    probe.set_nonblocking(true)?;
+    match probe.connect(address) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.raw_os_error() != Some(Errno::AGAIN.raw_os_error()) => Err(error),
+        Ok(()) | Err(_) => {
+            let text = format!("somebody listens on {}", path.display());
+            Err(io::Error::new(io::ErrorKind::AddrInUse, text))
+        }
+    }
+}
+
+/// When keepalive probes are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Probes {
+    idle_s: u64,
+    interval_s: u64,
+    count: u32,
+}
+
+/// Half of the time silent, then probes over the other half: a dead peer is found when it is over. Whole seconds are all the kernel
+/// knows, so that two seconds are the least.
+fn probes(dead_after: Duration) -> Probes {
+    let total_s = dead_after.as_secs().clamp(2, KEEPALIVE_S_MAX);
+    let idle_s = total_s / 2;
+    let left_s = total_s - idle_s;
+    let count = left_s.min(3);
+    Probes { idle_s, interval_s: left_s / count, count: u32::try_from(count).unwrap_or(1) }
+}
+
+/// No delay for small messages, and a dead peer found within `dead_after`: by keepalive when the link is silent, by TCP_USER_TIMEOUT when
+/// bytes sent stay unacknowledged. Zero leaves detection to the system.
+///
+/// # Errors
+/// Those of setsockopt(2): the socket is already closed, or is not TCP.
+pub fn tune_tcp(stream: &impl AsFd, dead_after: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    if dead_after.is_zero() {
+        return Ok(());
+    }
+    let Probes { idle_s, interval_s, count } = probes(dead_after);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(idle_s))
+        .with_interval(Duration::from_secs(interval_s))
+        .with_retries(count);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(dead_after))
+}
+
+/// Whether an address can only be this machine's.
+pub fn is_local(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+/// Whether a connection's two ends are on this machine: loopback, or both the same address.
+pub fn same_host(client: IpAddr, server: IpAddr) -> bool {
+    is_local(client) || client.to_canonical() == server.to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_dead_peer_is_found_in_time() {
+        for total_s in 2..=200 {
+            let Probes { idle_s, interval_s, count } = probes(Duration::from_secs(total_s));
+            let found_s = idle_s + interval_s * u64::from(count);
+            assert!(idle_s > 0 && interval_s > 0 && count > 0);
+            assert!((total_s - 2..=total_s).contains(&found_s), "{total_s}: {found_s}");
+        }
+        assert_eq!(probes(Duration::from_secs(60)), Probes { idle_s: 30, interval_s: 10, count: 3 });
+        assert_eq!(probes(Duration::ZERO), probes(Duration::from_secs(2)));
+        assert!(probes(Duration::MAX).idle_s <= KEEPALIVE_S_MAX);
+    }
+
+    #[test]
+    fn options_reach_the_socket() {
+        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address")).expect("bound");
+        let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        tune_tcp(&stream, Duration::from_secs(60)).expect("tuned");
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(30));
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_tcp_listener_does_not_block() {
+        let listener = bind_tcp("[::1]:0".parse().expect("an address")).expect("bound");
+        assert_eq!(listener.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
+        let taken = bind_tcp(listener.local_addr().expect("bound")).expect_err("taken");
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_unix_socket_is_open_to_all_and_goes_with_its_listener() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (listener, file) = bind_unix(dir.path(), 6432).expect("bound");
+        let path = dir.path().join(".s.PGSQL.6432");
+        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o777);
+        UnixStream::connect(&path).expect("connected");
+        listener.accept().expect("a connection");
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_a_socket_nobody_answers_on_is_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = unix_path(dir.path(), 1);
+        drop(UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists(), "a listener of std leaves its file");
+        let (listener, file) = bind_unix(dir.path(), 1).expect("replaced");
+        assert_eq!(bind_unix(dir.path(), 1).expect_err("answers").kind(), io::ErrorKind::AddrInUse);
+        drop((listener, file));
+        fs::write(&path, "precious").expect("written");
+        assert_eq!(bind_unix(dir.path(), 1).expect_err("no socket").kind(), io::ErrorKind::AlreadyExists);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn the_file_of_a_successor_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (listener, file) = bind_unix(dir.path(), 2).expect("bound");
+        drop(listener);
+        let (_listener, successor) = bind_unix(dir.path(), 2).expect("replaced");
+        drop(file);
+        assert!(successor.path().exists());
+    }
+
+    #[test]
+    fn local_is_loopback_or_the_same_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert!(is_local(ip("127.8.0.1")) && is_local(ip("::1")) && is_local(ip("::ffff:127.0.0.1")));
+        assert!(!is_local(ip("10.0.0.1")));
+        assert!(same_host(ip("::ffff:10.0.0.1"), ip("10.0.0.1")));
+        assert!(!same_host(ip("10.0.0.2"), ip("10.0.0.1")));
+    }
+}

@@ -1,0 +1,203 @@
+//! The monitor's own connection: dial, log in, learn the pid PostgreSQL announced.
+//!
+//! No TLS yet: the stream is made here and nowhere else, so that is where it goes.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Config, Connection, NoTls};
+
+use super::sniff::KeyScan;
+
+/// `application_name` of the monitor's session.
+pub const APPLICATION_NAME: &str = "pgweir monitor";
+
+/// Where PostgreSQL listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MonitorAddress {
+    /// Name or address, and port.
+    Tcp {
+        /// Resolved anew at each dial.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+    /// `DIRECTORY/.s.PGSQL.PORT`.
+    Unix {
+        /// The socket's directory.
+        directory: PathBuf,
+        /// The number in the socket's name.
+        port: u16,
+    },
+}
+
+impl fmt::Display for MonitorAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix { directory, port } => write!(f, "{}/.s.PGSQL.{port}", directory.display()),
+        }
+    }
+}
+
+/// How the monitor reaches PostgreSQL, and how often it looks.
+#[derive(Clone, PartialEq, Eq)]
+pub struct MonitorSettings {
+    /// Where.
+    pub address: MonitorAddress,
+    /// A role with pg_monitor (or pg_read_all_stats); pg_signal_backend for CANCEL PID and TERMINATE PID.
+    pub user: String,
+    /// Its password, where PostgreSQL asks for one.
+    pub password: Option<String>,
+    /// Any database it may connect to.
+    pub database: String,
+    /// Time between samples.
+    pub interval: Duration,
+    /// Bound of dialling and logging in together.
+    pub connect_timeout: Duration,
+}
+
+impl fmt::Debug for MonitorSettings {
+    /// Without the password: settings end up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MonitorSettings")
+            .field("address", &self.address)
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "…"))
+            .field("database", &self.database)
+            .field("interval", &self.interval)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish()
+    }
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A socket whose startup messages are watched for the backend's pid.
+pub struct Sniffed {
+    inner: Box<dyn Duplex>,
+    scan: KeyScan,
+    /// Zero until BackendKeyData was read.
+    pid: Arc<AtomicI32>,
+}
+
+impl AsyncRead for Sniffed {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        if !this.scan.is_done()
+            && let Some(pid) = this.scan.feed(&buf.filled()[before..])
+        {
+            this.pid.store(pid, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Sniffed {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+/// A session that has logged in.
+pub struct Opened {
+    /// Asks queries; they are answered while `connection` is polled.
+    pub client: Client,
+    /// Moves the bytes; dropping it closes the socket.
+    pub connection: Connection<Sniffed, NoTlsStream>,
+    /// Pid of BackendKeyData; zero where none was sent.
+    pub announced_pid: i32,
+}
+
+/// Dials and logs in.
+///
+/// # Errors
+/// A sentence for the operator: no name, no connection, refused by PostgreSQL, or longer than `connect_timeout`.
+pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
+    match tokio::time::timeout(settings.connect_timeout, log_in(settings)).await {
+        Ok(result) => result,
+        Err(_) => {
+            Err(format!("{}: no login within {} ms", settings.address, settings.connect_timeout.as_millis()))
+        }
+    }
+}
+
+async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
+    let inner = dial(&settings.address).await.map_err(|error| format!("{}: {error}", settings.address))?;
+    let pid = Arc::new(AtomicI32::new(0));
+    let stream = Sniffed { inner, scan: KeyScan::default(), pid: Arc::clone(&pid) };
+    let mut config = Config::new();
+    config.user(&settings.user).dbname(&settings.database).application_name(APPLICATION_NAME);
+    config.ssl_mode(SslMode::Disable);
+    if let Some(password) = &settings.password {
+        config.password(password);
+    }
+    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| explain(&e))?;
+    Ok(Opened { client, connection, announced_pid: pid.load(Ordering::Relaxed) })
+}
+
+async fn dial(address: &MonitorAddress) -> io::Result<Box<dyn Duplex>> {
+    match address {
+        MonitorAddress::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+        MonitorAddress::Unix { directory, port } => {
+            Ok(Box::new(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?))
+        }
+    }
+}
+
+/// A driver's error as one line, with PostgreSQL's own words and SQLSTATE where it spoke.
+pub fn explain(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{} {}: {}", db.severity(), db.code().code(), db.message());
+    }
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let settings = MonitorSettings {
+            address: MonitorAddress::Tcp { host: "::1".into(), port: 5432 },
+            user: "pgweir".into(),
+            password: Some("hunter2".into()),
+            database: "postgres".into(),
+            interval: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(5),
+        };
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        assert_eq!(settings.address.to_string(), "[::1]:5432");
+    }
+}

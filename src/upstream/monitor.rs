@@ -1,0 +1,353 @@
+//! The monitor: one session that looks at PostgreSQL again and again, and survives whatever happens to it.
+//!
+//! ```text
+//! dialling ─► checked (pid as announced: no pooler) ─► looking ⇄ resting
+//!    ▲  │ refused, timeout         │ pooler              │ lost, no answer in time
+//!    └──┴──── back-off ◄───────────┴─────────────────────┘
+//! ```
+//! Invariants: no transaction stays open; every wait is bounded; a low reading (a role that sees only itself, a pooler) is never
+//! passed on as a sample. Deliberately absent: what a sample means.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+
+use super::connect::{self, Opened, explain};
+use super::query;
+use crate::clock::Moment;
+use crate::lanes::sample::Sample;
+
+pub use super::connect::{MonitorAddress, MonitorSettings};
+
+/// Least time from one look to the next, however often one is asked for.
+const GAP_MIN: Duration = Duration::from_millis(20);
+/// A look that is not answered within this (or twice the interval) costs the connection.
+const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// What only an operator can change is looked at again after this.
+const RECHECK: Duration = Duration::from_secs(10);
+/// Pause before the first redial, and the longest one.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Events not yet taken. A consumer that is slower stops the monitor, whose samples then grow stale: as they should.
+const EVENTS_MAX: usize = 4;
+
+/// What the monitor has to say. Everything but samples is said once, when it becomes so.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MonitorEvent {
+    /// PostgreSQL was looked at.
+    Sample(Sample),
+    /// No connection; it is being redialled.
+    Down {
+        /// For the operator: PostgreSQL's words with SQLSTATE, or the system's.
+        cause: String,
+    },
+    /// The role lacks pg_read_all_stats: it would see itself only.
+    Blind,
+    /// Something that is not PostgreSQL answers.
+    Pooler(String),
+}
+
+/// Starts monitors.
+#[derive(Debug)]
+pub struct Monitor;
+
+impl Monitor {
+    /// Starts a monitor as a task of the current tokio runtime. It ends when the receiver is dropped.
+    pub fn spawn(
+        settings: MonitorSettings,
+        clock: fn() -> Moment,
+    ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let limit = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
+        let shared = Arc::new(Shared {
+            wake: Notify::new(),
+            user: settings.user.clone(),
+            limit,
+            now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
+        });
+        let handle = MonitorHandle { shared: Arc::clone(&shared) };
+        tokio::spawn(Task { settings, clock, shared, events, told: None }.run());
+        (handle, receiver)
+    }
+}
+
+struct Now {
+    client: Option<Arc<Client>>,
+    state: String,
+}
+
+struct Shared {
+    wake: Notify,
+    user: String,
+    /// Bound of each query.
+    limit: Duration,
+    now: Mutex<Now>,
+}
+
+impl Shared {
+    fn set_state(&self, state: impl Into<String>) {
+        self.now.lock().state = state.into();
+    }
+}
+
+/// Reaches a running monitor. Cheap to clone.
+#[derive(Clone)]
+pub struct MonitorHandle {
+    shared: Arc<Shared>,
+}
+
+impl MonitorHandle {
+    /// Asks for a sample at once. Requests that come while one is under way are served together by the next.
+    pub fn sample_now(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// For `status`: `connecting`, `ok`, `blind: …`, `down: …`, `pooler: …`.
+    pub fn state(&self) -> String {
+        self.shared.now.lock().state.clone()
+    }
+
+    /// Cancels the running query of a backend; `false` where there is no such backend. Idle in transaction, nothing happens.
+    ///
+    /// # Errors
+    /// A sentence for the operator: not connected, not allowed, no answer in time.
+    pub async fn cancel_pid(&self, pid: i32) -> Result<bool, String> {
+        self.signal(query::CANCEL, pid).await
+    }
+
+    /// Ends a backend; `false` where there is none.
+    ///
+    /// # Errors
+    /// As [`Self::cancel_pid`].
+    pub async fn terminate_pid(&self, pid: i32) -> Result<bool, String> {
+        self.signal(query::TERMINATE, pid).await
+    }
+
+    async fn signal(&self, statement: &str, pid: i32) -> Result<bool, String> {
+        let client = {
+            let now = self.shared.now.lock();
+            now.client.clone().ok_or_else(|| format!("the monitor is not connected ({})", now.state))?
+        };
+        let query = async { client.query_typed_one(statement, &[(&pid, Type::INT4)]).await };
+        let row = bounded(self.shared.limit, query).await?.map_err(|error| self.refusal(&error))?;
+        row.try_get(0).map_err(|error| explain(&error))
+    }
+
+    fn refusal(&self, error: &tokio_postgres::Error) -> String {
+        let text = explain(error);
+        if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+            return text;
+        }
+        format!(
+            "{text}; `grant pg_signal_backend to {}` allows it (a superuser's session can only be ended by a superuser)",
+            self.shared.user
+        )
+    }
+}
+
+async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, String> {
+    tokio::time::timeout(limit, what)
+        .await
+        .map_err(|_| format!("PostgreSQL did not answer within {} ms", limit.as_millis()))
+}
+
+/// Why a session ended.
+enum End {
+    Lost(String),
+    Pooler(String),
+}
+
+struct Task {
+    settings: MonitorSettings,
+    clock: fn() -> Moment,
+    shared: Arc<Shared>,
+    events: mpsc::Sender<MonitorEvent>,
+    /// The last event, where it was not a sample: it is not repeated.
+    told: Option<MonitorEvent>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let events = self.events.clone();
+        tokio::select! {
+            () = events.closed() => {}
+            () = self.reconnect_for_ever() => {}
+        }
+        let mut now = self.shared.now.lock();
+        now.client = None;
+        "off".clone_into(&mut now.state);
+    }
+
+    async fn reconnect_for_ever(&mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let end = self.session(&mut backoff).await;
+            self.shared.now.lock().client = None;
+            let pause = match end {
+                End::Lost(cause) => {
+                    self.shared.set_state(format!("down: {cause}"));
+                    self.tell(MonitorEvent::Down { cause }).await;
+                    // Without randomness only the spreading is lost.
+                    backoff.next(getrandom::u32().unwrap_or(0))
+                }
+                End::Pooler(what) => {
+                    self.shared.set_state(format!("pooler: {what}"));
+                    self.tell(MonitorEvent::Pooler(what)).await;
+                    RECHECK
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One connection from dial to loss.
+    async fn session(&mut self, backoff: &mut Backoff) -> End {
+        let Opened { client, connection, announced_pid } = match connect::open(&self.settings).await {
+            Ok(opened) => opened,
+            Err(cause) => return End::Lost(cause),
+        };
+        let mut connection = pin!(connection);
+        let mut watch = pin!(self.watch(Arc::new(client), announced_pid, backoff));
+        tokio::select! {
+            biased;
+            closed = &mut connection => {
+                // A FATAL goes to the query in flight, if there is one; else the connection itself has it.
+                match (closed, watch.now_or_never()) {
+                    (Err(error), _) if error.as_db_error().is_some() => End::Lost(explain(&error)),
+                    (_, Some(end)) => end,
+                    (Err(error), None) => End::Lost(explain(&error)),
+                    (Ok(()), None) => End::Lost("PostgreSQL closed the connection".to_owned()),
+                }
+            }
+            end = &mut watch => end,
+        }
+    }
+
+    async fn watch(&mut self, client: Arc<Client>, announced_pid: i32, backoff: &mut Backoff) -> End {
+        if let Err(end) = self.prepare(&client, announced_pid).await {
+            return end;
+        }
+        self.shared.now.lock().client = Some(Arc::clone(&client));
+        loop {
+            let asked_at = (self.clock)();
+            let rows = match self.ask(client.query_typed(query::SAMPLE, &[])).await {
+                Ok(rows) => rows,
+                Err(cause) => return End::Lost(cause),
+            };
+            let look = match query::read(&rows, asked_at, (self.clock)()) {
+                Ok(look) => look,
+                Err(cause) => return End::Lost(cause),
+            };
+            if let Err(end) = same_backend(announced_pid, look.sample.monitor_pid) {
+                return end;
+            }
+            *backoff = Backoff::default();
+            if look.may_read {
+                self.shared.set_state("ok");
+                self.tell(MonitorEvent::Sample(look.sample)).await;
+                self.rest(asked_at).await;
+            } else {
+                self.shared.set_state(format!(
+                    "blind: `grant pg_monitor to {}` lets it see other roles' sessions",
+                    self.settings.user
+                ));
+                self.tell(MonitorEvent::Blind).await;
+                tokio::time::sleep(RECHECK).await;
+            }
+        }
+    }
+
+    /// Makes sure PostgreSQL itself answers, then sets the session up.
+    async fn prepare(&self, client: &Client, announced_pid: i32) -> Result<(), End> {
+        let row = self.ask(client.query_typed_one(query::BACKEND_PID, &[])).await.map_err(End::Lost)?;
+        let pid: i32 = row.try_get(0).map_err(|error| End::Lost(explain(&error)))?;
+        same_backend(announced_pid, pid)?;
+        let settings = query::session_settings(self.shared.limit);
+        self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
+    }
+
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, String> {
+        bounded(self.shared.limit, question).await?.map_err(|error| explain(&error))
+    }
+
+    /// Until the next look is due or asked for.
+    async fn rest(&self, asked_at: Moment) {
+        let due = tokio::time::sleep(self.settings.interval);
+        tokio::select! {
+            () = due => {}
+            () = self.shared.wake.notified() => {
+                let since = (self.clock)().since(asked_at);
+                tokio::time::sleep(GAP_MIN.saturating_sub(since)).await;
+            }
+        }
+    }
+
+    async fn tell(&mut self, event: MonitorEvent) {
+        if self.told.as_ref() == Some(&event) {
+            return;
+        }
+        self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
+        // A receiver that is gone ends the task through `closed`.
+        let _ = self.events.send(event).await;
+    }
+}
+
+/// A pooler announces a pid of its own making, or answers from another backend each time.
+fn same_backend(announced: i32, answered: i32) -> Result<(), End> {
+    if announced == answered {
+        return Ok(());
+    }
+    Err(End::Pooler(format!(
+        "backend {answered} answers where {announced} was announced; give [monitor] PostgreSQL's own address"
+    )))
+}
+
+/// Doubles from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`], the upper half of each step left to chance, so that several pgweir
+/// do not redial in step.
+#[derive(Debug, Default)]
+struct Backoff {
+    step: u32,
+}
+
+impl Backoff {
+    fn next(&mut self, chance: u32) -> Duration {
+        let full = BACKOFF_FIRST.saturating_mul(1 << self.step.min(8)).min(BACKOFF_MAX);
+        self.step = self.step.saturating_add(1);
+        full / 2 + (full / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_grows_jitters_and_is_bounded() {
+        let mut low = Backoff::default();
+        let mut high = Backoff::default();
+        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST / 2, BACKOFF_FIRST));
+        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST, BACKOFF_FIRST * 2));
+        for _ in 0..100 {
+            low.next(0);
+            high.next(0);
+        }
+        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_MAX / 2, BACKOFF_MAX));
+    }
+
+    #[test]
+    fn another_backend_than_announced_is_a_pooler() {
+        assert!(same_backend(7, 7).is_ok());
+        assert!(matches!(same_backend(0, 7), Err(End::Pooler(text)) if text.contains("backend 7")));
+    }
+}

@@ -1,0 +1,173 @@
+//! What is asked of PostgreSQL, and how its answer becomes a sample. PostgreSQL 12 and later.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type};
+
+use crate::clock::Moment;
+use crate::lanes::sample::{Sample, Session};
+
+/// One look, in one statement. Every row repeats the server's own facts: the monitor's session is always listed, so there
+/// is always a row, and the facts belong to the same instant.
+///
+/// pg_blocking_pids locks the whole lock table for a moment, so it is called for waiting sessions only. `textsend` with
+/// client_encoding SQL_ASCII passes bytes unseen: names and statements come in the encoding of *their* database, and
+/// `left()` or a conversion would fail the whole sample for one odd byte.
+pub const SAMPLE: &str = "
+select pg_backend_pid(),
+       pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
+       current_setting('max_connections')::int4,
+       current_setting('superuser_reserved_connections')::int4
+           + coalesce(current_setting('reserved_connections', true), '0')::int4,
+       a.pid,
+       a.backend_type = 'walsender',
+       a.client_addr,
+       a.client_port,
+       textsend(a.application_name),
+       textsend(a.usename::text),
+       textsend(a.datname::text),
+       a.state,
+       (extract(epoch from clock_timestamp() - a.state_change) * 1000)::int8,
+       (extract(epoch from clock_timestamp() - a.xact_start) * 1000)::int8,
+       a.wait_event_type,
+       a.wait_event,
+       substr(textsend(a.query), 1, 1000),
+       case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) else '{}'::int4[] end,
+       l.pid is not null
+  from pg_stat_activity a
+  left join (select distinct pid from pg_locks where locktype = 'advisory' and granted) l on l.pid = a.pid
+ where a.backend_type in ('client backend', 'walsender')";
+
+/// The pid of the session that answers.
+pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
+
+/// Cancels a backend's query.
+pub const CANCEL: &str = "select pg_cancel_backend($1)";
+
+/// Ends a backend.
+pub const TERMINATE: &str = "select pg_terminate_backend($1)";
+
+/// Settings of the session. A role's or database's own settings must not end or slow it; settings that this
+/// PostgreSQL does not know are left alone.
+pub fn session_settings(statement_timeout: Duration) -> String {
+    format!(
+        "set search_path = pg_catalog; set client_encoding = 'SQL_ASCII'; set application_name = '{}'; \
+         set statement_timeout = {}; set lock_timeout = 1000; set jit = off; \
+         set max_parallel_workers_per_gather = 0; \
+         select set_config(name, '0', false) from pg_settings \
+         where name in ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+        super::connect::APPLICATION_NAME,
+        statement_timeout.as_millis()
+    )
+}
+
+/// What one look found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    /// Whether the role sees other roles' sessions. Where it does not, the sample is a low reading and must not be used.
+    pub may_read: bool,
+    /// The sample.
+    pub sample: Sample,
+}
+
+/// Reads the rows of [`SAMPLE`].
+///
+/// # Errors
+/// A sentence, where the rows are not what the statement yields.
+pub fn read(rows: &[Row], asked_at: Moment, taken_at: Moment) -> Result<Look, String> {
+    let first = rows.first().ok_or("PostgreSQL listed no session, not even the monitor's")?;
+    read_rows(first, rows, asked_at, taken_at).map_err(|e| super::connect::explain(&e))
+}
+
+fn read_rows(
+    first: &Row,
+    rows: &[Row],
+    asked_at: Moment,
+    taken_at: Moment,
+) -> Result<Look, tokio_postgres::Error> {
+    let sample = Sample {
+        asked_at,
+        taken_at,
+        max_connections: count(first.try_get(2)?),
+        reserved_connections: count(first.try_get(3)?),
+        monitor_pid: first.try_get(0)?,
+        sessions: rows.iter().map(read_session).collect::<Result<_, _>>()?,
+    };
+    Ok(Look { may_read: first.try_get(1)?, sample })
+}
+
+fn read_session(row: &Row) -> Result<Session, tokio_postgres::Error> {
+    let text = |column| row.try_get::<_, Option<Lossy>>(column).map(Lossy::or_empty);
+    // -1 is a Unix socket.
+    let port = row.try_get::<_, Option<i32>>(7)?.and_then(|port| u16::try_from(port).ok());
+    Ok(Session {
+        pid: row.try_get(4)?,
+        walsender: row.try_get(5)?,
+        address: row.try_get::<_, Option<IpAddr>>(6)?,
+        port,
+        application: text(8)?,
+        user: text(9)?,
+        database: text(10)?,
+        state: text(11)?,
+        state_age: age(row.try_get(12)?).unwrap_or_default(),
+        transaction_age: age(row.try_get(13)?),
+        wait_event: (text(14)?, text(15)?),
+        query: text(16)?,
+        blocked_by: row.try_get(17)?,
+        advisory_lock: row.try_get(18)?,
+    })
+}
+
+/// Limits are never negative.
+fn count(value: i32) -> u32 {
+    u32::try_from(value).unwrap_or(0)
+}
+
+/// Milliseconds; a server's clock that was set back reads as no time.
+fn age(ms: Option<i64>) -> Option<Duration> {
+    ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+}
+
+/// Text in whatever encoding its database has.
+struct Lossy(Arc<str>);
+
+impl Lossy {
+    fn or_empty(found: Option<Self>) -> Arc<str> {
+        found.map_or_else(|| Arc::from(""), |text| text.0)
+    }
+
+    fn of(raw: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(raw).into())
+    }
+}
+
+impl<'a> FromSql<'a> for Lossy {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self::of(raw))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::TEXT | Type::BYTEA)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_encoding_is_shown_not_refused() {
+        assert_eq!(&*Lossy::of(b"caf\xe9").0, "caf\u{fffd}");
+        assert_eq!(&*Lossy::or_empty(None), "");
+    }
+
+    #[test]
+    fn ages_of_a_clock_set_back_are_zero() {
+        assert_eq!(age(Some(-5)), Some(Duration::ZERO));
+        assert_eq!(age(Some(1500)), Some(Duration::from_millis(1500)));
+        assert_eq!(age(None), None);
+    }
+}
