@@ -1,0 +1,88 @@
+//! CancelRequest: from a client to the backend it means, and from pgweir to the backend of a client that went away.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::dial::dial;
+use super::hub::{Hub, LinkSettings};
+use super::shared::{Command, LinkShared, Phase};
+use super::stream::Stream;
+use crate::reason::{Reason, Refusal};
+use crate::wire::reply;
+
+/// Cancel connections at once; beyond it a request is dropped, as PostgreSQL may drop one.
+const CANCELS_MAX: u32 = 128;
+/// How long PostgreSQL may take to close a cancel connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Counts a cancel under way in and out, on the link and in the process, whatever happens in between.
+struct Underway {
+    hub: Arc<Hub>,
+    link: Arc<LinkShared>,
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.hub.counters.cancels.fetch_sub(1, Ordering::Relaxed);
+        self.link.end_cancel();
+    }
+}
+
+/// Routes a client's CancelRequest. Returns when the client's cancel connection may be closed: after upstream closed its own, so
+/// that the client knows that the cancel cannot hit its next query.
+pub async fn route(hub: &Arc<Hub>, pid: i32, key: &[u8]) {
+    let Some((link, upstream_key)) = find(hub, pid, key) else { return };
+    if let Err(refusal) = cancel(hub, &link, pid, &upstream_key).await {
+        // The request may still be on its way: a later query must never be hit, so the link cannot go on.
+        link.post(Command::Close { generation: None, refusal });
+    }
+}
+
+fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, Vec<u8>)> {
+    let target = hub.keys.get(&pid)?;
+    bool::from(target.secret.ct_eq(key)).then(|| (target.link.clone(), target.upstream_key.clone()))
+}
+
+/// Cancels what `link` is doing now, if it is doing anything.
+///
+/// # Errors
+/// The request was sent but PostgreSQL did not close the connection in time.
+pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]) -> Result<(), Refusal> {
+    if hub.counters.cancels.fetch_add(1, Ordering::Relaxed) >= CANCELS_MAX {
+        hub.counters.cancels.fetch_sub(1, Ordering::Relaxed);
+        return Ok(());
+    }
+    let (phase, number) = link.begin_cancel();
+    let _underway = Underway { hub: hub.clone(), link: link.clone() };
+    match phase {
+        Phase::Idle => Ok(()),
+        Phase::Held => {
+            link.post(Command::CancelHeld(number));
+            Ok(())
+        }
+        Phase::Running => send(&hub.settings.load(), pid, key).await.map_err(|()| {
+            Refusal::new(Reason::UpstreamDown, "PostgreSQL did not answer a cancel request", "")
+        }),
+    }
+}
+
+/// Sends one CancelRequest and waits until PostgreSQL has closed the connection. A dial that fails is no error: nothing was sent.
+pub(super) async fn send(settings: &LinkSettings, pid: i32, key: &[u8]) -> Result<(), ()> {
+    let Ok((mut stream, _)) = dial(settings).await else { return Ok(()) };
+    let request = reply::cancel_request(pid, key);
+    if stream.write_all(&request).await.is_err() {
+        return Ok(());
+    }
+    timeout(CLOSE_TIMEOUT, drain(&mut stream)).await.map_err(|_| ())
+}
+
+/// Reads to EOF or error; what comes is of no interest.
+async fn drain(stream: &mut Stream) {
+    let mut buf = [0; 64];
+    while matches!(stream.read(&mut buf).await, Ok(n) if n > 0) {}
+}

@@ -1,0 +1,559 @@
+//! What all links share: the guard behind its lock, the registry of links, the cancel table, the lanes' gates and meters.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::meter::Meter;
+use super::shared::{Command, LinkShared, Process, ProcessKey};
+use crate::clock::{self, Moment};
+use crate::lanes::classify::Rules;
+use crate::lanes::gate::LaneGate;
+use crate::lanes::guard::{Action, Guard};
+use crate::lanes::ids::{LaneId, LinkId};
+use crate::lanes::settings::LaneSettings;
+use crate::listen::process::Lookups;
+use crate::reason::Reason;
+
+/// Where PostgreSQL is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// Host (name or address) and port.
+    Tcp(String, u16),
+    /// Path of the socket file.
+    Unix(PathBuf),
+}
+
+/// What links need of the configuration.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// Where to dial.
+    pub upstream: Upstream,
+    /// Bound on a dial.
+    pub connect_timeout: Duration,
+    /// Bound on a login, queueing not counted.
+    pub startup_timeout: Duration,
+    /// A dead peer is noticed within this.
+    pub dead_after: Duration,
+    /// Whether remote clients may use an upstream that asks for no password.
+    pub allow_trust: bool,
+    /// Whether statements are shown with their literals.
+    pub log_literals: bool,
+    /// Client links at most.
+    pub max_clients: u32,
+}
+
+/// What the control thread is told.
+#[derive(Debug)]
+pub enum Event {
+    /// An entry for the timeline.
+    Timeline {
+        /// One word.
+        event: &'static str,
+        /// Lane, where there is one.
+        lane: Option<Arc<str>>,
+        /// Link, where there is one.
+        link: Option<LinkId>,
+        /// For people.
+        text: String,
+        /// Operator or "pgweir".
+        who: String,
+        /// Usage at that moment.
+        usage: Option<f64>,
+    },
+    /// Look at PostgreSQL now.
+    SampleNow,
+    /// Pauses must be written to disk.
+    PausesChanged,
+    /// A leak's client spoke before its reset arrived.
+    ResetOff {
+        /// The link.
+        link: LinkId,
+        /// The idle period that was judged.
+        generation: u32,
+    },
+    /// Something waits: time matters now.
+    Tick,
+}
+
+/// A lane as the workers see it.
+#[derive(Debug)]
+pub struct Lane {
+    /// Identity.
+    pub id: LaneId,
+    /// Name.
+    pub name: Arc<str>,
+    /// Open or not.
+    pub gate: Arc<LaneGate>,
+    /// Figures.
+    pub meter: Arc<Meter>,
+    /// Settings.
+    pub settings: LaneSettings,
+}
+
+/// How far a shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// Serving.
+    Running,
+    /// No new links; transactions finish.
+    Draining,
+    /// Everybody out.
+    Ending,
+}
+
+/// Figures of the process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Client connections open, strangers and those being refused included.
+    pub clients: AtomicU32,
+    /// Those that have sent a startup packet.
+    pub sessions: AtomicU32,
+    /// Panics caught.
+    pub panics: AtomicU64,
+    /// True 53300 seen.
+    pub too_many_clients: AtomicU64,
+    /// Cancel requests under way.
+    pub cancels: AtomicU32,
+    /// Clients refused before their lane was known, by reason.
+    pub strangers_refused: DashMap<Reason, u64>,
+}
+
+/// Shared by all links, one per process.
+pub struct Hub {
+    guard: Mutex<Guard>,
+    /// Every link that sent a startup packet.
+    pub links: DashMap<LinkId, Arc<LinkShared>>,
+    /// Who owns a cancel key.
+    pub keys: DashMap<i32, CancelTarget>,
+    /// How links are put into lanes.
+    pub rules: ArcSwap<Rules>,
+    /// Changes with `rules`.
+    pub epoch: AtomicU32,
+    /// Lanes by id.
+    pub lanes: ArcSwap<Vec<Arc<Lane>>>,
+    /// What links need of the configuration.
+    pub settings: ArcSwap<LinkSettings>,
+    /// Figures.
+    pub counters: Counters,
+    /// Looks client processes up.
+    pub lookups: Lookups,
+    processes: Mutex<HashMap<ProcessKey, Weak<Process>>>,
+    stage: AtomicU8,
+    next_link: AtomicU64,
+    events: mpsc::UnboundedSender<Event>,
+    tick_wanted: AtomicBool,
+}
+
+/// The owner of a cancel key.
+#[derive(Clone, Debug)]
+pub struct CancelTarget {
+    /// What the client must present.
+    pub secret: Vec<u8>,
+    /// What PostgreSQL must be presented.
+    pub upstream_key: Vec<u8>,
+    /// The link.
+    pub link: Arc<LinkShared>,
+}
+
+impl Hub {
+    /// A hub around a guard. Events go to the control thread; their number is bounded by the guard's decisions.
+    pub fn new(
+        guard: Guard,
+        rules: Rules,
+        settings: LinkSettings,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let hub = Self {
+            guard: Mutex::new(guard),
+            links: DashMap::new(),
+            keys: DashMap::new(),
+            rules: ArcSwap::from_pointee(rules),
+            epoch: AtomicU32::new(0),
+            lanes: ArcSwap::from_pointee(Vec::new()),
+            settings: ArcSwap::from_pointee(settings),
+            counters: Counters::default(),
+            lookups: Lookups::default(),
+            processes: Mutex::new(HashMap::new()),
+            stage: AtomicU8::new(Stage::Running as u8),
+            next_link: AtomicU64::new(1),
+            events,
+            tick_wanted: AtomicBool::new(false),
+        };
+        hub.refresh_lanes();
+        hub
+    }
+
+    /// Runs `f` under the guard's lock, then delivers what it decided. A panic inside would leave the ledger half-updated: the
+    /// process ends rather than go on with it.
+    pub fn guard<R>(&self, f: impl FnOnce(&mut Guard, Moment) -> R) -> R {
+        /// A panic that is unwinding already (and drops a slot on its way) is not the guard's.
+        struct AbortOnPanic {
+            unwinding: bool,
+        }
+        impl Drop for AbortOnPanic {
+            fn drop(&mut self) {
+                if std::thread::panicking() && !self.unwinding {
+                    std::process::abort();
+                }
+            }
+        }
+        let mut actions = Vec::new();
+        let (result, usage, waits) = {
+            let mut guard = self.guard.lock();
+            let _abort = AbortOnPanic { unwinding: std::thread::panicking() };
+            let now = clock::now();
+            let result = f(&mut guard, now);
+            while let Some(action) = guard.poll_action() {
+                actions.push(action);
+            }
+            let usage = if actions.is_empty() { None } else { guard.usage_percent() };
+            (result, usage, guard.next_tick(now).is_some())
+        };
+        for action in actions {
+            self.deliver(action, usage);
+        }
+        if waits && !self.tick_wanted.swap(true, Ordering::Relaxed) {
+            self.tell(Event::Tick);
+        }
+        result
+    }
+
+    /// The control thread says that it ticks no more until told.
+    pub fn tick_rests(&self) {
+        self.tick_wanted.store(false, Ordering::Relaxed);
+    }
+
+    fn deliver(&self, action: Action, usage: Option<f64>) {
+        match action {
+            Action::Grant(link) => self.post(link, Command::Granted),
+            Action::Refuse(link, refusal) => self.post(link, Command::Refused(refusal)),
+            Action::Release(link) => self.post(link, Command::AskAgain),
+            Action::RejectHeld(link, refusal) => self.post(link, Command::RejectHeld(refusal)),
+            Action::SampleNow => self.tell(Event::SampleNow),
+            Action::PausesChanged => self.tell(Event::PausesChanged),
+            Action::Timeline { event, lane, link, text, who } => {
+                self.tell(Event::Timeline { event, lane, link, text, who, usage });
+            }
+        }
+    }
+
+    /// Sends a command to a link; a link that is gone needs none.
+    pub fn post(&self, link: LinkId, command: Command) {
+        let found = self.links.get(&link).map(|entry| entry.value().clone());
+        if let Some(link) = found {
+            link.post(command);
+        }
+    }
+
+    /// Tells the control thread. It is gone only at the end of the process.
+    pub fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// Puts an entry of pgweir's own into the timeline.
+    pub fn note(&self, event: &'static str, lane: Option<Arc<str>>, link: Option<LinkId>, text: String) {
+        let usage = self.guard.lock().usage_percent();
+        self.tell(Event::Timeline { event, lane, link, text, who: "pgweir".to_owned(), usage });
+    }
+
+    /// The next link's name.
+    pub fn next_link(&self) -> LinkId {
+        LinkId(self.next_link.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The lane of an id. Lanes are never taken out, only retired.
+    pub fn lane(&self, id: LaneId) -> Option<Arc<Lane>> {
+        self.lanes.load().get(usize::from(id.0)).cloned()
+    }
+
+    /// Makes the workers' view of the lanes anew from the guard's; meters stay.
+    pub fn refresh_lanes(&self) {
+        let old = self.lanes.load_full();
+        let guard = self.guard.lock();
+        let lanes = (0..guard.lane_count())
+            .map(LaneId)
+            .map(|id| {
+                let meter = old.get(usize::from(id.0)).map_or_else(Arc::default, |lane| lane.meter.clone());
+                Arc::new(Lane {
+                    id,
+                    name: guard.lane_name(id),
+                    gate: guard.gate(id),
+                    meter,
+                    settings: guard.lane_settings(id).clone(),
+                })
+            })
+            .collect();
+        self.lanes.store(Arc::new(lanes));
+    }
+
+    /// The shared record of a client process.
+    pub fn process(&self, key: &ProcessKey) -> Arc<Process> {
+        let mut processes = self.processes.lock();
+        if let Some(known) = processes.get(key).and_then(Weak::upgrade) {
+            return known;
+        }
+        let process = Arc::new(Process::default());
+        processes.insert(key.clone(), Arc::downgrade(&process));
+        process
+    }
+
+    /// Forgets client processes without links. [`Hub::forget_process`] does so at once; this catches what a panic left.
+    pub fn forget_processes(&self) {
+        self.processes.lock().retain(|_, process| process.strong_count() > 0);
+    }
+
+    /// Forgets a client process whose last link is gone.
+    pub fn forget_process(&self, key: &ProcessKey) {
+        let mut processes = self.processes.lock();
+        if processes.get(key).is_some_and(|known| known.strong_count() == 0) {
+            processes.remove(key);
+        }
+    }
+
+    /// How far a shutdown has come.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Running,
+            1 => Stage::Draining,
+            _ => Stage::Ending,
+        }
+    }
+
+    /// Moves a shutdown on.
+    pub fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+    }
+}
+
+/// A link's place in registry and cancel table; dropping it takes the link out of both.
+pub struct Registered {
+    hub: Arc<Hub>,
+    /// The link.
+    pub shared: Arc<LinkShared>,
+    key: Option<i32>,
+    process: Option<(ProcessKey, Arc<Process>)>,
+}
+
+impl Registered {
+    /// Enters a link into the registry.
+    pub fn new(hub: Arc<Hub>, shared: Arc<LinkShared>) -> Self {
+        hub.links.insert(shared.id, shared.clone());
+        hub.counters.sessions.fetch_add(1, Ordering::Relaxed);
+        Self { hub, shared, key: None, process: None }
+    }
+
+    /// Enters its client process.
+    pub fn set_process(&mut self, key: ProcessKey) -> Arc<Process> {
+        let process = self.hub.process(&key);
+        self.process = Some((key, process.clone()));
+        process
+    }
+
+    /// Enters its cancel key.
+    pub fn set_key(&mut self, pid: i32, secret: Vec<u8>, upstream_key: Vec<u8>) {
+        self.hub.keys.insert(pid, CancelTarget { secret, upstream_key, link: self.shared.clone() });
+        self.key = Some(pid);
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.hub.links.remove(&self.shared.id);
+        self.hub.counters.sessions.fetch_sub(1, Ordering::Relaxed);
+        if let Some(pid) = self.key {
+            self.hub.keys.remove_if(&pid, |_, target| target.link.id == self.shared.id);
+        }
+        if let Some((key, process)) = self.process.take() {
+            drop(process);
+            self.hub.forget_process(&key);
+        }
+    }
+}
+
+/// The proof of a grant. Dropping it gives the slot back: at once while nothing was dialled, else as a zombie that a later sample
+/// must confirm. Only [`Slot::released`] frees a dialled slot at once.
+pub struct Slot {
+    hub: Arc<Hub>,
+    link: LinkId,
+    dialled: bool,
+    done: bool,
+}
+
+impl Slot {
+    /// The proof for a link the guard has just granted.
+    pub fn new(hub: Arc<Hub>, link: LinkId) -> Self {
+        Self { hub, link, dialled: false, done: false }
+    }
+
+    /// A connection to PostgreSQL is being made: from here on only EOF frees the slot.
+    pub fn dialled(&mut self, local: Option<SocketAddr>) {
+        self.dialled = true;
+        self.hub.guard(|guard, now| guard.dialling(now, self.link, local));
+    }
+
+    /// EOF or RST was seen from PostgreSQL, or it never got a startup packet.
+    pub fn released(mut self) {
+        self.release_now();
+    }
+
+    /// The same in place, for a slot that is given up while its holder lives on.
+    pub fn release_now(&mut self) {
+        if !std::mem::replace(&mut self.done, true) {
+            self.hub.guard(|guard, now| guard.closed(now, self.link));
+        }
+    }
+
+    /// The guard has already taken the slot back (a failed dial).
+    pub fn forget(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let link = self.link;
+        if self.dialled {
+            self.hub.guard(|guard, now| guard.zombie(now, link));
+        } else {
+            self.hub.guard(|guard, now| guard.hang_up(now, link));
+        }
+    }
+}
+
+/// A tally on client connections, taken at accept.
+pub struct Client(Arc<Hub>);
+
+impl Client {
+    /// Counts a client in.
+    pub fn new(hub: Arc<Hub>) -> Self {
+        hub.counters.clients.fetch_add(1, Ordering::Relaxed);
+        Self(hub)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.counters.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::WallMs;
+    use crate::lanes::guard::{Arrival, Arrived};
+    use crate::lanes::settings::Settings;
+    use crate::link::shared::Labels;
+
+    fn settings() -> Settings {
+        let text = include_str!("../../tests/contract.toml");
+        // The hub knows no configuration file; a test may.
+        crate::config::check(text, std::path::Path::new("contract.toml"))
+            .expect("the contract's own sample")
+            .0
+            .settings
+    }
+
+    fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
+        let settings = settings();
+        let (events, queue) = mpsc::unbounded_channel();
+        let link_settings = LinkSettings {
+            upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
+            connect_timeout: Duration::from_secs(1),
+            startup_timeout: Duration::from_secs(1),
+            dead_after: Duration::ZERO,
+            allow_trust: false,
+            log_literals: false,
+            max_clients: 10,
+        };
+        let rules = Rules::new(&settings);
+        // Without a monitor, so that nobody waits for a first sample.
+        let mut settings = settings;
+        settings.limits.monitored = false;
+        let guard = Guard::new(settings, 1, clock::now());
+        (Arc::new(Hub::new(guard, rules, link_settings, events)), queue)
+    }
+
+    /// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
+    fn link(hub: &Arc<Hub>) -> (Registered, Slot) {
+        let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
+        let word: Arc<str> = "odoo".into();
+        let id = hub.next_link();
+        let labels = Labels {
+            lane,
+            lane_name: "web".into(),
+            rule: word.clone(),
+            application: word.clone(),
+            application_name: word.clone(),
+            user: word.clone(),
+            database: word.clone(),
+            process: "".into(),
+            process_key: Some(ProcessKey::Pid(7)),
+            statement: Vec::new(),
+        };
+        let shared = Arc::new(LinkShared::new(id, None, WallMs(0), clock::now(), labels));
+        let mut registered = Registered::new(hub.clone(), shared);
+        registered.set_process(ProcessKey::Pid(7));
+        registered.set_key(42, vec![1], vec![2]);
+        let who = Arrival {
+            lane,
+            application: word.clone(),
+            user: word.clone(),
+            database: word,
+            address: None,
+            replication: false,
+            nested: false,
+        };
+        assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
+        (registered, Slot::new(hub.clone(), id))
+    }
+
+    fn slots(hub: &Hub) -> u32 {
+        hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
+    }
+
+    /// Counted, registered, reachable by cancel: all of it goes with the task, and nobody else notices.
+    #[tokio::test]
+    async fn a_panic_in_one_link_gives_everything_back_and_ends_that_link_only() {
+        let (hub, _events) = hub();
+        let other = link(&hub);
+        let doomed = hub.clone();
+        let task = tokio::spawn(async move {
+            let _held = link(&doomed);
+            assert_eq!((slots(&doomed), doomed.links.len()), (2, 2));
+            panic!("a bug");
+        });
+        assert!(task.await.is_err_and(|error| error.is_panic()));
+        assert_eq!((slots(&hub), hub.links.len()), (1, 1));
+        assert!(hub.guard(|guard, _| guard.audit()).is_ok());
+        drop(other);
+        assert_eq!((slots(&hub), hub.links.len(), hub.keys.len(), hub.processes.lock().len()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn a_dialled_slot_that_is_only_dropped_stays_counted_until_postgresql_confirms() {
+        let (hub, _events) = hub();
+        let (registered, mut slot) = link(&hub);
+        slot.dialled(None);
+        drop(slot);
+        drop(registered);
+        assert_eq!(slots(&hub), 1, "a zombie");
+        let (_registered, mut slot) = link(&hub);
+        slot.dialled(None);
+        slot.released();
+        assert_eq!(slots(&hub), 1, "only the zombie is left");
+    }
+}

@@ -1,0 +1,116 @@
+//! Counters and histograms of a lane, written by the workers without locks.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// Upper bounds of the histogram buckets in microseconds; one more bucket takes the rest.
+pub const BOUNDS_US: [u64; 17] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+
+/// A histogram of durations.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Records one duration.
+    #[inline]
+    pub fn record(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let at = BOUNDS_US.partition_point(|bound| *bound < us);
+        self.buckets[at].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    /// Cumulative counts per bound, the total behind them, and the sum in seconds.
+    pub fn read(&self) -> (Vec<u64>, u64, f64) {
+        let mut total = 0;
+        let counts: Vec<u64> = self
+            .buckets
+            .iter()
+            .map(|b| {
+                total += b.load(Relaxed);
+                total
+            })
+            .collect();
+        (counts[..BOUNDS_US.len()].to_vec(), total, self.sum_us.load(Relaxed) as f64 / 1e6)
+    }
+}
+
+/// How a transaction ended, as far as a proxy can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionEnd {
+    /// No error in it, and not a ROLLBACK.
+    Committed,
+    /// ROLLBACK, or an error.
+    RolledBack,
+    /// Rolled back by pgweir as a leak.
+    Reset,
+    /// The link ended inside it.
+    Lost,
+}
+
+impl TransactionEnd {
+    /// Every end.
+    pub const ALL: [Self; 4] = [Self::Committed, Self::RolledBack, Self::Reset, Self::Lost];
+
+    /// The metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled_back",
+            Self::Reset => "reset",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// All figures of one lane.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// Time waited for a slot or held.
+    pub wait: Histogram,
+    /// Transactions, begin to end.
+    pub transaction: Histogram,
+    /// Requests, first byte in to ReadyForQuery out.
+    pub query: Histogram,
+    ends: [AtomicU64; 4],
+    /// Rollbacks as a leak.
+    pub rollbacks: AtomicU64,
+    /// Disconnects as a leak.
+    pub disconnects: AtomicU64,
+    /// Idle links closed for those who wait.
+    pub reclaimed: AtomicU64,
+}
+
+impl Meter {
+    /// Counts a transaction.
+    pub fn ended(&self, end: TransactionEnd) {
+        self.ends[end as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Transactions that ended so.
+    pub fn ends(&self, end: TransactionEnd) -> u64 {
+        self.ends[end as usize].load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histogram_counts_are_cumulative() {
+        let h = Histogram::default();
+        for us in [100, 250, 251, 70_000_000] {
+            h.record(Duration::from_micros(us));
+        }
+        let (counts, total, sum) = h.read();
+        assert_eq!((counts[0], counts[1], counts[16], total), (2, 3, 3, 4));
+        assert!((sum - 70.000_601).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,586 @@
+//! The life of a client connection, from its first packet to the release of its slot.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::cancel;
+use super::closing::{self, Closing, How};
+use super::desk::Desk;
+use super::dial::dial;
+use super::hub::{Client, Hub, Lane, Registered, Slot, Stage};
+use super::login::{self, LoggedIn, Login, LoginError};
+use super::relay::{End, Relay};
+use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
+use super::stream::Stream;
+use super::welcome::{self, NoWish, Wish};
+use crate::clock::{self, Moment};
+use crate::lanes::classify::Facts;
+use crate::lanes::guard::{Arrival, Arrived, DialFailure};
+use crate::listen::process::{self, LookupError};
+use crate::listen::socket::{is_local, same_host};
+use crate::reason::{Reason, Refusal};
+use crate::wire::reply;
+use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
+
+/// A client's bytes kept while it waits in the queue.
+const QUEUED_BYTES_MAX: usize = 16 * 1024;
+
+const LOOK_FOR_HANG_UP: Duration = Duration::from_millis(250);
+/// How long a connection that came to nothing may take to close before its client is dialled for again.
+const REDIAL_CLOSE: Duration = Duration::from_secs(1);
+
+/// A connection just accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The socket.
+    pub stream: Stream,
+    /// Client's address; none for a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// Our side of it.
+    pub local: Option<SocketAddr>,
+    /// The listener, as written in the configuration.
+    pub listener: Arc<str>,
+    /// The lane of all that comes from that listener.
+    pub listener_lane: Option<Arc<str>>,
+}
+
+/// A link after its login. Boxed as a whole, so that the task of an idle link is no larger than it has to be.
+struct Established {
+    relay: Relay,
+    registered: Registered,
+    slot: Slot,
+    /// Backend, and its real cancel key.
+    key: (i32, Vec<u8>),
+}
+
+/// Serves a client connection to its end. What only the login needs is boxed before the task begins, and gone after it.
+pub fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> impl Future<Output = ()> + Send + 'static {
+    let login = Box::pin(begin(hub.clone(), accepted));
+    async move {
+        let Some(mut link) = login.await else { return };
+        let end = std::future::poll_fn(|cx| link.relay.poll(cx)).await;
+        Box::pin(finish(hub, link, end)).await;
+        drop(tally);
+    }
+}
+
+/// From the first packet to the first ReadyForQuery.
+async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>> {
+    let hub = &hub;
+    let startup_timeout = hub.settings.load().startup_timeout;
+    let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream)).await {
+        Ok(Ok(wish)) => wish,
+        Ok(Err(NoWish::Gone)) => return None,
+        Ok(Err(NoWish::Bad(reason))) => return refuse_stranger(hub, accepted, reason).await,
+        Err(_) => return refuse_stranger(hub, accepted, Reason::StartupTimeout).await,
+    };
+    match wish {
+        Wish::Cancel { pid, key } => {
+            cancel::route(hub, pid, &key).await;
+            None
+        }
+        Wish::Session { startup, behind } => match hub.stage() {
+            Stage::Running => Newcomer::new(hub, accepted, startup).await?.come_in(behind).await,
+            Stage::Draining | Stage::Ending => refuse_stranger(hub, accepted, Reason::ShuttingDown).await,
+        },
+    }
+}
+
+/// Refuses a client of whom nothing is known yet.
+async fn refuse_stranger<T>(hub: &Hub, accepted: Accepted, reason: Reason) -> Option<T> {
+    *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
+    info!(reason = reason.label(), address = ?accepted.peer, "refused before startup");
+    let (detail, hint) = first_words(hub, reason);
+    closing::refuse(accepted.stream, &Refusal::new(reason, detail, hint)).await;
+    None
+}
+
+/// What a client refused before its session began can be told.
+fn first_words(hub: &Hub, reason: Reason) -> (String, &'static str) {
+    match reason {
+        Reason::StartupTimeout => {
+            let bound = hub.settings.load().startup_timeout.as_secs_f64();
+            (format!("no complete startup packet came within {bound} s"), "is this a PostgreSQL client?")
+        }
+        Reason::Oversized => {
+            (format!("a startup packet has at most {STARTUP_LEN_MAX} bytes"), "is this a PostgreSQL client?")
+        }
+        Reason::Unsupported => ("protocol 3.0 and 3.2 are served".to_owned(), "use a newer client"),
+        Reason::ShuttingDown => {
+            ("no new connections are taken".to_owned(), "connect again when pgweir is back")
+        }
+        _ => (
+            "the first bytes are no startup packet, or something was stuffed behind a request for encryption"
+                .to_owned(),
+            "is this a PostgreSQL client?",
+        ),
+    }
+}
+
+/// A client that has sent its startup packet.
+struct Newcomer<'a> {
+    hub: &'a Arc<Hub>,
+    client: Stream,
+    startup: Startup,
+    facts: Facts,
+    /// Before `registered`, whose drop forgets a process that nobody holds any more.
+    process: Option<Arc<super::shared::Process>>,
+    registered: Registered,
+    lane: Arc<Lane>,
+    /// The rules by which it was classified.
+    epoch: u32,
+    may_skip_password: bool,
+    arrived: Moment,
+}
+
+impl<'a> Newcomer<'a> {
+    /// Classifies the client and enters it into the registry. None when it was refused on the spot.
+    async fn new(hub: &'a Arc<Hub>, accepted: Accepted, startup: Startup) -> Option<Self> {
+        let arrived = clock::now();
+        let settings = hub.settings.load_full();
+        let (pid, process) = find_process(hub, &accepted).await;
+        let facts = Facts {
+            application: startup.application_name().into(),
+            user: startup.user().into(),
+            database: startup.database().into(),
+            address: accepted.peer.map(|peer| peer.ip()),
+            listener: accepted.listener.clone(),
+            listener_lane: accepted.listener_lane.clone(),
+            replication: startup.replication(),
+            process: process.clone(),
+        };
+        let epoch = hub.epoch.load(Ordering::Acquire);
+        let rules = hub.rules.load();
+        let class = rules.classify(&facts);
+        let lane = hub.lanes.load().iter().find(|lane| lane.name == class.lane).cloned();
+        let Some(lane) = lane else {
+            return refuse_stranger(hub, accepted, Reason::Internal).await;
+        };
+        let sessions = hub.counters.sessions.load(Ordering::Relaxed);
+        if sessions >= settings.max_clients && !lane.settings.protected {
+            let refusal = Refusal::new(
+                Reason::MaxClients,
+                format!("{sessions} clients are connected, max_clients is {}", settings.max_clients),
+                "raise [limits] max_clients, or see who they are: SHOW CLIENTS",
+            );
+            hub.guard(|guard, _| guard.count_refusal(lane.id, refusal.reason));
+            warn!(reason = refusal.reason.label(), lane = %lane.name, address = ?accepted.peer, "refused");
+            closing::refuse(accepted.stream, &refusal).await;
+            return None;
+        }
+        let key = match pid {
+            Some(pid) => ProcessKey::Pid(pid),
+            None => ProcessKey::Named(facts.address, facts.application.clone()),
+        };
+        let labels = Labels {
+            lane: lane.id,
+            lane_name: lane.name.clone(),
+            rule: class.rule,
+            application: facts.application.clone(),
+            application_name: rules.application(&facts.application),
+            user: facts.user.clone(),
+            database: facts.database.clone(),
+            process: match (pid, &process) {
+                (Some(pid), Some(line)) => format!("{pid} {line}").into(),
+                (Some(pid), None) => pid.to_string().into(),
+                _ => "".into(),
+            },
+            process_key: Some(key.clone()),
+            statement: Vec::new(),
+        };
+        let id = hub.next_link();
+        let shared = Arc::new(LinkShared::new(id, accepted.peer, clock::wall_now(), arrived, labels));
+        let mut registered = Registered::new(hub.clone(), shared);
+        let process = Some(registered.set_process(key));
+        let local = match (accepted.peer, accepted.local) {
+            (None, _) => true,
+            (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
+            (Some(peer), None) => is_local(peer.ip()),
+        };
+        Some(Self {
+            hub,
+            client: accepted.stream,
+            startup,
+            facts,
+            process,
+            registered,
+            lane,
+            epoch,
+            may_skip_password: local || settings.allow_trust,
+            arrived,
+        })
+    }
+
+    fn shared(&self) -> &Arc<LinkShared> {
+        &self.registered.shared
+    }
+
+    /// Waits for a slot, dials, logs in; again and again while PostgreSQL is not ready and the client may wait.
+    async fn come_in(mut self, mut behind: Vec<u8>) -> Option<Box<Established>> {
+        let id = self.shared().id;
+        let nested = self.process.as_ref().is_some_and(|p| p.in_transaction.load(Ordering::Relaxed) > 0);
+        let who = Arrival {
+            lane: self.lane.id,
+            application: self.shared().with_labels(|labels| labels.application_name.clone()),
+            user: self.facts.user.clone(),
+            database: self.facts.database.clone(),
+            address: self.facts.address,
+            replication: self.facts.replication,
+            nested,
+        };
+        let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
+        loop {
+            let mut slot = match self.wait(arrived, &mut behind).await {
+                Ok(slot) => Some(slot),
+                Err(None) => return None,
+                Err(Some(refusal)) => {
+                    let by_guard =
+                        !matches!(refusal.reason, Reason::Killed | Reason::Drained | Reason::ShuttingDown);
+                    return self.refuse(refusal, by_guard).await;
+                }
+            };
+            self.shared().enter(LinkState::Login, clock::now());
+            match self.try_once(&mut slot, std::mem::take(&mut behind)).await {
+                Ok((upstream, logged_in)) => return Some(self.establish(upstream, slot?, logged_in)),
+                Err(Failure::Again(why)) => {
+                    if let Some(slot) = slot {
+                        slot.forget();
+                    }
+                    arrived = self.hub.guard(|guard, now| guard.dial_failed(now, id, why, true));
+                }
+                Err(Failure::Refuse(refusal)) => return self.refuse(refusal, false).await,
+                Err(Failure::Told) => return None,
+            }
+        }
+    }
+
+    /// Waits until the guard grants a slot. An error without refusal is a client that hung up.
+    async fn wait(&mut self, arrived: Arrived, behind: &mut Vec<u8>) -> Result<Slot, Option<Refusal>> {
+        let id = self.shared().id;
+        let granted = || Slot::new(self.hub.clone(), id);
+        match arrived {
+            Arrived::Granted => {
+                self.lane.meter.wait.record(std::time::Duration::ZERO);
+                return Ok(granted());
+            }
+            Arrived::Refused(refusal) => return Err(Some(refusal)),
+            Arrived::Waiting(reason) => {
+                debug!(client = id.0, lane = %self.lane.name, reason = reason.label(), "waits")
+            }
+        }
+        // From here on a grant may come at any time: the slot's guard takes it back whatever happens.
+        let slot = granted();
+        let began = clock::now();
+        let shared = self.registered.shared.clone();
+        shared.enter(LinkState::Waiting, began);
+        loop {
+            tokio::select! {
+                commands = shared.receive() => for command in commands {
+                    match command {
+                        Command::Granted => {
+                            self.waited(began);
+                            return Ok(slot);
+                        }
+                        Command::Refused(refusal) | Command::Close { refusal, .. } => {
+                            self.waited(began);
+                            return Err(Some(refusal));
+                        }
+                        Command::Reclassify => self.classify_again(),
+                        // DRAIN LANE ends links; those who wait are not yet one.
+                        Command::Drain if self.hub.stage() != Stage::Running => {
+                            let took = clock::now().since(began).as_secs_f64();
+                            let detail = format!("waited {took:.1} s in lane {}", self.lane.name);
+                            let hint = "connect again when pgweir is back";
+                            return Err(Some(Refusal::new(Reason::ShuttingDown, detail, hint)));
+                        }
+                        _ => {}
+                    }
+                },
+                read = self.client.read_buf(behind), if behind.len() < QUEUED_BYTES_MAX => match read {
+                    Ok(n) if n > 0 => {}
+                    _ => {
+                        self.waited(began);
+                        return Err(None);
+                    }
+                },
+                // What it sends ahead is not read for ever; its hang-up is noticed all the same.
+                () = tokio::time::sleep(LOOK_FOR_HANG_UP), if behind.len() >= QUEUED_BYTES_MAX => {
+                    if self.client.is_hung_up() {
+                        self.waited(began);
+                        return Err(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every wait is measured, the one that came to nothing too.
+    fn waited(&self, began: Moment) {
+        let took = clock::now().since(began);
+        self.shared().waited(took);
+        self.lane.meter.wait.record(took);
+    }
+
+    /// The rules changed while it waits.
+    fn classify_again(&mut self) {
+        self.epoch = self.hub.epoch.load(Ordering::Acquire);
+        let rules = self.hub.rules.load();
+        let class = rules.classify(&self.facts);
+        let Some(lane) = self.hub.lanes.load().iter().find(|lane| lane.name == class.lane).cloned() else {
+            return;
+        };
+        let application = rules.application(&self.facts.application);
+        let id = self.shared().id;
+        self.hub.guard(|guard, now| guard.move_link(now, id, lane.id, Some(application.clone())));
+        self.shared().with_labels(|labels| {
+            labels.lane = lane.id;
+            labels.lane_name = lane.name.clone();
+            labels.rule = class.rule;
+            labels.application_name = application;
+        });
+        self.lane = lane;
+    }
+
+    /// One dial and login.
+    async fn try_once(
+        &mut self,
+        slot: &mut Option<Slot>,
+        behind: Vec<u8>,
+    ) -> Result<(Stream, LoggedIn), Failure> {
+        let settings = self.hub.settings.load_full();
+        let shared = self.shared().clone();
+        let dialled = tokio::select! {
+            dialled = dial(&settings) => dialled,
+            refusal = closing::killed(&shared) => return Err(Failure::Refuse(refusal)),
+        };
+        let (mut upstream, local) = match dialled {
+            Ok(dialled) => dialled,
+            Err(error) => return Err(Failure::Again(DialFailure::Down(error.to_string()))),
+        };
+        if let Some(slot) = slot {
+            slot.dialled(local);
+        }
+        self.shared().upstream_port.store(local.map_or(0, |l| l.port()), Ordering::Relaxed);
+        if login::send_startup(&mut upstream, &self.startup.raw).await.is_err() {
+            return Err(Failure::Again(DialFailure::Down("the connection was closed at once".to_owned())));
+        }
+        let login = Login {
+            hub: self.hub,
+            shared: &self.registered.shared,
+            may_skip_password: self.may_skip_password,
+            replication: self.facts.replication,
+            bound: settings.startup_timeout,
+        };
+        let logged_in = tokio::select! {
+            done = login.relay(&mut self.client, &mut upstream, behind) => done,
+            refusal = closing::killed(&shared) => Err(LoginError::Refuse(refusal)),
+        };
+        match logged_in {
+            Ok(logged_in) => Ok((upstream, logged_in)),
+            Err(error) => Err(self.failed(error, upstream, slot).await),
+        }
+    }
+
+    /// What becomes of a login that failed. PostgreSQL's side is always read to its end, which frees the slot; nobody waits for that
+    /// but a client that may dial again.
+    async fn failed(&mut self, error: LoginError, mut upstream: Stream, slot: &mut Option<Slot>) -> Failure {
+        let id = self.shared().id;
+        let _ = upstream.shutdown().await;
+        let failure = match error {
+            LoginError::NotNow { error, full, asked: false } => {
+                self.count_full(full);
+                // Nobody was authenticated, so the backend, if there is one, ends with its connection.
+                let _ = timeout(REDIAL_CLOSE, closing::wait_closed(&mut upstream)).await;
+                if let Some(slot) = slot.take() {
+                    slot.forget();
+                }
+                return Failure::Again(if full { DialFailure::Full } else { DialFailure::Down(error) });
+            }
+            LoginError::NotNow { error, full, asked: true } => {
+                self.count_full(full);
+                if full {
+                    self.hub.guard(|guard, now| guard.too_many_clients(now));
+                }
+                let reason = if full { Reason::UpstreamFull } else { Reason::UpstreamDown };
+                let detail = format!("PostgreSQL said: {error}");
+                Failure::Refuse(Refusal::new(reason, detail, "pgweir usage"))
+            }
+            LoginError::ClientGone => Failure::Told,
+            LoginError::Refused(error) => {
+                info!(client = id.0, lane = %self.lane.name, sqlstate = %error.state, routine = error.routine,
+                      "PostgreSQL refused the login");
+                Failure::Told
+            }
+            LoginError::Refuse(refusal) => Failure::Refuse(refusal),
+        };
+        self.hub.guard(|guard, now| guard.closing(now, id));
+        if let Some(mut slot) = slot.take() {
+            tokio::spawn(async move {
+                if closing::wait_closed(&mut upstream).await {
+                    slot.release_now();
+                }
+            });
+        }
+        failure
+    }
+
+    fn count_full(&self, full: bool) {
+        if full {
+            self.hub.counters.too_many_clients.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Refuses the client. `counted` says that the guard, whose decision it was, has counted it.
+    async fn refuse<T>(self, refusal: Refusal, counted: bool) -> Option<T> {
+        let id = self.shared().id;
+        if !counted {
+            self.hub.guard(|guard, _| guard.count_refusal(self.lane.id, refusal.reason));
+        }
+        info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = %self.facts.user,
+              database = %self.facts.database, application = %self.facts.application, address = ?self.shared().address,
+              detail = refusal.detail, "refused");
+        closing::refuse(self.client, &refusal).await;
+        None
+    }
+
+    fn establish(mut self, upstream: Stream, slot: Slot, logged_in: LoggedIn) -> Box<Established> {
+        let LoggedIn { pid, upstream_key, secret, upstream_rest, client_rest } = logged_in;
+        let shared = self.registered.shared.clone();
+        shared.pid.store(pid, Ordering::Relaxed);
+        self.hub.guard(|guard, now| guard.login_done(now, shared.id, pid));
+        self.registered.set_key(pid, secret, upstream_key.clone());
+        debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
+               "logged in");
+        let desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
+        let relay = Relay::new(self.client, upstream, desk, client_rest, upstream_rest);
+        Box::new(Established { relay, registered: self.registered, slot, key: (pid, upstream_key) })
+    }
+}
+
+enum Failure {
+    /// Wait and dial again.
+    Again(DialFailure),
+    /// Tell the client.
+    Refuse(Refusal),
+    /// The client has been told, or is gone.
+    Told,
+}
+
+/// The client's process, where a rule asks for it: pid, and command line.
+async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Arc<str>>) {
+    let peer_pid = match &accepted.stream {
+        Stream::Unix(socket) => process::peer_of_unix(socket),
+        Stream::Tcp(_) => None,
+    };
+    if !hub.rules.load().needs_process() {
+        return (peer_pid, None);
+    }
+    let pid = match (peer_pid, accepted.peer, accepted.local) {
+        (Some(pid), ..) => Ok(pid),
+        (None, Some(peer), Some(local)) if same_host(peer.ip(), local.ip()) => {
+            hub.lookups.owner_of_loopback(peer, local).await
+        }
+        _ => Err(LookupError::NotLocal),
+    };
+    let Ok(pid) = pid else { return (None, None) };
+    let line = hub.lookups.command_line(pid).await.ok();
+    (Some(pid), line.map(Into::into))
+}
+
+/// From the end of the relay to the release of the slot.
+async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
+    let Established { mut relay, registered, slot, key } = *link;
+    let shared = registered.shared.clone();
+    shared.enter(LinkState::Closing, clock::now());
+    let quiet = relay.session.is_quiet();
+    let at_boundary = relay.can_terminate_upstream();
+    let mut unsent = relay.take_unsent();
+    let how = match &end {
+        End::Terminated => How::Orderly,
+        _ if quiet && at_boundary => How::Idle,
+        _ => How::Cancel,
+    };
+    if how != How::Orderly {
+        // What upstream has not been given, nobody waits for. A Terminate in the middle of a message would be read as its end.
+        unsent.clear();
+        if at_boundary && !relay.session.is_copy_in() {
+            unsent.extend_from_slice(&reply::TERMINATE);
+        }
+    }
+    let told = tell_client(&mut relay, &shared, &end);
+    let Relay { client, upstream, desk, .. } = relay;
+    drop(desk);
+    if matches!(end, End::UpstreamClosed | End::UpstreamLost) {
+        drop(upstream);
+        match end {
+            End::UpstreamClosed => slot.released(),
+            _ => drop(slot),
+        }
+        drop(registered);
+        closing::dismiss(client, &told).await;
+        return;
+    }
+    let mut closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
+    match end {
+        End::Terminated => {
+            closing.reader = Some((client, told));
+            closing::close(&hub, closing).await;
+        }
+        End::ClientGone => {
+            drop(client);
+            closing::close(&hub, closing).await;
+        }
+        _ => {
+            let close = async {
+                closing::close(&hub, closing).await;
+                // A client that is slow to read its last words is not listed for it.
+                drop(registered);
+            };
+            tokio::join!(closing::dismiss(client, &told), close);
+        }
+    }
+}
+
+/// Puts on record what an operator must be able to find later: leaks disconnected.
+fn note_end(relay: &Relay, shared: &LinkShared, refusal: &Refusal) {
+    let (lane, hub) = (relay.desk.lane(), &relay.desk.hub);
+    if refusal.reason == Reason::Reclaimed {
+        lane.meter.reclaimed.fetch_add(1, Ordering::Relaxed);
+    }
+    if refusal.reason != Reason::LeakDisconnect {
+        return;
+    }
+    lane.meter.disconnects.fetch_add(1, Ordering::Relaxed);
+    hub.guard(|guard, _| guard.count_reset(lane.id));
+    let who = shared.describe(hub.settings.load().log_literals);
+    let text = format!("disconnected: {}; {who}", refusal.detail);
+    hub.note("disconnect", Some(lane.name.clone()), Some(shared.id), text);
+}
+
+/// The client's last words, and the log's.
+fn tell_client(relay: &mut Relay, shared: &LinkShared, end: &End) -> Vec<u8> {
+    let lane = relay.desk.lane().name.clone();
+    let mut words = relay.take_undelivered();
+    match end {
+        End::ByUs(refusal) => {
+            info!(client = shared.id.0, lane = %lane, pid = shared.pid.load(Ordering::Relaxed),
+                  reason = refusal.reason.label(), detail = refusal.detail, "closed by pgweir");
+            note_end(relay, shared, refusal);
+            if relay.can_tell_client() {
+                reply::refusal(&mut words, refusal);
+            }
+        }
+        End::UpstreamLost => warn!(client = shared.id.0, lane = %lane, "the connection to PostgreSQL broke"),
+        End::UpstreamClosed => debug!(client = shared.id.0, lane = %lane, "PostgreSQL closed the connection"),
+        End::ClientGone => debug!(client = shared.id.0, lane = %lane, "the client went away"),
+        End::Terminated => debug!(client = shared.id.0, lane = %lane, "the client ended the session"),
+    }
+    words
+}
