@@ -1,0 +1,179 @@
+//! The configuration in force as lines for SHOW CONFIG: defaults filled in, no secrets.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::settings::{BypassAction, Config, Expect, Role, UpstreamTls};
+use super::units::show_duration;
+use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings, ResetWhen};
+
+#[derive(Default)]
+struct Lines(Vec<(String, String)>);
+
+impl Lines {
+    fn put(&mut self, key: impl Into<String>, value: impl Display) {
+        self.0.push((key.into(), value.to_string()));
+    }
+
+    fn time(&mut self, key: impl Into<String>, value: Duration) {
+        self.put(key, show_duration(value));
+    }
+}
+
+fn opt_time(value: Option<Duration>) -> String {
+    value.map_or_else(|| "0".to_owned(), show_duration)
+}
+
+fn disposition(value: Disposition) -> &'static str {
+    match value {
+        Disposition::Hold => "hold",
+        Disposition::Reject => "reject",
+    }
+}
+
+impl Config {
+    /// Key and value of everything in force, in the order of the reference. Durations are written as in the file, 0 is never or
+    /// no limit, an empty value is absent. No password is among them: the configuration holds only names of password files.
+    pub fn lines(&self) -> Vec<(String, String)> {
+        let mut lines = Lines::default();
+        let limits = &self.settings.limits;
+        lines.put("mode", if limits.observe { "observe" } else { "enforce" });
+        lines.put("log_format", if self.log.json { "json" } else { "text" });
+        lines.put("log_literals", self.log.literals);
+        for (at, listen) in self.listen.iter().enumerate() {
+            lines.put(format!("listen[{}].address", at + 1), &listen.endpoint);
+            lines.put(format!("listen[{}].tls", at + 1), "off");
+            lines.put(format!("listen[{}].lane", at + 1), listen.lane.as_deref().unwrap_or(""));
+        }
+        self.admin_lines(&mut lines);
+        lines.put("upstream.address", &self.upstream.endpoint);
+        let tls = match self.upstream.tls {
+            UpstreamTls::Disable => "disable",
+            UpstreamTls::Prefer => "prefer",
+        };
+        lines.put("upstream.tls", tls);
+        lines.time("upstream.connect_timeout", self.upstream.connect_timeout);
+        lines.put("upstream.headroom", limits.headroom);
+        if let Some(monitor) = &self.monitor {
+            lines.put("monitor.address", &monitor.endpoint);
+            lines.put("monitor.user", &monitor.user);
+            lines.put("monitor.database", &monitor.database);
+            let file = monitor.password_file.as_ref().map(|f| f.display().to_string());
+            lines.put("monitor.password_file", file.unwrap_or_default());
+            lines.time("monitor.interval", monitor.interval);
+            lines.time("monitor.stale_after", limits.stale_after);
+        }
+        lines.put("auth.mode", "passthrough");
+        lines.put("auth.allow_trust", self.auth.allow_trust);
+        lines.put("limits.max_clients", limits.max_clients);
+        lines.put("limits.max_logins", limits.max_logins);
+        lines.time("limits.startup_timeout", limits.startup_timeout);
+        lines.put("limits.max_resets_per_minute", limits.max_resets_per_minute);
+        lines.time("limits.drain_timeout", self.process.drain_timeout);
+        lines.put("limits.workers", self.process.workers);
+        lines.put("limits.tcp_keepalive", opt_time(self.process.tcp_keepalive));
+        lines.put("state.directory", self.state_directory.display());
+        let action = match self.bypass.action {
+            BypassAction::List => "list",
+            BypassAction::Terminate => "terminate",
+        };
+        lines.put("bypass.action", action);
+        lines.time("bypass.after", self.bypass.after);
+        for application in &self.settings.applications {
+            let key = |name: &str| format!("application.{}.{name}", application.name);
+            lines.put(key("match"), &application.pattern.text);
+            lines.put(key("quota"), application.quota.unwrap_or(0));
+            lines.put(key("lanes"), application.lanes.join(", "));
+        }
+        for lane in &self.settings.lanes {
+            lane_lines(&mut lines, lane);
+        }
+        self.exit_lines(&mut lines);
+        lines.0
+    }
+
+    fn admin_lines(&self, lines: &mut Lines) {
+        lines.put("admin.address", &self.admin.endpoint);
+        for user in &self.admin.users {
+            let key = |name: &str| format!("admin.user.{}.{name}", user.name);
+            lines.put(key("password_file"), user.password_file.display());
+            let role = match user.role {
+                Role::Operator => "operator",
+                Role::Viewer => "viewer",
+            };
+            lines.put(key("role"), role);
+        }
+    }
+
+    fn exit_lines(&self, lines: &mut Lines) {
+        lines.put("exit.usage_below", self.exit.usage_below);
+        lines.time("exit.hold_for", self.exit.hold_for);
+        lines.put("exit.critical_lanes", self.exit.critical_lanes.join(", "));
+        for probe in &self.exit.probes {
+            let Expect::Decreasing = probe.expect;
+            lines.put(
+                format!("exit.probe.{}", probe.name),
+                format!("{} in {}, decreasing", probe.sql, probe.database),
+            );
+        }
+    }
+}
+
+fn lane_lines(lines: &mut Lines, lane: &LaneSettings) {
+    let key = |name: &str| format!("lane.{}.{name}", lane.name);
+    lines.put(key("protected"), lane.protected);
+    lines.put(key("default"), lane.default);
+    lines.put(key("priority"), lane.priority);
+    let counts = [
+        ("quota", lane.quota),
+        ("reserve", lane.reserve),
+        ("per_application", lane.per_application),
+        ("per_user", lane.per_user),
+        ("per_database", lane.per_database),
+        ("per_address", lane.per_address),
+    ];
+    for (name, count) in counts {
+        lines.put(key(name), count);
+    }
+    lines.put(key("shed_above"), lane.shed_above.map(|p| p.to_string()).unwrap_or_default());
+    lines.put(key("shed_below"), lane.shed_below);
+    lines.time(key("shed_dwell"), lane.shed_dwell);
+    lines.put(key("on_shed"), disposition(lane.on_shed));
+    lines.put(key("freeze"), lane.freeze);
+    lines.put(key("on_pause"), disposition(lane.on_pause));
+    lines.put(key("pause_hold_timeout"), opt_time(lane.pause_hold_timeout));
+    lines.time(key("wait_timeout"), lane.wait_timeout);
+    lines.put(key("max_waiting"), lane.max_waiting);
+    lines.put(key("connect_rate"), lane.connect_rate.unwrap_or(0.0));
+    lines.put(key("reclaim_idle_after"), opt_time(lane.reclaim_idle_after));
+    lines.put(key("pooling"), "none");
+    for (at, rule) in lane.rules.iter().enumerate() {
+        lines.put(key(&format!("match[{}]", at + 1)), &rule.text);
+    }
+    if let Some(leaks) = &lane.idle_in_transaction {
+        leak_lines(lines, &key("idle_in_transaction"), leaks);
+    }
+}
+
+fn leak_lines(lines: &mut Lines, prefix: &str, leaks: &LeakSettings) {
+    let key = |name: &str| format!("{prefix}.{name}");
+    lines.put(key("warn"), opt_time(leaks.warn));
+    lines.put(key("reset"), opt_time(leaks.reset));
+    let when = match leaks.when {
+        ResetWhen::Harm => "harm",
+        ResetWhen::Always => "always",
+    };
+    lines.put(key("when"), when);
+    lines.put(key("cap"), opt_time(leaks.cap));
+    let action = match leaks.action {
+        LeakAction::Rollback => "rollback",
+        LeakAction::Disconnect => "disconnect",
+        LeakAction::None => "none",
+    };
+    lines.put(key("action"), action);
+    lines.put(key("sqlstate"), leaks.sqlstate);
+    lines.put(key("disconnect_after"), opt_time(leaks.disconnect_after));
+    for (at, glob) in leaks.exempt.iter().enumerate() {
+        lines.put(key(&format!("exempt[{}]", at + 1)), &glob.text);
+    }
+}

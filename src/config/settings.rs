@@ -1,0 +1,234 @@
+//! The checked configuration: what the parts other than the lanes are told.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lanes::settings::Settings;
+
+/// A place to listen at or to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// TCP.
+    Tcp {
+        /// Name or address; an IPv6 address without its brackets.
+        host: Arc<str>,
+        /// Port, never 0.
+        port: u16,
+    },
+    /// A Unix socket `DIRECTORY/.s.PGSQL.PORT`.
+    Unix {
+        /// Absolute.
+        directory: PathBuf,
+        /// The number in the socket's name, never 0.
+        port: u16,
+    },
+}
+
+impl Endpoint {
+    /// The socket's path, of a Unix endpoint.
+    pub fn socket_path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Tcp { .. } => None,
+            Self::Unix { directory, port } => Some(directory.join(format!(".s.PGSQL.{port}"))),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix { directory, port } => write!(f, "unix:{}:{port}", directory.display()),
+        }
+    }
+}
+
+/// One `[[listen]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSettings {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// `address` as written: what a rule's `listener` is compared with.
+    pub text: Arc<str>,
+    /// The lane of everything that comes in here.
+    pub lane: Option<Arc<str>>,
+}
+
+/// What an admin user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Everything.
+    Operator,
+    /// SHOW only.
+    Viewer,
+}
+
+/// One person or program at the admin port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminUser {
+    /// Name to log in with.
+    pub name: Arc<str>,
+    /// Where the password is; see [`super::read_password`].
+    pub password_file: PathBuf,
+    /// Whether the file is ours to make (mode 0600) where it is missing. True of at most one user.
+    pub generated: bool,
+    /// Rights.
+    pub role: Role,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Always TCP: browsers come here too.
+    pub endpoint: Endpoint,
+    /// At least one.
+    pub users: Vec<AdminUser>,
+}
+
+/// `tls` of `[upstream]`, in libpq's words. What asks for more than these is refused until TLS is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamTls {
+    /// Plain.
+    Disable,
+    /// TLS where the server has it; plain for now.
+    Prefer,
+}
+
+/// `[upstream]`; its `headroom` is in [`crate::lanes::settings::Limits`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamSettings {
+    /// PostgreSQL.
+    pub endpoint: Endpoint,
+    /// TLS.
+    pub tls: UpstreamTls,
+    /// Time for one dial, never zero.
+    pub connect_timeout: Duration,
+}
+
+/// `[monitor]`; its `stale_after` is in [`crate::lanes::settings::Limits`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MonitorSettings {
+    /// PostgreSQL itself.
+    pub endpoint: Endpoint,
+    /// A role with pg_monitor.
+    pub user: Arc<str>,
+    /// Database to connect to.
+    pub database: Arc<str>,
+    /// Where its password is, if it needs one.
+    pub password_file: Option<PathBuf>,
+    /// Time between samples, never zero.
+    pub interval: Duration,
+}
+
+/// `[auth]`: pass-through is all there is so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuthSettings {
+    /// Whether a client that is not local may log in where upstream asks for no password.
+    pub allow_trust: bool,
+}
+
+/// How and what is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogSettings {
+    /// JSON instead of text.
+    pub json: bool,
+    /// Whether literals of statements are shown.
+    pub literals: bool,
+}
+
+/// The part of `[limits]` that is not the guard's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// Time for transactions to finish at shutdown.
+    pub drain_timeout: Duration,
+    /// Worker threads; 0 is one per core.
+    pub workers: u16,
+    /// Time after which a silent peer is known dead; none leaves it to the system.
+    pub tcp_keepalive: Option<Duration>,
+}
+
+/// What is done to leaks that bypass pgweir.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BypassAction {
+    /// They are listed.
+    List,
+    /// They are terminated through the monitor.
+    Terminate,
+}
+
+/// `[bypass]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BypassSettings {
+    /// What.
+    pub action: BypassAction,
+    /// Idle time in transaction from which a session counts as a leak.
+    pub after: Duration,
+}
+
+/// How the figure of a probe must go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Down.
+    Decreasing,
+}
+
+/// One `[[exit.probe]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeSettings {
+    /// Shown.
+    pub name: Arc<str>,
+    /// Where to ask.
+    pub database: Arc<str>,
+    /// What: one row, one number.
+    pub sql: Arc<str>,
+    /// How the number must go.
+    pub expect: Expect,
+}
+
+/// `[exit]`: when an incident is over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitSettings {
+    /// Usage in percent.
+    pub usage_below: f64,
+    /// How long every criterion must hold.
+    pub hold_for: Duration,
+    /// Lanes whose transactions must succeed.
+    pub critical_lanes: Vec<Arc<str>>,
+    /// Figures to watch.
+    pub probes: Vec<ProbeSettings>,
+}
+
+/// A whole configuration in which nothing is invalid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// At least one.
+    pub listen: Vec<ListenSettings>,
+    /// The admin port.
+    pub admin: AdminSettings,
+    /// PostgreSQL.
+    pub upstream: UpstreamSettings,
+    /// None: nothing is sampled, nothing sheds.
+    pub monitor: Option<MonitorSettings>,
+    /// Clients' logins.
+    pub auth: AuthSettings,
+    /// Pauses, admin password, timeline.
+    pub state_directory: PathBuf,
+    /// Logs.
+    pub log: LogSettings,
+    /// Threads, drain, keepalive.
+    pub process: ProcessSettings,
+    /// Leaks that bypass pgweir.
+    pub bypass: BypassSettings,
+    /// End of an incident.
+    pub exit: ExitSettings,
+    /// What the guard is told: lanes, applications, limits.
+    pub settings: Settings,
+    /// Key → line, for problems found later, when PostgreSQL's limits are known.
+    pub(super) places: BTreeMap<String, usize>,
+}
