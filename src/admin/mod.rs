@@ -1,4 +1,210 @@
 //! The admin port: one port for psql, Prometheus and curl.
+//!
+//! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method. Pure: `command`, `parse`, `lex`,
+//! `chatter`, `help`, `view`, `encode`, `scram`. Shell: `io`, `console`, `session`, `answer`, `http`, and `serve` here.
+//!
+//! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
+//! [`STARTUP_TIMEOUT`]; messages of [`MESSAGE_LEN_MAX`] bytes; a peer that does not read is left after [`io::WRITE_TIMEOUT`].
 
+pub mod answer;
+pub mod chatter;
 pub mod command;
+pub mod console;
 pub mod control;
+pub mod encode;
+pub mod help;
+pub mod http;
+pub mod io;
+pub mod lex;
+pub mod parse;
+pub mod scram;
+pub mod session;
+pub mod view;
+
+use std::io::{Error, Result};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI32;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use control::Control;
+use scram::Verifier;
+
+/// Connections to the admin port at most.
+pub const CONNECTIONS_MAX: usize = 64;
+/// HTTP connections at most, out of [`CONNECTIONS_MAX`].
+pub const HTTP_MAX: usize = 32;
+/// Connections at most that have not sent a byte.
+const STRANGERS_MAX: usize = 512;
+/// How long each may take to, once there are many.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Refusals in progress at most; what comes beyond is closed without a word.
+const REFUSALS_MAX: usize = 16;
+/// From the connection to the end of the login.
+pub const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a message's or HTTP request's body at most.
+pub const MESSAGE_LEN_MAX: usize = 64 * 1024;
+/// Between attempts to accept while the process has no descriptors or memory left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who may log in.
+#[derive(Clone, Debug)]
+pub struct AdminUser {
+    /// Name.
+    pub name: String,
+    /// What is kept of the password.
+    pub verifier: Verifier,
+    /// Whether commands are allowed (operator), or SHOW only (viewer).
+    pub may_change: bool,
+}
+
+/// Settings of the admin port.
+#[derive(Clone, Debug, Default)]
+pub struct AdminSettings {
+    /// Users; names are unique.
+    pub users: Vec<AdminUser>,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    settings: AdminSettings,
+    control: Arc<dyn Control>,
+    /// Makes the salts of users that do not exist.
+    mock_secret: [u8; 32],
+    /// Pids told to clients: a number a connection.
+    next_pid: AtomicI32,
+    http: Arc<Semaphore>,
+}
+
+/// Serves the admin port until its future is dropped, which ends all its connections.
+///
+/// # Errors
+/// Only where the system has no random bytes, at the beginning.
+pub async fn serve(listener: TcpListener, settings: AdminSettings, control: Arc<dyn Control>) -> Result<()> {
+    let mut mock_secret = [0; 32];
+    getrandom::fill(&mut mock_secret).map_err(Error::other)?;
+    let http = Arc::new(Semaphore::new(HTTP_MAX));
+    let shared = Arc::new(Shared { settings, control, mock_secret, next_pid: AtomicI32::new(1), http });
+    let pools = Arc::new(Pools {
+        strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
+    });
+    let mut tasks = JoinSet::new();
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "admin port: accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "admin port: a connection's task panicked");
+                }
+                continue;
+            }
+        };
+        prepare(&stream);
+        if let Ok(permit) = Arc::clone(&pools.strangers).try_acquire_owned() {
+            tasks.spawn(stranger(stream, peer, Arc::clone(&shared), Arc::clone(&pools), permit));
+        }
+    }
+}
+
+/// Answers at once, and finds out by itself when the peer's machine is gone.
+fn prepare(stream: &TcpStream) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    let result =
+        stream.set_nodelay(true).and_then(|()| socket2::SockRef::from(stream).set_tcp_keepalive(&probes));
+    if let Err(error) = result {
+        tracing::debug!(%error, "admin port: socket options");
+    }
+}
+
+/// Who is connected, by how far they have come.
+struct Pools {
+    /// Connections that have not sent a byte: they must not use up the places of those who do.
+    strangers: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+}
+
+/// Waits for a connection's first byte, then gives it a place or refuses it.
+async fn stranger(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    pools: Arc<Pools>,
+    silent: OwnedSemaphorePermit,
+) {
+    let crowded = pools.strangers.available_permits() < STRANGERS_MAX / 2;
+    let patience = if crowded { CROWDED_TIMEOUT } else { STARTUP_TIMEOUT };
+    let Some(protocol) = protocol(&stream, patience).await else { return };
+    drop(silent);
+    if let Ok(permit) = Arc::clone(&pools.connections).try_acquire_owned() {
+        connection(stream, peer, shared, protocol, permit).await;
+    } else if let Ok(permit) = Arc::clone(&pools.refusals).try_acquire_owned() {
+        tracing::warn!(%peer, limit = CONNECTIONS_MAX, "admin port: too many connections");
+        refuse(stream, protocol, permit).await;
+    }
+}
+
+/// What a connection's first byte says it is.
+enum Protocol {
+    Console,
+    Tls,
+    Http,
+    Unknown,
+}
+
+async fn protocol(stream: &TcpStream, patience: Duration) -> Option<Protocol> {
+    let mut first = [0];
+    match timeout(patience, stream.peek(&mut first)).await {
+        Ok(Ok(1)) => Some(match first[0] {
+            0 => Protocol::Console,
+            0x16 => Protocol::Tls,
+            b'A'..=b'Z' => Protocol::Http,
+            _ => Protocol::Unknown,
+        }),
+        _ => None,
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    protocol: Protocol,
+    _permit: OwnedSemaphorePermit,
+) {
+    match protocol {
+        Protocol::Console => Box::pin(console::run(Box::new(stream), peer, &shared)).await,
+        Protocol::Http => match Arc::clone(&shared.http).try_acquire_owned() {
+            Ok(_permit) => Box::pin(http::run(stream, Arc::clone(&shared.control))).await,
+            Err(_) => http::refuse(Box::new(stream)).await,
+        },
+        // TLS goes here: accept it, peek at the first decrypted byte, and go on as above with the encrypted stream.
+        Protocol::Tls => io::close_notify(Box::new(stream)).await,
+        Protocol::Unknown => console::refuse_garbage(Box::new(stream)).await,
+    }
+}
+
+async fn refuse(stream: TcpStream, protocol: Protocol, _permit: OwnedSemaphorePermit) {
+    match protocol {
+        Protocol::Console => console::refuse_many(Box::new(stream)).await,
+        Protocol::Http => http::refuse(Box::new(stream)).await,
+        _ => {}
+    }
+}

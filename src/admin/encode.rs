@@ -1,0 +1,104 @@
+//! Tables as messages: RowDescription and DataRow, in text and binary format. Pure.
+
+use super::view::{Column, Kind, Value};
+use crate::wire::reply;
+
+/// RowDescription; `binary` says per column which format the rows will have, and is empty where it is not known yet.
+pub fn row_description(out: &mut Vec<u8>, columns: &[Column], binary: &[bool]) {
+    reply::message(out, b'T', |out| {
+        out.extend_from_slice(&count(columns.len()));
+        for (at, column) in columns.iter().enumerate() {
+            reply::cstr(out, column.name);
+            // No table, no column number.
+            out.extend_from_slice(&[0; 6]);
+            out.extend_from_slice(&column.kind.oid().to_be_bytes());
+            out.extend_from_slice(&column.kind.size().to_be_bytes());
+            out.extend_from_slice(&(-1_i32).to_be_bytes());
+            out.extend_from_slice(&i16::from(is_binary(binary, at)).to_be_bytes());
+        }
+    });
+}
+
+/// DataRow.
+pub fn data_row(out: &mut Vec<u8>, columns: &[Column], row: &[Value], binary: &[bool]) {
+    reply::message(out, b'D', |out| {
+        out.extend_from_slice(&count(columns.len()));
+        for (at, (column, value)) in columns.iter().zip(row).enumerate() {
+            let length_at = out.len();
+            out.extend_from_slice(&(-1_i32).to_be_bytes());
+            if *value == Value::Null {
+                continue;
+            }
+            if is_binary(binary, at) {
+                write_binary(out, column.kind, value);
+            } else {
+                out.extend(value.text().unwrap_or_default().bytes().filter(|byte| *byte != 0));
+            }
+            let len = i32::try_from(out.len() - length_at - 4).expect("a value of ours is far below 2 GiB");
+            out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
+        }
+    });
+}
+
+fn is_binary(binary: &[bool], at: usize) -> bool {
+    binary.get(at).copied().unwrap_or(false)
+}
+
+fn count(columns: usize) -> [u8; 2] {
+    i16::try_from(columns).expect("a table of ours has few columns").to_be_bytes()
+}
+
+/// PostgreSQL's binary formats: integers and floats big-endian, bool one byte, text its bytes.
+fn write_binary(out: &mut Vec<u8>, kind: Kind, value: &Value) {
+    match (kind, value) {
+        (Kind::Int4, Value::Int(value)) => {
+            let value = i32::try_from(*value).unwrap_or(if *value < 0 { i32::MIN } else { i32::MAX });
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+        (_, Value::Int(value)) => out.extend_from_slice(&value.to_be_bytes()),
+        (_, Value::Float(value)) => out.extend_from_slice(&value.to_be_bytes()),
+        (_, Value::Bool(value)) => out.push(u8::from(*value)),
+        (_, Value::Text(value)) => out.extend(value.bytes().filter(|byte| *byte != 0)),
+        (_, Value::Null) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLUMNS: [Column; 4] = [
+        Column { name: "a", kind: Kind::Int4 },
+        Column { name: "b", kind: Kind::Int8 },
+        Column { name: "c", kind: Kind::Float8 },
+        Column { name: "d", kind: Kind::Text },
+    ];
+
+    fn row() -> Vec<Value> {
+        vec![Value::Int(7), Value::Int(-1), Value::Float(1.5), Value::Text("x\0y".into())]
+    }
+
+    #[test]
+    fn values_are_written_in_the_format_asked_for() {
+        let mut out = Vec::new();
+        data_row(&mut out, &COLUMNS, &row(), &[true, true, true, false]);
+        let want: Vec<u8> = [
+            &[0, 4][..],
+            &[0, 0, 0, 4, 0, 0, 0, 7],
+            &[0, 0, 0, 8, 255, 255, 255, 255, 255, 255, 255, 255],
+            &[0, 0, 0, 8, 0x3f, 0xf8, 0, 0, 0, 0, 0, 0],
+            b"\0\0\0\x02xy",
+        ]
+        .concat();
+        assert_eq!(&out[5..], want);
+    }
+
+    #[test]
+    fn null_has_no_bytes_in_either_format() {
+        for binary in [false, true] {
+            let mut out = Vec::new();
+            data_row(&mut out, &COLUMNS[..1], &[Value::Null], &[binary]);
+            assert_eq!(out, b"D\0\0\0\x0a\0\x01\xff\xff\xff\xff");
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The read model as tables: names, types and order of columns in one place, for console, HTTP and `--json`. Pure.
+//!
+//! Rows are made one at a time while they are sent: 10,000 clients are never held twice.
+
+use super::command::Show;
+use super::control::Control;
+use super::help;
+use crate::clock::WallMs;
+use crate::snapshot::{
+    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow, utc,
+};
+
+/// Type of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// int4
+    Int4,
+    /// int8
+    Int8,
+    /// float8
+    Float8,
+    /// bool
+    Bool,
+    /// text
+    Text,
+}
+
+impl Kind {
+    /// Its OID in pg_type.
+    pub const fn oid(self) -> u32 {
+        match self {
+            Self::Bool => 16,
+            Self::Int8 => 20,
+            Self::Int4 => 23,
+            Self::Text => 25,
+            Self::Float8 => 701,
+        }
+    }
+
+    /// Its length in pg_type; -1 is variable.
+    pub const fn size(self) -> i16 {
+        match self {
+            Self::Bool => 1,
+            Self::Int4 => 4,
+            Self::Int8 | Self::Float8 => 8,
+            Self::Text => -1,
+        }
+    }
+}
+
+/// A column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Name.
+    pub name: &'static str,
+    /// Type.
+    pub kind: Kind,
+}
+
+/// A value; its column says which type an integer has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Unknown or none.
+    Null,
+    /// int4 or int8.
+    Int(i64),
+    /// float8.
+    Float(f64),
+    /// bool.
+    Bool(bool),
+    /// text.
+    Text(String),
+}
+
+impl Value {
+    /// PostgreSQL's text format; `None` for NULL.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Self::Null => None,
+            Self::Int(value) => Some(value.to_string()),
+            Self::Float(value) if value.is_nan() => Some("NaN".to_owned()),
+            Self::Float(value) if value.is_infinite() => {
+                Some(if *value > 0.0 { "Infinity" } else { "-Infinity" }.to_owned())
+            }
+            Self::Float(value) => Some(value.to_string()),
+            Self::Bool(value) => Some(if *value { "t" } else { "f" }.to_owned()),
+            Self::Text(value) => Some(value.clone()),
+        }
+    }
+
+    /// The value in JSON; NaN and infinities, which JSON has not, are null.
+    pub fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Null => serde_json::Value::Null,
+            Self::Int(value) => (*value).into(),
+            Self::Float(value) => (*value).into(),
+            Self::Bool(value) => (*value).into(),
+            Self::Text(value) => value.as_str().into(),
+        }
+    }
+}
+
+/// One row, in the order of its columns.
+pub type Row = Vec<Value>;
+
+/// Rows, made as they are asked for.
+pub type Rows = Box<dyn Iterator<Item = Row> + Send>;
+
+/// A row as a JSON object.
+pub fn object(columns: &[Column], row: &[Value]) -> serde_json::Value {
+    let fields = columns.iter().zip(row).map(|(column, value)| (column.name.to_owned(), value.json()));
+    serde_json::Value::Object(fields.collect())
+}
+
+macro_rules! columns {
+    ($($name:ident: $kind:ident),* $(,)?) => {
+        &[$(Column { name: stringify!($name), kind: Kind::$kind }),*]
+    };
+}
+
+const LANES: &[Column] = columns![
+    lane: Text, state: Text, priority: Int8, quota: Int8, reserve: Int8, slots: Int8, idle: Int8, active: Int8,
+    idle_in_transaction: Int8, waiting: Int8, max_wait_ms: Int8, admitted: Int8, shed: Int8, refused: Int8,
+    resets: Int8, paused_by: Text, reason: Text,
+];
+const APPLICATIONS: &[Column] = columns![
+    application: Text, quota: Int8, slots: Int8, idle: Int8, active: Int8, idle_in_transaction: Int8, waiting: Int8,
+];
+const CLIENTS: &[Column] = columns![
+    id: Int8, lane: Text, rule: Text, application: Text, user: Text, database: Text, address: Text, pid: Int4,
+    process: Text, state: Text, transaction_ms: Int8, idle_in_transaction_ms: Int8, wait_ms: Int8,
+    last_statement: Text,
+];
+const SESSIONS: &[Column] = columns![
+    pid: Int4, via: Text, id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text,
+    state: Text, state_ms: Int8, transaction_ms: Int8, wait_event: Text, blocked_by: Text, query: Text,
+];
+const LEAKS: &[Column] = columns![
+    id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text, pid: Int4,
+    idle_in_transaction_ms: Int8, transaction_ms: Int8, blocks: Text, verdict: Text, last_statement: Text,
+];
+const USAGE: &[Column] = columns![
+    max_connections: Int8, usable: Int8, connections: Int8, active: Int8, idle: Int8, idle_in_transaction: Int8,
+    percent: Float8, percent_of_max: Float8, own_slots: Int8, bypass: Int8, sampled_ms_ago: Int8,
+];
+const TIMELINE: &[Column] = columns![
+    seq: Int8, at: Text, who: Text, event: Text, lane: Text, client: Int8, usage: Float8, text: Text,
+];
+const KEY_VALUE: &[Column] = columns![key: Text, value: Text];
+const NAME_VALUE: &[Column] = columns![name: Text, value: Text];
+const VERSION: &[Column] = columns![version: Text];
+const HELP: &[Column] = columns![command: Text, what: Text];
+
+/// What SHOW VERSION says.
+pub const VERSION_TEXT: &str = concat!("pgweir ", env!("CARGO_PKG_VERSION"));
+
+/// The columns of a SHOW: known before there are rows.
+pub fn columns(show: Show) -> &'static [Column] {
+    match show {
+        Show::Lanes => LANES,
+        Show::Applications => APPLICATIONS,
+        Show::Clients => CLIENTS,
+        Show::Sessions => SESSIONS,
+        Show::Leaks => LEAKS,
+        Show::Usage => USAGE,
+        Show::Timeline => TIMELINE,
+        Show::Config => KEY_VALUE,
+        Show::Status => NAME_VALUE,
+        Show::Version => VERSION,
+        Show::Help => HELP,
+    }
+}
+
+/// The rows of a SHOW.
+pub fn rows(show: Show, control: &dyn Control) -> Rows {
+    match show {
+        Show::Lanes => Box::new(control.lanes().into_iter().map(lane)),
+        Show::Applications => Box::new(control.applications().into_iter().map(application)),
+        Show::Clients => Box::new(control.clients().into_iter().map(client)),
+        Show::Sessions => Box::new(control.sessions().into_iter().map(session)),
+        Show::Leaks => Box::new(control.leaks().into_iter().map(leak)),
+        Show::Usage => Box::new(std::iter::once(usage(&control.usage()))),
+        Show::Timeline => Box::new(control.timeline().into_iter().map(timeline)),
+        Show::Config => {
+            Box::new(control.config().into_iter().map(|(key, value)| vec![text(key), text(value)]))
+        }
+        Show::Status => Box::new(status(&control.process(), &control.usage()).into_iter()),
+        Show::Version => Box::new(std::iter::once(vec![text(VERSION_TEXT)])),
+        Show::Help => Box::new(help::COMMANDS.iter().map(|(syntax, what)| vec![text(*syntax), text(*what)])),
+    }
+}
+
+fn lane(row: LaneRow) -> Row {
+    vec![
+        text(&*row.lane),
+        text(row.state.word()),
+        int(row.priority),
+        int(row.quota),
+        int(row.reserve),
+        int(row.slots),
+        int(row.idle),
+        int(row.active),
+        int(row.idle_in_transaction),
+        int(row.waiting),
+        count(row.max_wait_ms),
+        count(row.admitted),
+        count(row.shed),
+        count(row.refused),
+        count(row.resets),
+        text(row.paused_by),
+        text(row.reason),
+    ]
+}
+
+fn application(row: ApplicationRow) -> Row {
+    vec![
+        text(&*row.application),
+        row.quota.map_or(Value::Null, int),
+        int(row.slots),
+        int(row.idle),
+        int(row.active),
+        int(row.idle_in_transaction),
+        int(row.waiting),
+    ]
+}
+
+fn client(row: ClientRow) -> Row {
+    vec![
+        count(row.id),
+        text(&*row.lane),
+        text(&*row.rule),
+        text(&*row.application),
+        text(&*row.user),
+        text(&*row.database),
+        text(row.address),
+        row.pid.map_or(Value::Null, int),
+        text(row.process),
+        text(row.state),
+        count(row.transaction_ms),
+        count(row.idle_in_transaction_ms),
+        count(row.wait_ms),
+        text(row.last_statement),
+    ]
+}
+
+fn session(row: SessionRow) -> Row {
+    vec![
+        int(row.pid),
+        text(row.via),
+        row.id.map_or(Value::Null, count),
+        text(&*row.lane),
+        text(&*row.application),
+        text(&*row.user),
+        text(&*row.database),
+        text(row.address),
+        text(&*row.state),
+        count(row.state_ms),
+        count(row.transaction_ms),
+        text(row.wait_event),
+        pids(&row.blocked_by),
+        text(row.query),
+    ]
+}
+
+fn leak(row: LeakRow) -> Row {
+    vec![
+        row.id.map_or(Value::Null, count),
+        text(&*row.lane),
+        text(&*row.application),
+        text(&*row.user),
+        text(&*row.database),
+        text(row.address),
+        row.pid.map_or(Value::Null, int),
+        count(row.idle_in_transaction_ms),
+        count(row.transaction_ms),
+        pids(&row.blocks),
+        text(row.verdict),
+        text(row.last_statement),
+    ]
+}
+
+fn usage(row: &UsageRow) -> Row {
+    // Without a sample only our own slots are known: a 0 in the other columns would read as an idle PostgreSQL.
+    let sampled = |figure: u32| if row.max_connections == 0 { Value::Null } else { int(figure) };
+    vec![
+        sampled(row.max_connections),
+        sampled(row.usable),
+        sampled(row.connections),
+        sampled(row.active),
+        sampled(row.idle),
+        sampled(row.idle_in_transaction),
+        percent(row.percent),
+        percent(row.percent_of_max),
+        int(row.own_slots),
+        sampled(row.bypass),
+        row.sampled_ms_ago.map_or(Value::Null, count),
+    ]
+}
+
+fn timeline(row: TimelineEntry) -> Row {
+    vec![
+        count(row.seq),
+        text(utc(WallMs(row.at))),
+        text(row.who),
+        text(row.event),
+        text(row.lane),
+        row.client.map_or(Value::Null, count),
+        percent(row.usage),
+        text(row.text),
+    ]
+}
+
+fn status(process: &ProcessRow, usage: &UsageRow) -> Vec<Row> {
+    let mut found = vec![
+        ("version".to_owned(), process.version.to_owned()),
+        ("mode".to_owned(), process.mode.to_owned()),
+        ("state".to_owned(), process.state.to_owned()),
+        ("uptime_s".to_owned(), process.uptime_s.to_string()),
+        ("clients".to_owned(), process.clients.to_string()),
+        ("max_clients".to_owned(), process.max_clients.to_string()),
+        ("logins".to_owned(), process.logins.to_string()),
+        ("upstream".to_owned(), process.upstream.clone()),
+        ("monitor".to_owned(), process.monitor.clone()),
+        ("reserves".to_owned(), process.reserves.clone()),
+        ("growth".to_owned(), process.growth.clone()),
+        ("usage_stale".to_owned(), usage.stale.to_string()),
+        ("too_many_clients".to_owned(), process.too_many_clients.to_string()),
+        ("panics".to_owned(), process.panics.to_string()),
+    ];
+    let lookups = process.lookups_failed.iter();
+    found.extend(lookups.map(|(cause, times)| (format!("lookups_failed.{cause}"), times.to_string())));
+    found.into_iter().map(|(name, value)| vec![text(name), text(value)]).collect()
+}
+
+fn text(value: impl Into<String>) -> Value {
+    Value::Text(value.into())
+}
+
+fn int(value: impl Into<i64>) -> Value {
+    Value::Int(value.into())
+}
+
+/// A counter beyond int8 is shown as its maximum.
+fn count(value: u64) -> Value {
+    Value::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+/// Two decimals are all a percentage is worth.
+fn percent(value: Option<f64>) -> Value {
+    value.map_or(Value::Null, |value| Value::Float((value * 100.0).round() / 100.0))
+}
+
+fn pids(pids: &[i32]) -> Value {
+    text(pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(show: Show) -> String {
+        columns(show).iter().map(|column| column.name).collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn columns_are_those_of_the_contract() {
+        assert_eq!(
+            names(Show::Lanes),
+            "lane, state, priority, quota, reserve, slots, idle, active, idle_in_transaction, waiting, max_wait_ms, \
+             admitted, shed, refused, resets, paused_by, reason"
+        );
+        assert_eq!(
+            names(Show::Clients),
+            "id, lane, rule, application, user, database, address, pid, process, state, transaction_ms, \
+             idle_in_transaction_ms, wait_ms, last_statement"
+        );
+        assert_eq!(
+            names(Show::Usage),
+            "max_connections, usable, connections, active, idle, idle_in_transaction, percent, percent_of_max, \
+             own_slots, bypass, sampled_ms_ago"
+        );
+    }
+
+    #[test]
+    fn an_unknown_usage_is_null_not_zero() {
+        let null = &serde_json::Value::Null;
+        let unknown =
+            object(USAGE, &usage(&UsageRow { own_slots: 3, connections: 3, ..UsageRow::default() }));
+        for column in USAGE.iter().filter(|column| column.name != "own_slots") {
+            assert_eq!(&unknown[column.name], null, "{}", column.name);
+        }
+        assert_eq!(unknown["own_slots"], 3);
+        let known = UsageRow { max_connections: 40, percent_of_max: Some(12.345_6), ..UsageRow::default() };
+        let known = object(USAGE, &usage(&known));
+        assert_eq!((&known["percent"], &known["percent_of_max"]), (null, &12.35.into()));
+        assert_eq!((&known["bypass"], &known["idle"]), (&0.into(), &0.into()));
+    }
+
+    #[test]
+    fn floats_are_written_as_postgresql_reads_them() {
+        let shown = |value: f64| Value::Float(value).text();
+        assert_eq!(shown(37.5).as_deref(), Some("37.5"));
+        assert_eq!(shown(f64::NAN).as_deref(), Some("NaN"));
+        assert_eq!(shown(f64::NEG_INFINITY).as_deref(), Some("-Infinity"));
+    }
+}
