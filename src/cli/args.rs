@@ -1,0 +1,233 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A guard proxy on the PostgreSQL wire.
+#[derive(Debug, Parser)]
+#[command(name = "pgweir", version, about, arg_required_else_help = true)]
+#[command(after_help = "Exit status: 0 done, 1 refused, 2 usage error, 3 cannot reach pgweir.")]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Configuration file [default: ./pgweir.toml, then /etc/pgweir/pgweir.toml]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Console of a pgweir elsewhere; the password is taken from PGWEIR_PASSWORD
+    #[arg(long, global = true, value_name = "HOST:PORT", conflicts_with = "config")]
+    pub admin: Option<String>,
+    /// Console user, with the password in PGWEIR_PASSWORD [default: the configuration's, or admin]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum Command {
+    /// Run the proxy
+    Run,
+    /// Check a configuration file
+    Check,
+    /// How things are, what grew most, and what to try next
+    Status,
+    /// Lanes: state, quota, slots, who waits
+    Lanes,
+    /// Applications, across lanes
+    Applications,
+    /// Client connections of pgweir
+    Clients,
+    /// All sessions PostgreSQL has, those that bypass pgweir too
+    Sessions,
+    /// Sessions idle in transaction for longer than their lane allows
+    Leaks,
+    /// PostgreSQL's connections: used, usable, by state
+    Usage,
+    /// What happened and what was done, oldest first
+    Timeline(Timeline),
+    /// Pause every lane marked `freeze = true`
+    Freeze(Freeze),
+    /// Pause a lane: no new connections, no new transactions
+    Pause(Pause),
+    /// End the pause of a lane, or of all
+    Resume(Resume),
+    /// End a lane's connections, each at the end of its transaction
+    Drain {
+        /// Lane
+        lane: String,
+    },
+    /// Cancel what a client (or a session that bypasses pgweir) is running
+    Cancel(ClientOrPid),
+    /// Reset a client as a leak: roll back its idle transaction, or what its lane says
+    Reset {
+        /// Client id, see `pgweir clients`
+        id: u64,
+    },
+    /// Close the connection of a client (or of a session that bypasses pgweir)
+    Kill(ClientOrPid),
+    /// Put a note into the timeline
+    Note {
+        /// Text; several words are joined
+        #[arg(required = true)]
+        text: Vec<String>,
+    },
+    /// Change a lane until the next reload: `set cron quota=5`
+    Set {
+        /// Lane
+        lane: String,
+        /// quota=N
+        #[arg(value_parser = assignment)]
+        assignment: Quota,
+    },
+    /// Apply a changed configuration file
+    Reload,
+    /// Print the version of this program
+    Version,
+}
+
+/// `timeline`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Timeline {
+    /// Entries to show
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub last: usize,
+    /// Go on showing new entries until interrupted
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// `freeze`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Freeze {
+    /// End by itself after this time: 30m, 1h30m, 90s
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Why, for the timeline and those who wait
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `pause`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Pause {
+    /// Lane
+    pub lane: String,
+    /// Let clients wait, whatever the lane's on_pause says
+    #[arg(long, conflicts_with = "reject")]
+    pub hold: bool,
+    /// Refuse clients at once, whatever the lane's on_pause says
+    #[arg(long)]
+    pub reject: bool,
+    /// End by itself after this time: 10m, 1h30m, 90s
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Why, for the timeline and those who wait
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `resume`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Resume {
+    /// Lane, or `all`: one after the other, best priority first
+    pub lane: String,
+    /// Let the lane grow step by step over this time; it is paused again if usage rises too far
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub over: Option<Duration>,
+}
+
+/// Whom to cancel or kill.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[group(required = true, multiple = false)]
+pub struct ClientOrPid {
+    /// Client id, see `pgweir clients`
+    pub id: Option<u64>,
+    /// Backend pid of a session that bypasses pgweir, see `pgweir sessions`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+}
+
+/// `quota=N`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota(pub u32);
+
+fn assignment(text: &str) -> Result<Quota, String> {
+    let value = text.split_once('=').filter(|(key, _)| key.trim() == "quota").map(|(_, value)| value.trim());
+    let value = value.ok_or("what can be set is the quota: quota=5")?;
+    value.parse().map(Quota).map_err(|_| format!("a quota is a whole number, not {value:?}"))
+}
+
+/// A time as people write it: `90s`, `10m`, `1h30m`, `2 min`. At least a second, at most a year.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const MAX: u64 = 366 * 86_400;
+    let wrong = || format!("{text:?} is not a time: write 90s, 10m, 1h30m");
+    let mut rest = text.trim();
+    let mut seconds = 0_u64;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = rest[digits..].trim_start();
+        let letters = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "s" | "sec" | "second" | "seconds" => 1,
+            "m" | "min" | "minute" | "minutes" => 60,
+            "h" | "hour" | "hours" => 3_600,
+            "d" | "day" | "days" => 86_400,
+            _ => return Err(wrong()),
+        };
+        seconds = number.checked_mul(unit).and_then(|part| seconds.checked_add(part)).ok_or_else(wrong)?;
+        rest = rest[letters..].trim_start();
+    }
+    if !(1..=MAX).contains(&seconds) {
+        return Err(format!("{text:?} is not between a second and a year"));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        for (text, seconds) in
+            [("90s", 90), ("10m", 600), ("1h30m", 5400), (" 2 min ", 120), ("1d", 86_400), ("1 h 5 s", 3605)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in [
+            "",
+            "10",
+            "m",
+            "10x",
+            "-5m",
+            "1.5h",
+            "0s",
+            "999d",
+            "99999999999999999999s",
+            "5m10",
+            "300000000000000000d",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,96 @@
+//! The operator's commands. All but `run`, `check` and `version` talk to a running pgweir's console like any other client.
+//!
+//! Nothing here decides or knows the configuration: what a command needs of it is passed in as [`Handlers`].
+
+pub mod act;
+pub mod args;
+pub mod console;
+pub mod endpoint;
+pub mod show;
+pub mod sql;
+pub mod status;
+pub mod table;
+pub mod timeline;
+pub mod verdict;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use console::{Console, Failure};
+use endpoint::AdminEndpoint;
+
+/// What the CLI needs of the rest of the program.
+#[derive(Clone, Copy)]
+pub struct Handlers {
+    /// Runs the proxy with this configuration file until it ends.
+    pub run: fn(&Path) -> ExitCode,
+    /// Checks this configuration file; prints its findings, as JSON if told so.
+    pub check: fn(&Path, bool) -> ExitCode,
+    /// Where the console is and how to log in, by this configuration file. An error is shown as it is.
+    pub admin: fn(&Path) -> Result<AdminEndpoint, String>,
+}
+
+/// Parses the process's arguments and carries them out. Exit status: 0 done, 1 refused, 2 usage error, 3 cannot reach pgweir.
+pub fn main(handlers: &Handlers) -> ExitCode {
+    main_with(handlers, std::env::args_os())
+}
+
+/// The same with given arguments, the program's name first.
+pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap, too: it knows where each belongs and how it ends.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = match &cli.command {
+        Command::Run => endpoint::config_file(&cli.global).map(|file| (handlers.run)(&file)),
+        Command::Check => {
+            endpoint::config_file(&cli.global).map(|file| (handlers.check)(&file, cli.global.json))
+        }
+        Command::Version => print(&show::version(cli.global.json)).map(|_| ExitCode::SUCCESS),
+        _ => endpoint::find(&cli.global, handlers.admin).and_then(|endpoint| ask(&cli, &endpoint)),
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        failure.exit_code()
+    })
+}
+
+fn ask(cli: &Cli, endpoint: &AdminEndpoint) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Unreachable(format!("cannot start: {error}")))?;
+    let answered = runtime.block_on(async {
+        let console = Console::connect(endpoint).await?;
+        let json = cli.global.json;
+        match &cli.command {
+            Command::Status => status::run(&console, json).await,
+            Command::Timeline(wanted) => timeline::run(&console, wanted, json).await,
+            command => match (sql::show(command), sql::act(command)) {
+                (Some(show), _) => show::run(&console, show, json).await,
+                (None, Some(act)) => act::run(&console, &act, json).await,
+                (None, None) => Err(Failure::Usage("this command needs no console".into())),
+            },
+        }
+    });
+    answered.map(|_| ExitCode::SUCCESS)
+}
+
+/// Writes to standard output; false if nobody reads it any more (`| head`), which is no failure of ours.
+fn print(text: &str) -> Result<bool, Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::Usage(format!("cannot write the answer: {error}"))),
+    }
+}

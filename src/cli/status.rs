@@ -1,0 +1,199 @@
+//! `pgweir status`: the verdict first, then what grew, what to try, and the figures.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::console::{Console, Failure};
+use super::print;
+use super::table::{self, Table, printable};
+use super::verdict::{Facts, Finding, judge};
+
+/// Columns of SHOW USAGE and SHOW LANES that fit on a screen at 3 a.m.
+const USAGE_COLUMNS: [&str; 8] = [
+    "percent",
+    "connections",
+    "usable",
+    "max_connections",
+    "own_slots",
+    "bypass",
+    "idle_in_transaction",
+    "sampled_ms_ago",
+];
+const LANE_COLUMNS: [&str; 9] = [
+    "lane",
+    "state",
+    "quota",
+    "slots",
+    "idle_in_transaction",
+    "waiting",
+    "max_wait_ms",
+    "paused_by",
+    "reason",
+];
+/// Values of SHOW STATUS that are numbers: it is a table of texts.
+const NUMBERS: [&str; 6] = ["uptime_s", "clients", "max_clients", "logins", "too_many_clients", "panics"];
+
+/// Asks and prints.
+pub async fn run(console: &Console, json: bool) -> Result<bool, Failure> {
+    let usage = console.show("SHOW USAGE").await?;
+    let lanes = console.show("SHOW LANES").await?;
+    let process = console.pairs("SHOW STATUS").await?;
+    let facts = Facts::read(&usage, &lanes, &process);
+    let findings = judge(&facts);
+    if json {
+        return print(&table::pretty(&for_programs(&facts, &findings, &usage, &lanes, &process)));
+    }
+    print(&for_people(&facts, &findings, &usage, &lanes, &process))
+}
+
+fn for_people(
+    facts: &Facts,
+    findings: &[Finding],
+    usage: &Table,
+    lanes: &Table,
+    process: &BTreeMap<String, String>,
+) -> String {
+    let mut out: String = findings.iter().map(|finding| printable(&finding.sentence()) + "\n").collect();
+    if facts.process.mode == "observe" {
+        out.push_str("Mode observe: decisions are recorded, nothing is enforced.\n");
+    }
+    match facts.growth.as_str() {
+        "" => out.push_str("Grew most in 15 min: nothing\n"),
+        growth => out.push_str(&format!("Grew most in 15 min: {}\n", printable(growth))),
+    }
+    if let Some(next) = next(findings) {
+        out.push_str(&format!("Try next: {next}\n"));
+    }
+    out.push('\n');
+    out.push_str(&usage.select(&USAGE_COLUMNS).aligned());
+    out.push('\n');
+    out.push_str(&lanes.select(&LANE_COLUMNS).aligned());
+    out.push('\n');
+    let value = |name: &str| printable(process.get(name).map_or("?", String::as_str));
+    out.push_str(&format!(
+        "pgweir {}, mode {}, {}, up {} s, clients {} of {}, logins {}, upstream {}, monitor {}, \"too many clients\" {}\n",
+        value("version"),
+        value("mode"),
+        value("state"),
+        value("uptime_s"),
+        value("clients"),
+        value("max_clients"),
+        value("logins"),
+        value("upstream"),
+        value("monitor"),
+        value("too_many_clients"),
+    ));
+    out
+}
+
+fn next(findings: &[Finding]) -> Option<&str> {
+    findings.iter().map(|finding| finding.next.as_str()).find(|next| !next.is_empty())
+}
+
+fn for_programs(
+    facts: &Facts,
+    findings: &[Finding],
+    usage: &Table,
+    lanes: &Table,
+    process: &BTreeMap<String, String>,
+) -> Value {
+    let figure = |(name, text): (&String, &String)| (name.clone(), typed(name, text));
+    let found = |finding: &Finding| json!({ "verdict": finding.word.text(), "text": finding.text, "next": finding.next });
+    json!({
+        "verdict": findings.first().map(|finding| finding.word.text()),
+        "sentence": findings.first().map(Finding::sentence),
+        "findings": findings.iter().map(found).collect::<Vec<_>>(),
+        "growth": facts.growth,
+        "next": next(findings),
+        "usage": usage.objects().into_iter().next(),
+        "lanes": lanes.objects(),
+        "process": process.iter().map(figure).collect::<Map<_, _>>(),
+    })
+}
+
+/// A value of SHOW STATUS as what it is.
+fn typed(name: &str, text: &str) -> Value {
+    let is_number = NUMBERS.contains(&name) || name.starts_with("lookups_failed.");
+    match text.parse::<u64>() {
+        Ok(number) if is_number => number.into(),
+        _ if name == "usage_stale" && matches!(text, "true" | "false") => (text == "true").into(),
+        _ => text.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::table::Kind;
+
+    fn answers() -> (Table, Table, BTreeMap<String, String>) {
+        let table = |columns: &[(&str, &str)]| Table {
+            names: columns.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            kinds: columns
+                .iter()
+                .map(|(_, text)| if text.parse::<f64>().is_ok() { Kind::Number } else { Kind::Text })
+                .collect(),
+            rows: vec![columns.iter().map(|(_, text)| Some((*text).to_owned())).collect()],
+        };
+        let usage = table(&[("usable", "40"), ("connections", "33"), ("percent", "82.5")]);
+        let lanes = table(&[
+            ("lane", "cron"),
+            ("state", "shedding"),
+            ("priority", "5"),
+            ("slots", "8"),
+            ("quota", "8"),
+        ]);
+        let status = [
+            ("version", "0.1.0"),
+            ("mode", "observe"),
+            ("state", "running"),
+            ("uptime_s", "60"),
+            ("monitor", "ok"),
+        ];
+        let mut status: BTreeMap<String, String> =
+            status.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        status.insert("growth".into(), "connections of lane cron: from 2 to 8 in 15 min".into());
+        (usage, lanes, status)
+    }
+
+    #[test]
+    fn people_read_the_verdict_first_and_then_what_to_do() {
+        let (usage, lanes, status) = answers();
+        let facts = Facts::read(&usage, &lanes, &status);
+        let text = for_people(&facts, &judge(&facts), &usage, &lanes, &status);
+        let expected = "\
+PRESSURE: usage 82 % (33 of 40); shed: cron
+Mode observe: decisions are recorded, nothing is enforced.
+Grew most in 15 min: connections of lane cron: from 2 to 8 in 15 min
+Try next: pgweir clients
+
+percent  connections  usable
+   82.5           33      40
+
+lane  state     quota  slots
+cron  shedding      8      8
+
+pgweir 0.1.0, mode observe, running, up 60 s, clients ? of ?, logins ?, upstream ?, monitor ok, \"too many clients\" ?
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn programs_get_everything_with_numbers_as_numbers() {
+        let (usage, lanes, status) = answers();
+        let facts = Facts::read(&usage, &lanes, &status);
+        let value = for_programs(&facts, &judge(&facts), &usage, &lanes, &status);
+        assert_eq!(value["verdict"], "PRESSURE");
+        assert_eq!(value["next"], "pgweir clients");
+        assert_eq!(value["usage"]["connections"], 33);
+        assert_eq!(value["lanes"][0]["priority"], 5);
+        assert_eq!(value["process"]["uptime_s"], 60);
+        assert_eq!(value["process"]["version"], "0.1.0");
+        assert_eq!(
+            (typed("usage_stale", "false"), typed("lookups_failed.gone", "3")),
+            (false.into(), 3.into())
+        );
+        assert_eq!(typed("growth", "7"), "7");
+    }
+}
