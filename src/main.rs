@@ -1,1 +1,9 @@
-fn main() {}
+//! The `pgweir` command.
+
+use std::process::ExitCode;
+
+use pgweir::{app, cli};
+
+fn main() -> ExitCode {
+    cli::main(&cli::Handlers { run: app::run, check: app::check, admin: app::admin_endpoint })
+}

@@ -1,0 +1,117 @@
+//! Listeners: sockets accepted on the control thread, handed to the workers.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with, acceptfrom_with};
+use tokio::io::unix::AsyncFd;
+
+use super::worker::{Handed, Socket, Workers};
+use crate::link::hub::{Client, Hub};
+use crate::listen::files::ReserveFd;
+use crate::listen::socket::SocketFile;
+
+/// Connections accepted before others on this thread get their turn.
+const BURST: usize = 64;
+/// Pause when the system cannot give us a descriptor.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A listening socket.
+pub enum Listening {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix; its file is removed when it goes.
+    Unix(UnixListener, #[allow(dead_code, reason = "kept for its Drop")] SocketFile),
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(l) => l.as_fd(),
+            Self::Unix(l, _) => l.as_fd(),
+        }
+    }
+}
+
+impl std::os::fd::AsRawFd for Listening {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// One listener and where its clients belong.
+pub struct Door {
+    /// The socket.
+    pub listening: Listening,
+    /// As written in the configuration.
+    pub name: Arc<str>,
+    /// The lane of all that comes in.
+    pub lane: Option<Arc<str>>,
+}
+
+/// Accepts until the future is dropped, which closes the door.
+pub async fn accept(door: Door, hub: Arc<Hub>, workers: Arc<Workers>, reserve: Arc<Mutex<ReserveFd>>) {
+    let Door { listening, name, lane } = door;
+    // SAFETY: `register` asks that `as_raw_fd` always gives the same descriptor, open for as long as the AsyncFd lives. `Listening` owns
+    // its socket, never replaces it, and is moved into the AsyncFd: nobody else can close it before the AsyncFd is dropped.
+    #[allow(unsafe_code, reason = "the safe constructor is deprecated; proof above")]
+    let listening = match unsafe { AsyncFd::register(listening) } {
+        Ok(listening) => listening,
+        Err(error) => {
+            tracing::error!(%error, listener = %name, "cannot watch a listener");
+            return;
+        }
+    };
+    loop {
+        let Ok(mut ready) = listening.readable().await else { return };
+        for _ in 0..BURST {
+            match next(listening.get_ref()) {
+                Ok(_) if Workers::is_crowded(&hub) => {}
+                Ok(socket) => {
+                    let tally = Client::new(hub.clone());
+                    workers.hand(Handed { socket, listener: name.clone(), lane: lane.clone(), tally });
+                }
+                Err(Errno::AGAIN) => {
+                    ready.clear_ready();
+                    break;
+                }
+                // The client was gone before it was accepted, or the network said so (accept(2)).
+                Err(
+                    Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::NETDOWN | Errno::HOSTUNREACH,
+                ) => {}
+                Err(error) => {
+                    exhausted(listening.get_ref(), &reserve, &name, error);
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                    break;
+                }
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn next(listening: &Listening) -> Result<Socket, Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    match listening {
+        Listening::Tcp(listener) => {
+            let (fd, peer): (OwnedFd, _) = acceptfrom_with(listener, flags)?;
+            let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+            Ok(Socket::Tcp(fd, peer))
+        }
+        Listening::Unix(listener, _) => Ok(Socket::Unix(accept_with(listener, flags)?)),
+    }
+}
+
+/// No descriptor or memory left: one client is accepted with the descriptor kept for this and closed, so that it learns, and the
+/// listener rests for a moment rather than spin.
+fn exhausted(listening: &Listening, reserve: &Mutex<ReserveFd>, name: &str, error: Errno) {
+    let error = io::Error::from(error);
+    tracing::error!(%error, listener = %name, "cannot accept: raise the file limit (LimitNOFILE)");
+    reserve.lock().spend(|| drop(next(listening)));
+}

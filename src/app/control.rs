@@ -1,0 +1,97 @@
+//! What the admin port sees of the application.
+
+use std::sync::atomic::Ordering;
+
+use super::{App, metrics};
+use crate::admin::command::Command;
+use crate::admin::control::{Control, Operator, Reply};
+use crate::clock;
+use crate::lanes::breaker::Trouble;
+use crate::link::hub::Stage;
+use crate::snapshot::{
+    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow,
+};
+
+impl App {
+    /// "up", "full: …" or "down: …": what links and monitor met. A stale or blind monitor alone says nothing of PostgreSQL.
+    fn upstream_state(&self, trouble: Option<Trouble>) -> String {
+        let unreachable = self.unreachable.load_full();
+        match (trouble, unreachable) {
+            (Some(Trouble::Full), _) => "full: PostgreSQL has no connection left".to_owned(),
+            (None, Some(cause)) if cause.contains("53300") => format!("full: {cause}"),
+            (_, Some(cause)) => format!("down: {cause}"),
+            (Some(Trouble::Down), None) => "down: PostgreSQL cannot be reached, or is not ready".to_owned(),
+            (None, None) => "up".to_owned(),
+        }
+    }
+}
+
+impl Control for App {
+    fn lanes(&self) -> Vec<LaneRow> {
+        self.lane_rows()
+    }
+
+    fn applications(&self) -> Vec<ApplicationRow> {
+        self.application_rows()
+    }
+
+    fn clients(&self) -> Vec<ClientRow> {
+        self.client_rows()
+    }
+
+    fn sessions(&self) -> Vec<SessionRow> {
+        self.session_rows()
+    }
+
+    fn leaks(&self) -> Vec<LeakRow> {
+        self.leak_rows()
+    }
+
+    fn usage(&self) -> UsageRow {
+        self.hub.guard(|guard, now| guard.usage_row(now))
+    }
+
+    fn timeline(&self) -> Vec<TimelineEntry> {
+        self.timeline.entries()
+    }
+
+    fn config(&self) -> Vec<(String, String)> {
+        self.config.load().lines()
+    }
+
+    fn process(&self) -> ProcessRow {
+        let now = clock::now();
+        let config = self.config.load();
+        let (logins, stale, down) =
+            self.hub.guard(|guard, now| (guard.logins(), guard.is_stale(now), guard.upstream_trouble()));
+        let monitor = match self.monitor.load_full() {
+            None => "off".to_owned(),
+            Some(monitor) if stale => format!("stale ({})", monitor.state()),
+            Some(monitor) => monitor.state(),
+        };
+        ProcessRow {
+            version: env!("CARGO_PKG_VERSION"),
+            mode: if config.settings.limits.observe { "observe" } else { "enforce" },
+            uptime_s: now.since(self.started).as_secs(),
+            clients: self.hub.counters.clients.load(Ordering::Relaxed),
+            max_clients: config.settings.limits.max_clients,
+            logins,
+            state: if self.hub.stage() == Stage::Running { "running" } else { "draining" },
+            upstream: self.upstream_state(down),
+            monitor,
+            growth: self.growth.lock().grew_most(now).map(|line| line.to_string()).unwrap_or_default(),
+            reserves: self.hub.guard(|guard, _| guard.reserve_problem()).unwrap_or_default(),
+            lookups_failed: self.hub.lookups.failures().into_iter().map(|(c, n)| (c.to_owned(), n)).collect(),
+            too_many_clients: self.hub.counters.too_many_clients.load(Ordering::Relaxed),
+            panics: self.hub.counters.panics.load(Ordering::Relaxed),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        metrics::render(self)
+    }
+
+    fn execute<'a>(&'a self, who: &'a Operator, command: Command) -> Reply<'a> {
+        Box::pin(self.carry_out(who, command))
+    }
+}

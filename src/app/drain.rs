@@ -1,0 +1,228 @@
+//! Life and end of the process: start, signals, drain.
+
+use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+
+use super::accept::{Door, Listening, accept};
+use super::worker::Workers;
+use super::{App, setup};
+use crate::admin;
+use crate::admin::control::Control;
+use crate::clock;
+use crate::config::checked::Config;
+use crate::config::settings::Endpoint;
+use crate::incident::growth::Growth;
+use crate::incident::state::StateFile;
+use crate::incident::timeline::{BYTES_PER_FILE, ROTATED_FILES, Timeline};
+use crate::lanes::classify::Rules;
+use crate::lanes::guard::Guard;
+use crate::leaks::judge::Judge;
+use crate::link::hub::{Hub, Stage};
+use crate::link::shared::Command;
+use crate::listen::files::{ReserveFd, raise_file_limit};
+use crate::listen::notify::Notifier;
+use crate::listen::socket::{bind_tcp, bind_unix};
+use crate::reason::{Reason, Refusal};
+
+/// How long the last links may take to say good-bye once their time is up.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The whole life of a proxy.
+pub(super) async fn live(config: Config) -> anyhow::Result<()> {
+    let (before, after) = raise_file_limit();
+    tracing::info!(before, after, "file limit");
+    let state_directory = config.state_directory.clone();
+    std::fs::create_dir_all(&state_directory)
+        .with_context(|| format!("[state] directory {}", state_directory.display()))?;
+    let admin_settings = setup::admin_settings(&config)?;
+    setup::monitor_settings(&config)?;
+    let doors = open_doors(&config)?;
+    let admin_listener = bind(&config.admin.endpoint).context("[admin] address")?;
+    let state_file = StateFile::new(&state_directory);
+    let pauses = state_file.load()?;
+    let (events, event_queue) = mpsc::unbounded_channel();
+    let app = Arc::new(new_app(config, state_file, events)?);
+    count_panics(&app.hub);
+    app.restore_pauses(&pauses);
+    app.note("start", "", None, &format!("pgweir {}", env!("CARGO_PKG_VERSION")));
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(app.clone().take_events(event_queue));
+    tasks.spawn(app.clone().tick());
+    tasks.spawn(app.clone().watch());
+    tasks.spawn(app.clone().sweep());
+    let control: Arc<dyn Control> = app.clone();
+    let admin_listener = match admin_listener {
+        Listening::Tcp(listener) => tokio::net::TcpListener::from_std(listener)?,
+        Listening::Unix(..) => anyhow::bail!("[admin] address must be host:port"),
+    };
+    tasks.spawn(async move {
+        if let Err(error) = admin::serve(admin_listener, admin_settings, control).await {
+            tracing::error!(%error, "the admin port ended");
+        }
+    });
+    let workers = Arc::new(Workers::start(&app.hub, worker_count(&app.config.load()))?);
+    let reserve = Arc::new(Mutex::new(ReserveFd::new()));
+    let mut listeners = JoinSet::new();
+    for door in doors {
+        tracing::info!(address = %door.name, "listening");
+        listeners.spawn(accept(door, app.hub.clone(), workers.clone(), reserve.clone()));
+    }
+    app.notifier.ready();
+    app.wait_for_the_end(&mut listeners).await?;
+    app.timeline.flush(Duration::from_secs(2));
+    Ok(())
+}
+
+fn new_app(
+    config: Config,
+    state_file: StateFile,
+    events: mpsc::UnboundedSender<crate::link::hub::Event>,
+) -> anyhow::Result<App> {
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let started = clock::now();
+    let guard = Guard::new(config.settings.clone(), u64::from_le_bytes(seed), started);
+    let hub = Hub::new(guard, Rules::new(&config.settings), setup::link_settings(&config), events);
+    let not_seen_yet =
+        config.monitor.as_ref().map(|_| Arc::new("PostgreSQL has not been seen yet".to_owned()));
+    let limits = &config.settings.limits;
+    let mut judge = Judge::new(limits.max_resets_per_minute);
+    judge.configure(limits.max_resets_per_minute, limits.observe);
+    Ok(App {
+        hub: Arc::new(hub),
+        timeline: Timeline::open(Some(&config.state_directory), BYTES_PER_FILE, ROTATED_FILES),
+        state_file,
+        monitor: ArcSwapOption::empty(),
+        sample: ArcSwapOption::empty(),
+        judge: Mutex::new(judge),
+        growth: Mutex::new(Growth::new()),
+        saving: tokio::sync::Mutex::new(()),
+        ticker: Notify::new(),
+        shutdown: Notify::new(),
+        restart_monitor: Notify::new(),
+        unreachable: ArcSwapOption::from(not_seen_yet),
+        notifier: Notifier::from_env(),
+        started,
+        config: ArcSwap::from_pointee(config),
+    })
+}
+
+fn worker_count(config: &Config) -> usize {
+    match config.process.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => usize::from(n),
+    }
+}
+
+fn open_doors(config: &Config) -> anyhow::Result<Vec<Door>> {
+    let open = |listen: &crate::config::settings::ListenSettings| {
+        let listening =
+            bind(&listen.endpoint).with_context(|| format!("[[listen]] address {}", listen.text))?;
+        Ok(Door { listening, name: listen.text.clone(), lane: listen.lane.clone() })
+    };
+    config.listen.iter().map(open).collect()
+}
+
+fn bind(endpoint: &Endpoint) -> anyhow::Result<Listening> {
+    match endpoint {
+        Endpoint::Tcp { host, port } => {
+            let mut addresses = (&**host, *port).to_socket_addrs()?;
+            let address = addresses.next().with_context(|| format!("{host} has no address"))?;
+            Ok(Listening::Tcp(bind_tcp(address)?))
+        }
+        Endpoint::Unix { directory, port } => {
+            make_directory(directory)?;
+            let (listener, file) = bind_unix(directory, *port)?;
+            Ok(Listening::Unix(listener, file))
+        }
+    }
+}
+
+fn make_directory(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("directory {}", directory.display()))
+}
+
+/// A panic ends one link only; it is counted and logged.
+fn count_panics(hub: &Arc<Hub>) {
+    let hub = Arc::downgrade(hub);
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(hub) = hub.upgrade() {
+            hub.counters.panics.fetch_add(1, Ordering::Relaxed);
+        }
+        tracing::error!(
+            location = panic.location().map(tracing::field::display),
+            "panic: a bug of pgweir; one link ends"
+        );
+        default(panic);
+    }));
+}
+
+impl App {
+    /// Serves until SIGTERM, SIGINT or SHUTDOWN, then drains; a second signal ends at once.
+    async fn wait_for_the_end(self: &Arc<Self>, listeners: &mut JoinSet<()>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = self.shutdown.notified() => break,
+                _ = hang_up.recv() => {
+                    // The outcome, good or bad, is logged and in the timeline.
+                    let _ = self.reload("SIGHUP").await;
+                }
+            }
+        }
+        self.notifier.stopping();
+        // New clients are still answered, with the reason; only the end of the process closes the doors.
+        self.note("shutdown", "", None, "draining: no new links, transactions finish");
+        tokio::select! {
+            () = self.drain() => self.note("shutdown", "", None, "drained"),
+            _ = terminate.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
+            _ = interrupt.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
+        }
+        listeners.shutdown().await;
+        Ok(())
+    }
+
+    async fn drain(&self) {
+        self.hub.set_stage(Stage::Draining);
+        let deadline = clock::now() + self.config.load().process.drain_timeout;
+        while clock::now() < deadline && !self.hub.links.is_empty() {
+            // Repeated: a link may have been logging in when it was told first.
+            self.tell_all(|| Command::Drain);
+            tokio::time::sleep(LOOK).await;
+        }
+        self.hub.set_stage(Stage::Ending);
+        let left = self.hub.links.len();
+        if left > 0 {
+            self.note("shutdown", "", None, &format!("drain_timeout is over: {left} links are closed"));
+        }
+        let deadline = clock::now() + LAST_WORDS;
+        while clock::now() < deadline && !self.hub.links.is_empty() {
+            let refusal = Refusal::new(Reason::Drained, "pgweir is shutting down", "connect again");
+            self.tell_all(|| Command::Close { generation: None, refusal: refusal.clone() });
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn tell_all(&self, command: impl Fn() -> Command) {
+        for entry in &self.hub.links {
+            entry.value().post(command());
+        }
+    }
+}

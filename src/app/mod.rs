@@ -1,0 +1,148 @@
+//! Wiring: configuration in, threads and tasks out. The only place that knows every other.
+
+mod accept;
+mod commands;
+mod control;
+mod drain;
+mod metrics;
+mod persist;
+mod reload;
+mod rows;
+mod setup;
+mod sweep;
+mod watch;
+mod worker;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use crate::clock::{self, Moment};
+use crate::config::{self, checked::Config};
+use crate::incident::growth::Growth;
+use crate::incident::state::StateFile;
+use crate::incident::timeline::{Event as Entry, Timeline};
+use crate::lanes::sample::Sample;
+use crate::leaks::judge::Judge;
+use crate::link::hub::{Event, Hub};
+use crate::listen::notify::Notifier;
+use crate::upstream::monitor::MonitorHandle;
+
+pub use setup::{admin_endpoint, check};
+
+/// Shortest and longest pause between two ticks while something waits for time.
+const TICK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+/// Pause between ticks while nothing does: staleness is noticed within it.
+const TICK_AT_REST: Duration = Duration::from_millis(500);
+
+/// Everything the control thread works with.
+pub struct App {
+    hub: Arc<Hub>,
+    config: ArcSwap<Config>,
+    timeline: Timeline,
+    state_file: StateFile,
+    monitor: ArcSwapOption<MonitorHandle>,
+    sample: ArcSwapOption<Sample>,
+    judge: Mutex<Judge>,
+    growth: Mutex<Growth>,
+    /// Serialises commands that change pauses, so that the state file has the last word.
+    saving: tokio::sync::Mutex<()>,
+    ticker: Notify,
+    shutdown: Notify,
+    restart_monitor: Notify,
+    /// Why the monitor cannot reach PostgreSQL, as long as it cannot.
+    unreachable: ArcSwapOption<String>,
+    notifier: Notifier,
+    started: Moment,
+}
+
+impl App {
+    /// Puts an entry of pgweir's own into the timeline.
+    fn note(&self, event: &str, lane: &str, client: Option<u64>, text: &str) {
+        self.note_by("pgweir", event, lane, client, text);
+    }
+
+    fn note_by(&self, who: &str, event: &str, lane: &str, client: Option<u64>, text: &str) {
+        let usage = self.hub.guard(|guard, _| guard.usage_percent());
+        self.timeline.append(Entry { who, event, lane, client, text, usage }, clock::wall_now());
+    }
+
+    /// Takes what the links and the guard report.
+    async fn take_events(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Timeline { event, lane, link, text, who, usage } => {
+                    let lane = lane.as_deref().unwrap_or("");
+                    let client = link.map(|link| link.0);
+                    let entry = Entry { who: &who, event, lane, client, text: &text, usage };
+                    self.timeline.append(entry, clock::wall_now());
+                }
+                Event::SampleNow => {
+                    if let Some(monitor) = self.monitor.load_full() {
+                        monitor.sample_now();
+                    }
+                }
+                Event::PausesChanged => {
+                    if let Err(error) = self.save_pauses().await {
+                        tracing::error!(%error, "pauses could not be saved: they will not survive a restart");
+                    }
+                }
+                Event::ResetOff { link, generation } => {
+                    self.judge.lock().missed(link, u64::from(generation));
+                }
+                Event::Tick => self.ticker.notify_one(),
+            }
+        }
+    }
+
+    /// Drives time in the guard.
+    async fn tick(self: Arc<Self>) {
+        loop {
+            let next = self.hub.guard(|guard, now| {
+                guard.tick(now);
+                guard.next_tick(now)
+            });
+            match next {
+                Some(soon) => tokio::time::sleep(soon.clamp(TICK.0, TICK.1)).await,
+                None => {
+                    self.hub.tick_rests();
+                    let _ = tokio::time::timeout(TICK_AT_REST, self.ticker.notified()).await;
+                }
+            }
+        }
+    }
+}
+
+/// Runs the proxy with a configuration file until it is told to stop.
+pub fn run(path: &Path) -> ExitCode {
+    let (config, warnings) = match config::load(path) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            problems.iter().for_each(|problem| eprintln!("{problem}"));
+            eprintln!("pgweir: not started");
+            return ExitCode::from(1);
+        }
+    };
+    setup::start_log(&config);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start");
+            return ExitCode::from(1);
+        }
+    };
+    match runtime.block_on(drain::live(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("cannot start: {error:#}");
+            eprintln!("pgweir: cannot start: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A changed configuration is applied whole, without dropping a link, or refused whole.
+
+use std::sync::Arc;
+
+use super::{App, setup};
+use crate::admin::control::{CommandError, Outcome};
+use crate::config::{self, checked::Config};
+use crate::lanes::classify::Rules;
+use crate::link::shared::Command;
+
+impl App {
+    /// Reads the configuration file again.
+    pub(super) async fn reload(&self, by: &str) -> Result<Outcome, CommandError> {
+        self.notifier.reloading();
+        let done = self.try_reload();
+        self.notifier.ready();
+        match done {
+            Ok(lines) => {
+                self.note_by(by, "reload", "", None, &lines.join("; "));
+                if let Err(error) = self.save_pauses().await {
+                    tracing::error!(%error, "pauses could not be saved");
+                }
+                Ok(Outcome { lines })
+            }
+            Err(problems) => {
+                let text = problems.join("\n");
+                tracing::error!("reload refused: {text}");
+                self.note_by(by, "reload_refused", "", None, &text);
+                Err(CommandError::Refused(format!("nothing was changed:\n{text}")))
+            }
+        }
+    }
+
+    fn try_reload(&self) -> Result<Vec<String>, Vec<String>> {
+        let old = self.config.load_full();
+        let (mut new, warnings) = config::load(&old.path)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        setup::monitor_settings(&new).map_err(|error| vec![format!("{error:#}")])?;
+        let fixed = keep_what_needs_restart(&old, &mut new);
+        let rules = Rules::new(&new.settings);
+        self.hub.guard(|guard, now| guard.reload(now, new.settings.clone()).map(drop))?;
+        // Lanes before rules: who is classified meanwhile must find the lane the rules name.
+        self.hub.refresh_lanes();
+        self.hub.rules.store(Arc::new(rules));
+        self.hub.settings.store(Arc::new(setup::link_settings(&new)));
+        self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
+        let limits = &new.settings.limits;
+        self.judge.lock().configure(limits.max_resets_per_minute, limits.observe);
+        let monitor_changed = old.monitor != new.monitor || old.upstream != new.upstream;
+        self.config.store(Arc::new(new));
+        if monitor_changed {
+            self.restart_monitor.notify_one();
+        }
+        for link in self.links() {
+            link.post(Command::Reclassify);
+        }
+        let mut lines = vec!["the configuration was reloaded".to_owned()];
+        lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.extend(fixed);
+        Ok(lines)
+    }
+}
+
+/// Sockets and threads belong to the process: what a reload cannot change keeps its old value, and says so each time.
+fn keep_what_needs_restart(old: &Config, new: &mut Config) -> Vec<String> {
+    let mut kept = Vec::new();
+    macro_rules! keep {
+        ($name:literal, $($field:ident).+) => {
+            if old.$($field).+ != new.$($field).+ {
+                new.$($field).+ = old.$($field).+.clone();
+                kept.push(format!("{} differs from the one in force: that takes a restart", $name));
+            }
+        };
+    }
+    keep!("[[listen]]", listen);
+    keep!("[admin]", admin);
+    keep!("[state] directory", state_directory);
+    keep!("[limits] workers", process.workers);
+    keep!("log_format", log.json);
+    kept
+}

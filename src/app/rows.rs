@@ -1,0 +1,293 @@
+//! The read model: what the console shows, made from the guard's rows, the links' cells and the last sample.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::App;
+use crate::clock::{self, Moment};
+use crate::incident::growth::{Count, Counts};
+use crate::lanes::ids::LaneId;
+use crate::lanes::sample::{Sample, Session};
+use crate::lanes::settings::LeakSettings;
+use crate::link::hub::Lane;
+use crate::link::shared::{LinkShared, LinkState, flag};
+use crate::snapshot::{ApplicationRow, ClientRow, LaneRow, LeakRow, SessionRow};
+use crate::wire::statement;
+
+/// Links of one lane or application by state.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    idle: u32,
+    active: u32,
+    idle_in_transaction: u32,
+    waiting: u32,
+}
+
+impl Tally {
+    fn add(&mut self, state: LinkState) {
+        match state {
+            LinkState::Idle => self.idle += 1,
+            LinkState::Active => self.active += 1,
+            LinkState::IdleInTransaction => self.idle_in_transaction += 1,
+            LinkState::Waiting | LinkState::Held => self.waiting += 1,
+            LinkState::Starting | LinkState::Login | LinkState::Closing => {}
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl App {
+    /// Every link, oldest first.
+    pub(super) fn links(&self) -> Vec<Arc<LinkShared>> {
+        let mut links: Vec<_> = self.hub.links.iter().map(|entry| entry.value().clone()).collect();
+        links.sort_by_key(|link| link.id);
+        links
+    }
+
+    fn tallies(&self) -> (HashMap<Arc<str>, Tally>, HashMap<Arc<str>, Tally>) {
+        let mut lanes: HashMap<Arc<str>, Tally> = HashMap::new();
+        let mut applications: HashMap<Arc<str>, Tally> = HashMap::new();
+        for entry in &self.hub.links {
+            let (state, _) = entry.value().state();
+            let (lane, application) =
+                entry.value().with_labels(|l| (l.lane_name.clone(), l.application_name.clone()));
+            lanes.entry(lane).or_default().add(state);
+            applications.entry(application).or_default().add(state);
+        }
+        (lanes, applications)
+    }
+
+    pub(super) fn lane_rows(&self) -> Vec<LaneRow> {
+        let (lanes, _) = self.tallies();
+        let mut rows = self.hub.guard(|guard, now| guard.rows(now));
+        for row in &mut rows {
+            let tally = lanes.get(&row.lane).copied().unwrap_or_default();
+            row.idle = tally.idle;
+            row.active = tally.active;
+            row.idle_in_transaction = tally.idle_in_transaction;
+        }
+        rows
+    }
+
+    pub(super) fn application_rows(&self) -> Vec<ApplicationRow> {
+        let (_, applications) = self.tallies();
+        let mut rows = self.hub.guard(|guard, _| guard.application_rows());
+        for row in &mut rows {
+            let tally = applications.get(&row.application).copied().unwrap_or_default();
+            row.idle = tally.idle;
+            row.active = tally.active;
+            row.idle_in_transaction = tally.idle_in_transaction;
+            row.waiting = row.waiting.max(tally.waiting);
+        }
+        rows
+    }
+
+    pub(super) fn growth_counts(&self) -> Counts {
+        let count = |name: Arc<str>, slots, idle_in_transaction| Count { name, slots, idle_in_transaction };
+        let lanes =
+            self.lane_rows().into_iter().map(|r| count(r.lane, r.slots, r.idle_in_transaction)).collect();
+        let applications = self
+            .application_rows()
+            .into_iter()
+            .map(|r| count(r.application, r.slots, r.idle_in_transaction))
+            .collect();
+        let bypass = self.hub.guard(|guard, now| guard.usage_row(now).bypass);
+        Counts { lanes, applications, bypass }
+    }
+
+    pub(super) fn client_rows(&self) -> Vec<ClientRow> {
+        let now = clock::now();
+        let literals = self.hub.settings.load().log_literals;
+        self.links().iter().map(|link| client_row(link, now, literals)).collect()
+    }
+
+    pub(super) fn session_rows(&self) -> Vec<SessionRow> {
+        let Some(sample) = self.sample.load_full() else { return Vec::new() };
+        let ours = self.by_pid();
+        let age = clock::now().since(sample.taken_at);
+        let literals = self.hub.settings.load().log_literals;
+        let row = |session: &Session| {
+            let link = ours.get(&session.pid);
+            let lane = link.map_or_else(|| "".into(), |link| link.with_labels(|l| l.lane_name.clone()));
+            SessionRow {
+                pid: session.pid,
+                via: match link {
+                    Some(_) => "pgweir",
+                    None if session.pid == sample.monitor_pid => "monitor",
+                    None => "bypass",
+                },
+                id: link.map(|link| link.id.0),
+                lane,
+                application: session.application.clone(),
+                user: session.user.clone(),
+                database: session.database.clone(),
+                address: match link {
+                    Some(link) => address(link),
+                    None => session_address(session),
+                },
+                state: session.state.clone(),
+                state_ms: ms(session.state_age + age),
+                transaction_ms: session.transaction_age.map_or(0, |t| ms(t + age)),
+                wait_event: wait_event(session),
+                blocked_by: session.blocked_by.clone(),
+                query: statement::shown(&session.query, literals),
+            }
+        };
+        sample.sessions.iter().map(row).collect()
+    }
+
+    /// Links by backend pid.
+    pub(super) fn by_pid(&self) -> HashMap<i32, Arc<LinkShared>> {
+        self.hub.keys.iter().map(|entry| (*entry.key(), entry.value().link.clone())).collect()
+    }
+
+    /// Links idle in transaction beyond their lane's `warn`, and sessions that bypass pgweir for longer than `[bypass] after`.
+    pub(super) fn leak_rows(&self) -> Vec<LeakRow> {
+        let now = clock::now();
+        let literals = self.hub.settings.load().log_literals;
+        let sample = self.sample.load_full();
+        let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
+        let facts = self.leak_facts(now, sample.as_deref());
+        let lanes = self.hub.lanes.load_full();
+        let judge = self.judge.lock();
+        let mut rows: Vec<LeakRow> = facts
+            .iter()
+            .filter(|(link, facts)| {
+                let warn = policy(&lanes, facts.lane).and_then(|policy| policy.warn);
+                link.flags() & flag::RESET != 0
+                    || warn.is_some_and(|warn| now.since(facts.idle_since) >= warn)
+            })
+            .map(|(link, facts)| {
+                let pid = link.pid.load(Ordering::Relaxed);
+                let client = client_row(link, now, literals);
+                LeakRow {
+                    id: Some(client.id),
+                    lane: client.lane,
+                    application: client.application,
+                    user: client.user,
+                    database: client.database,
+                    address: client.address,
+                    pid: client.pid,
+                    idle_in_transaction_ms: ms(now.since(facts.idle_since)),
+                    transaction_ms: client.transaction_ms,
+                    blocks: blocks.get(&pid).cloned().unwrap_or_default(),
+                    verdict: judge.verdict_text(facts, policy(&lanes, facts.lane), now),
+                    last_statement: client.last_statement,
+                }
+            })
+            .collect();
+        if let Some(sample) = &sample {
+            rows.extend(self.bypass_leaks(sample, now).into_iter().map(|(session, idle)| LeakRow {
+                id: None,
+                lane: "bypass".into(),
+                application: session.application.clone(),
+                user: session.user.clone(),
+                database: session.database.clone(),
+                address: session_address(session),
+                pid: Some(session.pid),
+                idle_in_transaction_ms: ms(idle),
+                transaction_ms: session.transaction_age.map_or(0, ms),
+                blocks: blocks.get(&session.pid).cloned().unwrap_or_default(),
+                verdict: self.bypass_verdict(),
+                last_statement: statement::shown(&session.query, literals),
+            }));
+        }
+        rows.sort_by_key(|row| std::cmp::Reverse(row.idle_in_transaction_ms));
+        rows
+    }
+
+    /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`.
+    pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
+        let after = self.config.load().bypass.after;
+        let age = now.since(sample.taken_at);
+        let ours = self.by_pid();
+        sample
+            .sessions
+            .iter()
+            .filter(|s| {
+                s.state.starts_with("idle in transaction") && s.pid != sample.monitor_pid && !s.walsender
+            })
+            .filter(|s| !ours.contains_key(&s.pid) && s.state_age + age >= after)
+            .map(|s| (s, s.state_age + age))
+            .collect()
+    }
+}
+
+/// A lane's policy for leaks.
+pub(super) fn policy(lanes: &[Arc<Lane>], lane: LaneId) -> Option<&LeakSettings> {
+    lanes.get(usize::from(lane.0))?.settings.idle_in_transaction.as_ref()
+}
+
+/// Whom each backend keeps waiting.
+pub(super) fn blocked_by_pid(sample: &Sample) -> BTreeMap<i32, Vec<i32>> {
+    let mut blocks: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for session in &sample.sessions {
+        for blocker in &session.blocked_by {
+            blocks.entry(*blocker).or_default().push(session.pid);
+        }
+    }
+    blocks
+}
+
+/// Backends that wait for their client to send something.
+pub(super) fn reading_from_client(sample: &Sample) -> HashSet<i32> {
+    sample.sessions.iter().filter(|s| &*s.wait_event.1 == "ClientRead").map(|s| s.pid).collect()
+}
+
+fn wait_event(session: &Session) -> String {
+    let (kind, event) = &session.wait_event;
+    if kind.is_empty() { String::new() } else { format!("{kind}:{event}") }
+}
+
+fn session_address(session: &Session) -> String {
+    match (session.address, session.port) {
+        (Some(address), Some(port)) => format!("{address}:{port}"),
+        (Some(address), None) => address.to_string(),
+        _ => "unix".to_owned(),
+    }
+}
+
+fn address(link: &LinkShared) -> String {
+    link.address.map_or_else(|| "unix".to_owned(), |address| address.to_string())
+}
+
+/// The link's state in the words of the console: a stalled or reset link is more than active or idle in transaction.
+pub(super) fn state_word(link: &LinkShared) -> &'static str {
+    let (state, _) = link.state();
+    match state {
+        LinkState::Active if link.flags() & flag::STALLED != 0 => "stalled",
+        LinkState::IdleInTransaction if link.flags() & flag::RESET != 0 => "reset",
+        _ => state.word(),
+    }
+}
+
+pub(super) fn client_row(link: &LinkShared, now: Moment, literals: bool) -> ClientRow {
+    let (state, since) = link.state();
+    let labels = link.with_labels(|labels| labels.clone());
+    let waits = matches!(state, LinkState::Waiting | LinkState::Held);
+    let waiting = if waits { ms(now.since(since)) } else { 0 };
+    ClientRow {
+        id: link.id.0,
+        lane: labels.lane_name,
+        rule: labels.rule,
+        application: labels.application,
+        user: labels.user,
+        database: labels.database,
+        address: address(link),
+        pid: Some(link.pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0),
+        process: labels.process.to_string(),
+        state: state_word(link),
+        transaction_ms: link.transaction_since().map_or(0, |since| ms(now.since(since))),
+        idle_in_transaction_ms: if state == LinkState::IdleInTransaction { ms(now.since(since)) } else { 0 },
+        wait_ms: link.wait_us() / 1000 + waiting,
+        last_statement: statement::shown(&String::from_utf8_lossy(&labels.statement), literals),
+        connected_at: link.connected_at,
+        listening: link.flags() & flag::LISTENING != 0,
+        upstream_port: link.upstream_port.load(Ordering::Relaxed),
+    }
+}
