@@ -1,0 +1,283 @@
+"""A throw-away PostgreSQL cluster on a free port."""
+
+import glob
+import os
+import pathlib
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import psycopg2
+import psycopg2.extras
+
+from .util import eventually, free_port
+
+HBA = """\
+# type  database     user        address         method
+local   all          all                         trust
+host    all          u_password  127.0.0.1/32    password
+host    all          u_md5       127.0.0.1/32    md5
+host    all          u_scram     127.0.0.1/32    scram-sha-256
+host    all          u_reject    127.0.0.1/32    reject
+host    replication  all         127.0.0.1/32    trust
+host    all          all         127.0.0.1/32    trust
+"""
+
+PASSWORD = "s3cret-of-the-suite"
+
+ROLES = f"""
+create role odoo login createdb;
+create role batch login;
+create role pgweir login;
+grant pg_monitor, pg_signal_backend to pgweir;
+create role weak_monitor login;
+create role limited login connection limit 1;
+create role repl login replication;
+create role u_password login password '{PASSWORD}';
+create role u_scram login password '{PASSWORD}';
+create role u_reject login;
+set password_encryption = 'md5';
+create role u_md5 login password '{PASSWORD}';
+reset password_encryption;
+create database odoo owner odoo;
+"""
+
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "wal_level": "logical",
+    "max_wal_senders": "5",
+    "max_replication_slots": "5",
+    "shared_buffers": "64MB",
+    "max_prepared_transactions": "5",
+    "log_line_prefix": "%m [%p] %q%u@%d %a ",
+    "autovacuum": "off",
+    "jit": "off",
+    "tcp_keepalives_idle": "30",
+}
+
+
+def bindir():
+    """Where the newest installed PostgreSQL's server programs are."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/postgres"), key=lambda p: int(p.split("/")[4]))
+    if found:
+        return pathlib.Path(found[-1]).parent
+    on_path = shutil.which("postgres")
+    if on_path:
+        return pathlib.Path(on_path).resolve().parent
+    raise RuntimeError("no PostgreSQL server found: run script/setup")
+
+
+def server_user():
+    """The account that runs PostgreSQL, which refuses to run as root; None for the present one."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise RuntimeError("PostgreSQL refuses to run as root, and there is no other account")
+
+
+def as_server_user(argv, die_with_parent=False):
+    """The command line that runs `argv` as that account; with `die_with_parent` it gets SIGINT when this process is killed."""
+    user, options = server_user(), []
+    if user is not None:
+        options += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    if die_with_parent:
+        options += ["--pdeathsig", "INT"]
+    return (["setpriv", *options, "--"] if options else []) + [str(a) for a in argv]
+
+
+class Cluster:
+    """One cluster. `start()` it; `close()` stops it and removes its files. A cluster can be made from another's files."""
+
+    def __init__(self, max_connections=100, template=None, **settings):
+        self.base = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-pg-"))
+        self.base.chmod(0o755)
+        self.data = self.base / "data"
+        self.sockets = self.base
+        self.port = free_port()
+        self.max_connections = max_connections
+        self.settings = {**SETTINGS, "max_connections": str(max_connections), **settings}
+        self.process = None
+        self.bin = bindir()
+        user = server_user()
+        if user is not None:
+            os.chown(self.base, user.pw_uid, user.pw_gid)
+        if template is None:
+            self._run([self.bin / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "-E", "UTF8",
+                       "--locale=C", "--no-sync"])
+        else:
+            self._run(["cp", "-a", template.data, self.data])
+        self._write(self.data / "pg_hba.conf", HBA)
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self, wait=True):
+        """Starts the server and, by default, waits until it answers."""
+        options = {**self.settings, "port": str(self.port), "unix_socket_directories": str(self.sockets)}
+        argv = [self.bin / "postgres", "-D", self.data]
+        for key, value in options.items():
+            argv += ["-c", f"{key}={value}"]
+        with open(self.base / "server.log", "ab") as log:
+            self.process = subprocess.Popen(as_server_user(argv, die_with_parent=True), stdout=log, stderr=log, cwd="/", start_new_session=True)
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, timeout=60):
+        """Waits until the server accepts connections."""
+        def ready():
+            assert self.process.poll() is None, "PostgreSQL ended:\n" + self.log()[-3000:]
+            try:
+                self.direct().close()
+                return True
+            except psycopg2.OperationalError:
+                return False
+        eventually(ready, timeout=timeout, what="PostgreSQL ready")
+
+    def stop(self, how=signal.SIGINT):
+        """Stops the server: SIGINT is fast, SIGQUIT immediate."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGQUIT)
+                self.process.wait(30)
+        self.process = None
+
+    def restart(self):
+        """Fast stop, then start."""
+        self.stop()
+        self.start()
+
+    def close(self):
+        """Stops the server at once and removes its files."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def log(self):
+        """The server's log."""
+        return (self.base / "server.log").read_text(errors="replace")
+
+    # -- SQL -----------------------------------------------------------------------------------------------------
+
+    def direct(self, user="postgres", dbname="postgres", app="direct", tcp=False, autocommit=True, **more):
+        """A psycopg2 connection that bypasses pgweir; superusers find the reserved slots free."""
+        host = "127.0.0.1" if tcp else str(self.sockets)
+        conn = psycopg2.connect(host=host, port=self.port, user=user, dbname=dbname, application_name=app,
+                                connect_timeout=10, **more)
+        conn.autocommit = autocommit
+        return conn
+
+    def sql(self, text, *args, dbname="postgres"):
+        """Runs a statement over a short direct superuser connection; the rows as dicts, or None."""
+        conn = self.direct(dbname=dbname, app="suite")
+        try:
+            with conn.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cur:
+                cur.execute(text, args or None)
+                return [dict(r) for r in cur.fetchall()] if cur.description else None
+        finally:
+            conn.close()
+
+    def value(self, text, *args, dbname="postgres"):
+        """The first column of the first row."""
+        row = self.sql(text, *args, dbname=dbname)[0]
+        return next(iter(row.values()))
+
+    def activity(self, like="%", where="true"):
+        """Rows of pg_stat_activity of client backends, the suite's own excepted."""
+        return self.sql("select *, (xact_start is not null) as in_tx from pg_stat_activity where backend_type in"
+                        " ('client backend', 'walsender') and application_name like %s"
+                        f" and application_name <> 'suite' and {where}", like)
+
+    def count(self, like="%"):
+        """How many client backends have such an application_name."""
+        return self.value("select count(*) from pg_stat_activity where backend_type = 'client backend'"
+                          " and application_name like %s and application_name <> 'suite'", like)
+
+    def sampler(self, like="%"):
+        """A started Sampler of the number of client backends."""
+        return Sampler(self, like)
+
+    def backends_in_login(self):
+        """Server processes whose client has not been authenticated yet: pg_stat_activity does not list them."""
+        found = []
+        for path in glob.glob(f"/proc/{self._postmaster()}/task/*/children"):
+            for pid in pathlib.Path(path).read_text().split():
+                try:
+                    title = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                except OSError:
+                    continue
+                if "authentication" in title:
+                    found.append(title)
+        return found
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _postmaster(self):
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+    def _write(self, path, text):
+        path.write_text(text)
+        user = server_user()
+        if user is not None:
+            os.chown(path, user.pw_uid, user.pw_gid)
+
+    def _run(self, argv):
+        done = subprocess.run(as_server_user(argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def template(**settings):
+    """A stopped cluster with the suite's roles, whose files others are copied from."""
+    cluster = Cluster(**settings).start()
+    conn = cluster.direct(app="suite")
+    for statement in ROLES.strip().rstrip(";").split(";\n"):
+        conn.cursor().execute(statement)
+    conn.close()
+    cluster.stop()
+    return cluster
+
+
+class Sampler:
+    """Counts client backends about a hundred times a second over one direct superuser connection."""
+
+    def __init__(self, cluster, like):
+        import threading
+        self.maximum = 0
+        self.samples = 0
+        self.by_app = {}
+        self._stop = threading.Event()
+        self._conn = cluster.direct(app="suite")
+        self._like = like
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        with self._conn.cursor() as cur:
+            while not self._stop.is_set():
+                cur.execute("select application_name, count(*) from pg_stat_activity where backend_type = 'client backend'"
+                            " and application_name like %s and application_name <> 'suite' group by 1", (self._like,))
+                rows = cur.fetchall()
+                self.maximum = max(self.maximum, sum(n for _, n in rows))
+                for app, n in rows:
+                    self.by_app[app] = max(self.by_app.get(app, 0), n)
+                self.samples += 1
+                time.sleep(0.01)
+
+    def stop(self):
+        """Ends sampling; the sampler itself."""
+        self._stop.set()
+        self._thread.join(10)
+        self._conn.close()
+        assert self.samples > 0
+        return self

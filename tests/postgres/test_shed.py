@@ -1,0 +1,176 @@
+"""Shedding: usage is read from PostgreSQL, with two thresholds, a dwell, and a rule for the blind."""
+
+import time
+
+import psycopg2
+import pytest
+
+from harness import background, eventually, holds, lane
+from test_lanes import queue_one, refused
+
+pytestmark = pytest.mark.weir
+
+MAX = 40
+
+
+@pytest.fixture(scope="module")
+def cluster_settings():
+    return {"max_connections": MAX}
+
+
+@pytest.fixture
+def fill(cluster):
+    """Opens or closes direct connections until there are `n`."""
+    conns = []
+
+    def to(n):
+        while len(conns) > n:
+            conns.pop().close()
+        while len(conns) < n:
+            conns.append(cluster.direct(user="batch", app="bypass"))
+        eventually(lambda: cluster.count("bypass") == n)
+
+    yield to
+    to(0)
+
+
+def lanes(**cron):
+    return [lane("web", quota=30, priority=0, reserve=2),
+            lane("cron", quota=20, priority=5, **{"shed_above": 75, "shed_below": 65, "shed_dwell": "500ms", "wait_timeout": "30s", **cron}),
+            lane("reports", quota=20, priority=6, shed_above=75, shed_below=65, shed_dwell="500ms", on_shed="reject"),
+            lane("other", default=True, quota=10)]
+
+
+def state(weir, name):
+    return weir.lane(name)["state"]
+
+
+def test_direct_connections_shed_cron_and_not_web(make_weir, fill, tidy):
+    weir = make_weir(lanes=lanes())
+    usable = weir.usage()["usable"]
+    established = tidy(weir.raw("cron-old"))
+    assert state(weir, "cron") == "open"
+    fill(int(usable * 0.8))
+    eventually(lambda: state(weir, "cron") == state(weir, "reports") == "shedding", what="shedding")
+    usage = weir.usage()
+    assert usage["bypass"] >= int(usable * 0.8) and usage["percent"] >= 75
+
+    waiting, login = queue_one(weir, "cron-new")
+    tidy(waiting)
+    eventually(lambda: weir.lane("cron")["waiting"] == 1)
+    fields = refused(weir, "reports")
+    assert "nearly full" in fields["M"]
+    assert weir.metric("pgweir_refusals_total", lane="reports", reason="shed") == 1
+    assert state(weir, "web") == "open"
+    tidy(weir.raw("web"))
+    assert established.ok("select 1") == [["1"]], "new links only"
+
+    # Between the thresholds: it stays as it is.
+    fill(int(usable * 0.70) - 3)
+    eventually(lambda: 65 <= weir.usage()["percent"] < 75)
+    holds(lambda: state(weir, "cron") == "shedding" and not login.done(), 1.5)
+
+    fill(int(usable * 0.4))
+    eventually(lambda: state(weir, "cron") == state(weir, "reports") == "open", what="recovery")
+    login.result(10)
+    tidy(weir.raw("reports"))
+
+    # And up to between the thresholds again: still open.
+    fill(int(usable * 0.70) - 5)
+    eventually(lambda: 65 <= weir.usage()["percent"] < 75)
+    holds(lambda: state(weir, "cron") == "open", 1)
+    assert weir.timeline_has("shed", "cron") and weir.timeline_has("unshed", "cron")
+
+
+def test_dwell(make_weir, fill):
+    weir = make_weir(lanes=lanes(shed_dwell="4s"))
+    fill(30)
+    eventually(lambda: state(weir, "cron") == "shedding")
+    began = time.monotonic()
+    fill(2)
+    eventually(lambda: state(weir, "reports") == "open")
+    assert state(weir, "cron") == "shedding"
+    eventually(lambda: state(weir, "cron") == "open")
+    assert time.monotonic() - began > 2
+
+
+def test_a_burst_between_samples_does_not_overshoot(make_weir, cluster, tidy):
+    weir = make_weir(lanes=lanes(), monitor={"interval": "10s", "stale_after": "60s"})
+    usable = weir.usage()["usable"]
+    waiting = [queue_one(weir, "cron") for _ in range(20)]
+    waiting += [queue_one(weir, "web") for _ in range(12)]
+    for client, _ in waiting:
+        tidy(client)
+    eventually(lambda: state(weir, "cron") == "shedding", timeout=5, what="own slots count at once")
+    before = weir.lane("cron")["slots"]
+    late, login = queue_one(weir, "cron")
+    tidy(late)
+    holds(lambda: not login.done(), 0.5)
+    assert weir.lane("cron")["slots"] <= before
+    assert cluster.count() <= usable
+
+
+def test_wait_timeout_of_a_shed_lane(make_weir, fill):
+    weir = make_weir(lanes=lanes(wait_timeout="1s"))
+    fill(32)
+    eventually(lambda: state(weir, "cron") == "shedding")
+    refused(weir, "cron")
+    assert weir.metric("pgweir_refusals_total", lane="cron", reason="shed") == 1
+
+
+def test_a_blind_monitor_sheds_lanes_with_a_threshold_only(make_weir, cluster, tidy):
+    weir = make_weir(lanes=lanes(), monitor={"interval": "200ms", "stale_after": "1s"})
+    try:
+        cluster.sql("alter role pgweir nologin")
+        cluster.sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'pgweir'")
+        eventually(lambda: state(weir, "cron") == "shedding", what="shedding without data")
+        assert state(weir, "web") == "open"
+        tidy(weir.raw("web"))
+        refused(weir, "reports")
+        assert weir.metric("pgweir_refusals_total", lane="reports", reason="monitor_stale") == 1
+    finally:
+        cluster.sql("alter role pgweir login")
+    eventually(lambda: state(weir, "cron") == "open", timeout=30, what="recovery")
+    assert weir.timeline_has("monitor_stale") and weir.timeline_has("monitor_ok")
+
+
+def test_a_monitor_that_sees_only_itself_is_an_error(make_weir, fill):
+    fill(30)
+    weir = make_weir(lanes=lanes(), monitor={"user": "weak_monitor", "stale_after": "1s"}, wait=False)
+    eventually(lambda: "pg_read_all_stats" in weir.log() or "pg_monitor" in weir.log(), what="a word about the missing right")
+    eventually(lambda: state(weir, "cron") == "shedding", what="no low reading")
+
+
+def test_usage_counts_own_slots_and_bypass_once(make_weir, cluster, fill, tidy):
+    weir = make_weir()
+    fill(7)
+    for _ in range(5):
+        tidy(weir.raw("web"))
+    # The monitor's own backend is bypass.
+    eventually(lambda: (weir.usage()["own_slots"], weir.usage()["bypass"]) == (5, 8))
+    usage = weir.usage()
+    assert usage["connections"] == 13 == cluster.count() and usage["max_connections"] == MAX
+    assert usage["usable"] == MAX - int(cluster.value("show superuser_reserved_connections"))
+    assert abs(usage["percent"] - 100 * 13 / usage["usable"]) < 0.6
+    assert abs(usage["percent_of_max"] - 100 * 13 / MAX) < 0.6
+    holds(lambda: weir.usage()["connections"] == 13, 1)
+
+
+def test_observe_sheds_on_paper_only(make_weir, fill, tidy):
+    weir = make_weir(mode="observe", lanes=lanes())
+    fill(30)
+    eventually(lambda: weir.timeline_has("shed", "cron"), what="the decision on record")
+    tidy(weir.raw("cron"))
+    tidy(weir.raw("reports"))
+
+
+def test_psycopg2_held_by_shedding_simply_takes_longer(make_weir, fill):
+    weir = make_weir(lanes=lanes())
+    fill(32)
+    eventually(lambda: state(weir, "cron") == "shedding")
+    connecting = background(weir.connect, "cron")
+    eventually(lambda: weir.lane("cron")["waiting"] == 1)
+    fill(3)
+    conn = connecting.result(15)
+    assert isinstance(conn, psycopg2.extensions.connection)
+    conn.close()
