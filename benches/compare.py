@@ -1,0 +1,149 @@
+"""Direct connections, PgBouncer (session mode), HAProxy (tcp mode) and pgweir side by side, interleaved in short
+runs, because nothing else helps on a busy machine, on a throw-away PostgreSQL. Started by benches/compare, which installs what is missing. Prints a Markdown table of medians; `ratio` is pgweir's figure by PgBouncer's of the
+same round: median over the rounds, and the quartiles."""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from measure import fake, load, report, targets  # noqa: E402
+from measure.process import counter  # noqa: E402
+from harness import Cluster  # noqa: E402
+from harness.cluster import ROLES  # noqa: E402
+from harness.weir import BINARY  # noqa: E402
+
+LOADS = [*load.MODES, "churn", "copy", "memory"]
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benches/compare", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round: about two minutes")
+    parser.add_argument("--only", metavar="NAMES", help=f"loads, with commas between: {', '.join(LOADS)}")
+    parser.add_argument("--rounds", type=int, help="rounds (default 10; --quick 1)")
+    parser.add_argument("--seconds", type=int, help="of each pgbench run (default 2)")
+    parser.add_argument("--copy-mb", type=int, help="of each COPY load, spread over the rounds (default 1000; --quick 100)")
+    parser.add_argument("--json", metavar="FILE", help="every round's figures")
+    args = parser.parse_args()
+    quick = args.quick
+    args.rounds = args.rounds or (1 if quick else 10)
+    args.seconds = args.seconds or 2
+    args.copy_mb = args.copy_mb or (100 if quick else 1000)
+    args.links = [1000] if quick else [1000, 5000]
+    args.only = args.only.split(",") if args.only else LOADS
+    unknown = set(args.only) - set(LOADS)
+    if unknown:
+        parser.error(f"no such load: {', '.join(sorted(unknown))}")
+    return args
+
+
+def name(mode, clients):
+    """A pgbench load in words."""
+    return f"-S {mode}, {clients} client{'s' if clients > 1 else ''}"
+
+
+def one_round(args, results, live, number):
+    """Every load once, target by target; each round begins with another target."""
+    order = live[number % len(live):] + live[:number % len(live)]
+    for mode in load.MODES:
+        for clients in (1, 8) if mode in args.only else ():
+            for target in order:
+                note(f"round {number + 1}: {name(mode, clients)}: {target.name}")
+                results.add(name(mode, clients), target.name, load.pgbench(target, mode, clients, args.seconds))
+    if "churn" in args.only:
+        for target in order:
+            note(f"round {number + 1}: churn: {target.name}")
+            results.add("-S -C, 8 clients", target.name, load.pgbench(target, "simple", 8, args.seconds, reconnect=True, latency=False))
+    for rows in load.ROWS if "copy" in args.only else ():
+        for target in order:
+            note(f"round {number + 1}: COPY, {rows}: {target.name}")
+            results.add(f"COPY out, {rows} rows", target.name, load.copy_out(target, rows, args.copy_mb / args.rounds))
+
+
+def once(args, results, live):
+    """What does not vary from round to round: system calls and memory."""
+    seconds = 1 if args.quick else 3
+    for target in live[1:]:
+        note(f"system calls: {target.name}")
+        for mode in load.MODES:
+            for clients in (1, 8) if mode in args.only else ():
+                results.add(name(mode, clients), target.name, load.system_calls(target, mode, clients, seconds))
+        if "churn" in args.only:
+            results.add("-S -C, 8 clients", target.name, load.system_calls(target, "simple", 8, seconds, reconnect=True))
+    for kind in targets.PROXIES if "memory" in args.only else ():
+        note(f"idle links: {kind.name}")
+        results.add("idle links after a query", kind.name, load.idle_memory(kind, args.links))
+
+
+def prepare():
+    """A PostgreSQL with pgbench's tables."""
+    cluster = Cluster(max_connections=300, shared_buffers="256MB", max_wal_senders="0", wal_level="minimal", log_min_messages="fatal",
+                      log_checkpoints="off").start()
+    for statement in ROLES.strip().rstrip(";").split(";\n"):
+        cluster.sql(statement)
+    cluster.sql("create database bench owner odoo")
+    load.run([cluster.bin / "pgbench", "-i", "-q", "-s", "5"], cluster.port)
+    cluster.sql("vacuum analyze", dbname="bench")
+    return cluster
+
+
+def about(results):
+    """Under what circumstances."""
+    def first_line(argv):
+        return subprocess.run(argv, capture_output=True, text=True).stdout.splitlines()[0]
+
+    cpu = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    return [f"{os.cpu_count()} × {cpu}, Linux {platform.release()}, load average {os.getloadavg()[1]:.1f}",
+            first_line(["/usr/sbin/pgbouncer", "-V"]) + "; " + first_line(["/usr/sbin/haproxy", "-v"]),
+            f"system calls counted by {counter()}; rounds of the direct run lie up to {report.noise(results):.0f} % apart"]
+
+
+def note(text):
+    """Progress, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main():
+    """Measures and prints."""
+    args = arguments()
+    if not BINARY.exists():
+        sys.exit(f"{BINARY} is not built: cargo build --release")
+    fake.raise_file_limit()
+    results, live = report.Results(), []
+    cluster = prepare()
+    try:
+        for kind in targets.ALL:
+            live.append(kind(cluster).start())
+        for target in live:
+            load.pgbench(target, "simple", 8, 1, latency=False)
+        for number in range(args.rounds):
+            one_round(args, results, live, number)
+            save(args, results)
+        once(args, results, live)
+    finally:
+        for target in live:
+            target.close()
+        cluster.close()
+    results.derive()
+    print(f"`{shlex.join(['benches/compare', *sys.argv[1:]])}`\n")
+    print(report.table(results, [kind.name for kind in targets.ALL]) + "\n")
+    for line in about(results):
+        print(f"- {line}")
+    save(args, results)
+
+
+def save(args, results):
+    """Writes --json; after each round, so that a run that is broken off is not lost."""
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(results.as_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
