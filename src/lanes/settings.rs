@@ -192,3 +192,54 @@ pub struct Settings {
     /// Process-wide.
     pub limits: Limits,
 }
+
+impl LaneSettings {
+    /// A lane with `quota` slots and every optional limit, threshold and rule absent.
+    pub fn new(name: &str, quota: u32) -> Self {
+        Self {
+            name: name.into(),
+            protected: false,
+            default: false,
+            priority: 5,
+            quota,
+            reserve: 0,
+            per_application: 0,
+            per_user: 0,
+            per_database: 0,
+            per_address: 0,
+            shed_above: None,
+            shed_below: 65.0,
+            shed_dwell: Duration::from_secs(5),
+            on_shed: Disposition::Hold,
+            freeze: false,
+            on_pause: Disposition::Hold,
+            pause_hold_timeout: None,
+            wait_timeout: Duration::from_secs(30),
+            max_waiting: 500,
+            connect_rate: None,
+            reclaim_idle_after: None,
+            rules: Vec::new(),
+            idle_in_transaction: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Settings of `lanes`, without applications and without a monitor.
+    pub fn new(lanes: Vec<LaneSettings>) -> Self {
+        Self {
+            lanes,
+            applications: Vec::new(),
+            limits: Limits {
+                max_clients: 10_000,
+                max_logins: 64,
+                startup_timeout: Duration::from_secs(10),
+                max_resets_per_minute: 10,
+                headroom: 0,
+                stale_after: Duration::from_secs(5),
+                monitored: false,
+                observe: false,
+            },
+        }
+    }
+}

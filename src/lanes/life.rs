@@ -1,0 +1,255 @@
+//! A link's life, from its arrival to the end of its slot.
+
+use std::net::SocketAddr;
+
+use super::breaker::Trouble;
+use super::guard::{Action, Arrival, Arrived, DialFailure, Guard, Lane, SELF};
+use super::ids::LinkId;
+use super::ledger::{Link, Phase};
+use super::queue::Place;
+use crate::clock::Moment;
+use crate::reason::{Reason, Refusal};
+
+impl Guard {
+    /// A client wants a slot.
+    pub fn arrive(&mut self, now: Moment, link: LinkId, who: Arrival) -> Arrived {
+        if let Some(known) = self.ledger.get(link) {
+            // A shell that arrives twice has a bug; answering what is keeps the counts right.
+            return if known.phase.has_slot() { Arrived::Granted } else { self.waiting_answer(now, link) };
+        }
+        let home = self.known(who.lane);
+        let home = if self.lane_ref(home).retired { self.default } else { home };
+        let place = Place::new(who.nested, now, self.next_seq());
+        let new = Link {
+            home,
+            visiting: None,
+            application: who.application,
+            user: who.user,
+            database: who.database,
+            address: who.address.map(|address| address.to_canonical()),
+            replication: who.replication,
+            phase: Phase::Waiting,
+            place,
+            not_before: Moment::default(),
+            failures: 0,
+            admitted: false,
+            shed: false,
+            dialled_at: now,
+            pid: None,
+            local: None,
+            counted: None,
+            held: None,
+        };
+        self.ledger.insert(link, new);
+        self.lane_mut(home).queue.insert(place, link);
+        self.decide(now, link, true)
+    }
+
+    /// Settles everything after `link` was put into its queue; its own fate is the answer.
+    fn decide(&mut self, now: Moment, link: LinkId, bounded: bool) -> Arrived {
+        self.caller = Some(link);
+        self.caller_refusal = None;
+        self.reject_if_told_to(now, link);
+        self.settle(now);
+        let home = self.ledger.get(link).filter(|known| !known.phase.has_slot()).map(|known| known.home);
+        if let Some(home) = home.filter(|_| bounded) {
+            let lane = self.lane_ref(home);
+            if lane.queue.len() > lane.settings.max_waiting as usize {
+                self.refuse_waiting(now, link, Reason::QueueFull);
+            }
+        }
+        self.caller = None;
+        match self.caller_refusal.take() {
+            Some(refusal) => Arrived::Refused(refusal),
+            None if home.is_none() => Arrived::Granted,
+            None => self.waiting_answer(now, link),
+        }
+    }
+
+    fn waiting_answer(&self, now: Moment, link: LinkId) -> Arrived {
+        Arrived::Waiting(self.why_waiting(now, link))
+    }
+
+    /// A waiting client went away, or a granted link that never dialled.
+    pub fn hang_up(&mut self, now: Moment, link: LinkId) {
+        let phase = self.ledger.get(link).map(|known| known.phase);
+        if matches!(phase, Some(Phase::Waiting | Phase::Dialling)) {
+            self.forget(now, link);
+            self.settle(now);
+        }
+    }
+
+    /// The TCP connection is there, from `local`; none over a Unix socket.
+    pub fn dialling(&mut self, now: Moment, link: LinkId, local: Option<SocketAddr>) {
+        let _ = now;
+        self.ledger.update(link, |known| {
+            if known.phase == Phase::Dialling {
+                known.phase = Phase::Login;
+                known.local = local;
+            }
+        });
+    }
+
+    /// Upstream answered, with whatever says that it runs.
+    pub fn upstream_answered(&mut self, now: Moment, link: LinkId) {
+        // The answer of a full server is an authentication request like any other: only a login tells.
+        let down = self.breaker.trouble() == Some(Trouble::Down);
+        if down && self.ledger.get(link).is_some_and(|known| known.phase.has_slot()) {
+            self.upstream_is_well();
+            self.settle(now);
+        }
+    }
+
+    fn upstream_is_well(&mut self) {
+        if self.breaker.trouble() == Some(Trouble::Down) {
+            self.timeline("upstream_up", None, None, "PostgreSQL answers again".to_owned(), SELF);
+        }
+        self.breaker.healthy();
+    }
+
+    /// The dial failed, and its slot is free. With `may_wait` (nothing was asked of the client yet) it goes back to its old place.
+    pub fn dial_failed(&mut self, now: Moment, link: LinkId, why: DialFailure, may_wait: bool) -> Arrived {
+        let reason = match why {
+            DialFailure::Down(_) => Reason::UpstreamDown,
+            DialFailure::Full => Reason::UpstreamFull,
+        };
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else {
+            return Arrived::Refused(Refusal::new(reason, "", ""));
+        };
+        let (home, place, failures) = (known.home, known.place, known.failures + 1);
+        self.record_failure(now, Some(link), why);
+        let overdue = self.wait_ends(home, place).is_some_and(|ends| ends <= now);
+        if !may_wait || overdue {
+            let refusal = self.refusal(now, home, Some(link), reason);
+            self.count_refusal(home, reason);
+            self.forget(now, link);
+            self.settle(now);
+            return Arrived::Refused(refusal);
+        }
+        self.bury(now, link);
+        // The breaker spaces out the others; those it does not stop get a back-off of their own.
+        let own_backoff = self.has_own_backoff(self.lane_ref(home));
+        let not_before = if own_backoff { now + self.jitter.backoff(failures) } else { now };
+        self.ledger.update(link, |known| {
+            known.phase = Phase::Waiting;
+            known.failures = failures;
+            known.not_before = not_before;
+            known.pid = None;
+            known.local = None;
+        });
+        self.lane_mut(home).queue.insert(place, link);
+        self.decide(now, link, false)
+    }
+
+    /// Whether the breaker does not stop a lane's links.
+    pub(super) fn has_own_backoff(&self, lane: &Lane) -> bool {
+        lane.settings.protected || self.limits.observe
+    }
+
+    fn record_failure(&mut self, now: Moment, link: Option<LinkId>, why: DialFailure) {
+        match why {
+            DialFailure::Full => self.upstream_said_full(now, link),
+            DialFailure::Down(cause) => {
+                if self.breaker.failed(now, link, Trouble::Down, &mut self.jitter) {
+                    let text = format!("PostgreSQL cannot be reached: {cause}");
+                    self.timeline("upstream_down", None, link, text, SELF);
+                }
+            }
+        }
+    }
+
+    fn upstream_said_full(&mut self, now: Moment, link: Option<LinkId>) {
+        self.too_many_clients += 1;
+        self.breaker.failed(now, link, Trouble::Full, &mut self.jitter);
+        if self.usage.latch(now) {
+            let text = format!(
+                "PostgreSQL said \"too many clients\" with {} own slots; usage counts as 100 %",
+                self.ledger.counts().own
+            );
+            self.timeline("too_many_clients", None, link, text, SELF);
+        }
+        self.act_once(Action::SampleNow);
+        self.pause_ramps_above(now, now);
+    }
+
+    /// A true "too many clients" where no redial is possible any more.
+    pub fn too_many_clients(&mut self, now: Moment) {
+        self.upstream_said_full(now, None);
+        self.settle(now);
+    }
+
+    /// The first ReadyForQuery: the login is over. A pid of 0 or less is none.
+    pub fn login_done(&mut self, now: Moment, link: LinkId, pid: i32) {
+        let pid = Some(pid).filter(|pid| *pid > 0);
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else { return };
+        let dialled_at = known.dialled_at;
+        // PostgreSQL gave the pid away again: whoever had it is gone, whatever became of its socket.
+        if let Some(dead) = pid.and_then(|pid| self.ledger.by_pid(pid)).filter(|dead| *dead != link) {
+            self.forget(now, dead);
+        }
+        self.ledger.update(link, |known| {
+            known.phase = Phase::Established;
+            known.pid = pid;
+        });
+        self.usage.login_succeeded(dialled_at);
+        if !self.usage.is_latched() {
+            self.upstream_is_well();
+        }
+        self.settle(now);
+    }
+
+    /// We began to close the upstream connection; the slot lives on.
+    pub fn closing(&mut self, now: Moment, link: LinkId) {
+        self.end_slot(now, link, Phase::Closing);
+    }
+
+    /// Nobody watches the upstream connection any more and no EOF was seen: a sample must free the slot.
+    pub fn zombie(&mut self, now: Moment, link: LinkId) {
+        self.end_slot(now, link, Phase::Zombie { since: now });
+    }
+
+    fn end_slot(&mut self, now: Moment, link: LinkId, phase: Phase) {
+        match self.ledger.get(link).map(|known| known.phase) {
+            None | Some(Phase::Zombie { .. }) => return,
+            Some(Phase::Waiting) => self.forget(now, link),
+            Some(_) => {
+                self.breaker.gone(now, link);
+                self.drop_hold(now, link);
+                self.ledger.update(link, |known| {
+                    known.visiting = None;
+                    known.phase = phase;
+                });
+            }
+        }
+        self.settle(now);
+    }
+
+    /// EOF or RST was read from upstream: the slot is free and the link forgotten.
+    pub fn closed(&mut self, now: Moment, link: LinkId) {
+        if self.ledger.get(link).is_some() {
+            self.forget(now, link);
+            self.settle(now);
+        }
+    }
+
+    /// Takes a link out of everything; a sample under way may still list its backend.
+    pub(super) fn forget(&mut self, now: Moment, link: LinkId) {
+        self.bury(now, link);
+        self.forget_quietly(now, link);
+    }
+
+    fn bury(&mut self, now: Moment, link: LinkId) {
+        let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.replication);
+        if let Some(known) = slot {
+            self.usage.bury(now, known);
+        }
+    }
+
+    pub(super) fn forget_quietly(&mut self, now: Moment, link: LinkId) {
+        self.breaker.gone(now, link);
+        self.drop_hold(now, link);
+        if let Some(known) = self.ledger.remove(link) {
+            self.lane_mut(known.home).queue.remove(known.place);
+        }
+    }
+}

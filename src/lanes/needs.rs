@@ -1,0 +1,119 @@
+//! Whose idle links would help somebody who waits, and whether a leak keeps somebody waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::guard::{Guard, Harm};
+use super::ids::{LaneId, LinkId};
+use super::ledger::Link;
+use crate::clock::Moment;
+use crate::reason::Reason;
+
+/// Waiting links looked at per lane: more than that cannot be helped by one sweep anyway.
+const WAITERS_MAX: usize = 64;
+
+/// Slots that waiting links could have if idle links were closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReclaimNeed {
+    /// Lanes whose links may be closed, each with the idle time after which.
+    pub lanes: Vec<(LaneId, Duration)>,
+    /// Which of their links would help; none: all.
+    pub among: Option<BTreeSet<LinkId>>,
+    /// How many to close at most; slots that are closing already are taken off.
+    pub count: u32,
+}
+
+impl ReclaimNeed {
+    /// Whether links of `lane` may help.
+    pub fn concerns(&self, lane: LaneId) -> bool {
+        self.lanes.iter().any(|(one, _)| *one == lane)
+    }
+}
+
+/// What waiting links of a lane lack, those alike together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Lack {
+    lane: LaneId,
+    reason: Reason,
+    /// The application, user, database or address that is full; empty where it is the lane or the budget.
+    whose: String,
+}
+
+impl Guard {
+    /// What idle links of lanes with `reclaim_idle_after` could do for those who wait: links of the waiting link's own lane, and of worse
+    /// lanes where these stand in its way.
+    pub fn wants_reclaim(&self, now: Moment) -> Vec<ReclaimNeed> {
+        let mut lacks: BTreeMap<Lack, u32> = BTreeMap::new();
+        for lane in &self.order {
+            for (_, link) in self.lane_ref(*lane).queue.iter().take(WAITERS_MAX) {
+                let Some(known) = self.ledger.get(link) else { continue };
+                let reason = self.why_waiting(now, link);
+                if let Some(whose) = whose(reason, known) {
+                    *lacks.entry(Lack { lane: *lane, reason, whose }).or_default() += 1;
+                }
+            }
+        }
+        lacks.into_iter().filter_map(|(lack, waiting)| self.need(&lack, waiting)).collect()
+    }
+
+    fn need(&self, lack: &Lack, waiting: u32) -> Option<ReclaimNeed> {
+        let own_only = !matches!(lack.reason, Reason::ApplicationFull | Reason::UpstreamBudget);
+        let priority = self.lane_ref(lack.lane).settings.priority;
+        let helps = |lane: LaneId| {
+            let state = self.lane_ref(lane);
+            let worse = !own_only && state.settings.priority > priority;
+            // What another lane has of its own reserve would go back to that reserve.
+            let beyond_floor = self.ledger.lane(lane).residents > state.floor();
+            lane == lack.lane || (worse && beyond_floor)
+        };
+        let lanes: Vec<_> = self
+            .order
+            .iter()
+            .filter(|lane| helps(**lane))
+            .filter_map(|lane| Some((*lane, self.lane_ref(*lane).settings.reclaim_idle_after?)))
+            .collect();
+        let matches = |link: &Link| whose(lack.reason, link).as_ref() == Some(&lack.whose);
+        let concerned =
+            |link: &Link| link.phase.has_slot() && (!own_only || link.home == lack.lane) && matches(link);
+        let (ending, among) = if lack.whose.is_empty() {
+            let counts = self.ledger.counts();
+            let lane = self.ledger.lane(lack.lane);
+            (if own_only { lane.ending } else { counts.own_ending }, None)
+        } else {
+            let links = || self.ledger.iter().filter(|(_, link)| concerned(link));
+            let ending = links().filter(|(_, link)| link.phase.is_ending()).count();
+            (u32::try_from(ending).unwrap_or(u32::MAX), Some(links().map(|(id, _)| id).collect()))
+        };
+        let count = waiting.saturating_sub(ending);
+        (count > 0 && !lanes.is_empty()).then_some(ReclaimNeed { lanes, among, count })
+    }
+
+    /// Whether a leak of an application in a lane keeps others from working.
+    pub fn harm(&self, lane: LaneId, application: &str) -> Harm {
+        let state = self.lane_ref(lane);
+        let lane_full = self.ledger.lane(lane).load() >= state.quota() && !state.queue.is_empty();
+        let counts = self.ledger.counts().application(application);
+        let quota = self.applications.iter().find(|app| &*app.name == application).and_then(|app| app.quota);
+        let application_full = quota.is_some_and(|quota| counts.slots >= quota && counts.waiting > 0);
+        Harm {
+            full_with_waiters: lane_full || application_full,
+            usage_above_shed_below: self
+                .usage_percent()
+                .is_some_and(|usage| usage > state.settings.shed_below),
+        }
+    }
+}
+
+/// Of what a link has too little, if a closed link could give it.
+fn whose(reason: Reason, link: &Link) -> Option<String> {
+    Some(match reason {
+        Reason::LaneFull => String::new(),
+        Reason::UpstreamBudget if !link.replication => String::new(),
+        Reason::ApplicationFull if !link.replication => link.application.to_string(),
+        Reason::ApplicationLimit => link.application.to_string(),
+        Reason::UserLimit => link.user.to_string(),
+        Reason::DatabaseLimit => link.database.to_string(),
+        Reason::AddressLimit => link.address?.to_string(),
+        _ => return None,
+    })
+}

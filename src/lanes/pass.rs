@@ -1,0 +1,433 @@
+//! Admission: one function, [`Guard::pass`], after every event.
+//!
+//! Lanes below their reserve come first, then by priority, then by who waits longest; inside a lane first come first served, but one who
+//! is stopped by a limit of its own does not stop those behind it. One who is stopped by nothing but the pace of logins keeps its
+//! place in budget and application against worse lanes (an *earmark*): or a slow login would hand a user's slot to a batch job.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::guard::{Guard, Lane};
+use super::ids::{LaneId, LinkId};
+use super::ledger::{Link, Phase};
+use super::settings::ApplicationSettings;
+use crate::clock::Moment;
+use crate::reason::Reason;
+
+/// Who of a lane was stopped by the pace of logins in the last pass.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stops {
+    /// By the lane's own limit.
+    pub lane_logins: bool,
+    /// By the limit of all lanes.
+    pub all_logins: bool,
+    /// By an address's.
+    pub addresses: BTreeSet<IpAddr>,
+    /// By `connect_rate`.
+    pub rate: bool,
+}
+
+/// Slots kept for waiters stopped only by the pace of logins.
+#[derive(Clone, Debug, Default)]
+struct Earmarks {
+    /// Non-replication slots.
+    own: u32,
+    /// Slots, replication included: what counts against the lane.
+    lane: u32,
+    by_application: BTreeMap<Arc<str>, u32>,
+}
+
+/// What better lanes have earmarked, beyond what is reserved for them anyway.
+#[derive(Clone, Debug, Default)]
+struct Claims {
+    own: u32,
+    by_application: BTreeMap<Arc<str>, u32>,
+}
+
+/// What stops a waiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// Its lane: those behind it are stopped as well.
+    Lane(Reason),
+    /// Itself.
+    Link(Reason),
+}
+
+impl Stop {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Lane(reason) | Self::Link(reason) => reason,
+        }
+    }
+}
+
+/// What stops a login that nothing else stops.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    LaneLogins,
+    AllLogins,
+    Address(IpAddr),
+    Rate,
+}
+
+impl Pace {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Rate => Reason::ConnectRate,
+            _ => Reason::LoginLimit,
+        }
+    }
+}
+
+impl Guard {
+    /// Grants everything that may be granted now.
+    pub(super) fn pass(&mut self, now: Moment) {
+        for index in 0..self.lanes.len() {
+            self.lanes[index].stops = Stops::default();
+        }
+        if self.ledger.counts().waiting == 0 {
+            return;
+        }
+        if self.limits.observe {
+            return self.pass_observing(now);
+        }
+        self.count_newly_shed();
+        while let Some(link) = self.next_grant(now) {
+            self.grant(now, link);
+            self.evaluate_shed(now);
+            self.count_newly_shed();
+        }
+    }
+
+    /// Observe mode: record what would stop a link, and let it go.
+    fn pass_observing(&mut self, now: Moment) {
+        let queues = self.lanes.iter().flat_map(|lane| lane.queue.iter());
+        for link in queues.map(|(_, link)| link).collect::<Vec<_>>() {
+            let Some(known) = self.ledger.get(link).filter(|known| known.not_before <= now) else { continue };
+            let (home, first) = (known.home, known.failures == 0);
+            let stop = self.stop(now, link, &Claims::default(), &Earmarks::default()).map(Stop::reason);
+            let stop = stop.or_else(|| self.pace(now, link).map(Pace::reason));
+            if let Some(reason) = stop.filter(|_| first) {
+                if matches!(reason, Reason::Shed | Reason::MonitorStale) && self.lane_ref(home).shed.is_on() {
+                    self.count_shed(link);
+                }
+                self.observed(now, link, reason, false);
+            }
+            self.grant(now, link);
+            self.evaluate_shed(now);
+        }
+    }
+
+    fn count_newly_shed(&mut self) {
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            if !lane.shed.is_on() || lane.queue.is_empty() {
+                continue;
+            }
+            let uncounted = |link: &LinkId| self.ledger.get(*link).is_some_and(|known| !known.shed);
+            let waiting = lane.queue.iter().map(|(_, link)| link);
+            for link in waiting.filter(uncounted).collect::<Vec<_>>() {
+                self.count_shed(link);
+            }
+        }
+    }
+
+    fn grant(&mut self, now: Moment, link: LinkId) {
+        let granted = self.ledger.update(link, |known| {
+            known.phase = Phase::Dialling;
+            known.dialled_at = now;
+            (known.home, known.place, !std::mem::replace(&mut known.admitted, true))
+        });
+        let Some((home, place, first)) = granted else { return };
+        let observe = self.limits.observe;
+        let lane = self.lane_mut(home);
+        lane.queue.remove(place);
+        lane.counters.admitted += u64::from(first);
+        let is_exempt = first && !observe && lane.passes_pause(place);
+        if !lane.settings.protected {
+            lane.rate.take(now);
+            self.breaker.granted(link);
+        }
+        if is_exempt {
+            self.exempted(now, home, link);
+        }
+        self.grant_action(link);
+    }
+
+    fn next_grant(&mut self, now: Moment) -> Option<LinkId> {
+        let waiting = self.order.iter().filter(|lane| !self.lane_ref(**lane).queue.is_empty());
+        let waiting: Vec<LaneId> = waiting.copied().collect();
+        for lane in waiting.iter().filter(|lane| self.below_floor(**lane, 0)) {
+            let found = self.first_floor_waiter(now, *lane);
+            if found.is_some() {
+                return found;
+            }
+        }
+        let mut waiting: Vec<_> = waiting
+            .into_iter()
+            .map(|id| {
+                let lane = self.lane_ref(id);
+                (lane.settings.priority, lane.queue.oldest(), id)
+            })
+            .collect();
+        // Stable: what is alike stays in file order.
+        waiting.sort_by_key(|(priority, oldest, _)| (*priority, *oldest));
+        let mut claims = Claims::default();
+        for same in waiting.chunk_by(|a, b| a.0 == b.0) {
+            let mut new = Vec::new();
+            for (_, _, lane) in same {
+                let mut stops = Stops::default();
+                let mut earmarks = Earmarks::default();
+                let found = self.scan(now, *lane, &claims, &mut earmarks, &mut stops);
+                self.lane_mut(*lane).stops = stops;
+                if found.is_some() {
+                    return found;
+                }
+                new.push((*lane, earmarks));
+            }
+            new.into_iter().for_each(|(lane, earmarks)| self.claim(&mut claims, lane, earmarks));
+        }
+        None
+    }
+
+    fn first_floor_waiter(&self, now: Moment, lane: LaneId) -> Option<LinkId> {
+        let nothing = (Claims::default(), Earmarks::default());
+        for (_, link) in self.lane_ref(lane).queue.iter() {
+            if self.ledger.get(link).is_none_or(|known| known.replication) {
+                continue;
+            }
+            match self.stop(now, link, &nothing.0, &nothing.1) {
+                None => match self.pace(now, link) {
+                    None => return Some(link),
+                    Some(Pace::Address(_)) => {}
+                    Some(_) => return None,
+                },
+                Some(Stop::Link(Reason::UpstreamBudget)) => return None,
+                // As in `scan`.
+                Some(Stop::Lane(_)) => return None,
+                Some(Stop::Link(_)) => {}
+            }
+        }
+        None
+    }
+
+    /// The first in a lane's queue who may go; else what of it is stopped by the pace of logins.
+    fn scan(
+        &self,
+        now: Moment,
+        lane: LaneId,
+        claims: &Claims,
+        earmarks: &mut Earmarks,
+        stops: &mut Stops,
+    ) -> Option<LinkId> {
+        // Stopped applications of this scan: thousands may wait for the same one.
+        let mut full: BTreeSet<&str> = BTreeSet::new();
+        let mut budget_is_spent = false;
+        for (_, link) in self.lane_ref(lane).queue.iter() {
+            let Some(known) = self.ledger.get(link) else { continue };
+            if !known.replication && (budget_is_spent || full.contains(&*known.application)) {
+                continue;
+            }
+            match self.stop(now, link, claims, earmarks) {
+                // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
+                Some(Stop::Lane(_)) => break,
+                Some(Stop::Link(Reason::ApplicationFull)) => drop(full.insert(&known.application)),
+                Some(Stop::Link(Reason::UpstreamBudget)) => budget_is_spent = true,
+                Some(Stop::Link(_)) => {}
+                None => {
+                    let Some(pace) = self.pace(now, link) else { return Some(link) };
+                    match pace {
+                        Pace::LaneLogins => stops.lane_logins = true,
+                        Pace::AllLogins => stops.all_logins = true,
+                        Pace::Address(address) => drop(stops.addresses.insert(address)),
+                        Pace::Rate => stops.rate = true,
+                    }
+                    earmarks.lane += 1;
+                    if !known.replication {
+                        earmarks.own += 1;
+                        *earmarks.by_application.entry(known.application.clone()).or_default() += 1;
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn claim(&self, claims: &mut Claims, lane: LaneId, earmarks: Earmarks) {
+        let reserved = self.unfilled(lane);
+        claims.own += earmarks.own.saturating_sub(reserved);
+        for (application, slots) in earmarks.by_application {
+            let shares = self.application_settings(&application).is_some_and(|app| self.may_match(app, lane));
+            let beyond = if shares { slots.saturating_sub(reserved) } else { slots };
+            *claims.by_application.entry(application).or_default() += beyond;
+        }
+    }
+
+    /// Slots reserved for a lane that it does not have. Visitors do not fill its reserve: they leave again.
+    pub(super) fn unfilled(&self, lane: LaneId) -> u32 {
+        self.lane_ref(lane).floor().saturating_sub(self.ledger.lane(lane).residents)
+    }
+
+    fn below_floor(&self, lane: LaneId, earmarked: u32) -> bool {
+        self.unfilled(lane) > earmarked
+    }
+
+    fn application_settings(&self, name: &str) -> Option<&ApplicationSettings> {
+        self.applications.iter().find(|app| &*app.name == name)
+    }
+
+    fn may_match(&self, app: &ApplicationSettings, lane: LaneId) -> bool {
+        app.lanes.contains(&self.lane_ref(lane).settings.name)
+    }
+
+    /// Why a link waits, for people: its first failing check.
+    pub(super) fn why_waiting(&self, now: Moment, link: LinkId) -> Reason {
+        match self.stop(now, link, &Claims::default(), &Earmarks::default()) {
+            Some(stop) => stop.reason(),
+            // What is left is kept for those who came first.
+            None => self.pace(now, link).map_or(Reason::UpstreamBudget, Pace::reason),
+        }
+    }
+
+    /// The first failing check but the pace of logins, in the order of ARCHITECTURE.md.
+    fn stop(&self, now: Moment, link: LinkId, claims: &Claims, earmarks: &Earmarks) -> Option<Stop> {
+        let known = self.ledger.get(link)?;
+        let lane = self.lane_ref(known.home);
+        if let Some(reason) = self.lane_stop(now, known, lane) {
+            return Some(Stop::Lane(reason));
+        }
+        if !lane.settings.protected {
+            if let Some(reason) = self.breaker.stops(now) {
+                return Some(Stop::Lane(reason));
+            }
+        } else if known.not_before > now {
+            return Some(Stop::Link(Reason::UpstreamDown));
+        }
+        if self.ledger.lane(known.home).load() + earmarks.lane >= lane.quota() {
+            return Some(Stop::Lane(Reason::LaneFull));
+        }
+        let on_floor = !known.replication && self.below_floor(known.home, earmarks.own);
+        if !known.replication && self.application_is_full(known, on_floor, claims, earmarks) {
+            return Some(Stop::Link(Reason::ApplicationFull));
+        }
+        if let Some(reason) = self.partial_limit(known, lane) {
+            return Some(Stop::Link(reason));
+        }
+        if !known.replication && self.budget_is_spent(known.home, on_floor, claims, earmarks) {
+            return Some(Stop::Link(Reason::UpstreamBudget));
+        }
+        None
+    }
+
+    /// Pause, ramp, missing data, shedding: what stops a lane's arrivals. Of these only a pause that holds lets nested ones pass.
+    fn lane_stop(&self, now: Moment, known: &Link, lane: &Lane) -> Option<Reason> {
+        if lane.retired {
+            return Some(Reason::LaneFull);
+        }
+        if lane.pause.is_some() && !lane.passes_pause(known.place) {
+            return Some(Reason::Paused);
+        }
+        let load = self.ledger.lane(known.home).load();
+        if lane.ramp.as_ref().is_some_and(|ramp| load >= ramp.allowance(lane.quota())) {
+            return Some(Reason::Paused);
+        }
+        if !lane.settings.protected && self.usage.is_cold(now, &self.limits) {
+            return Some(Reason::MonitorStale);
+        }
+        lane.shed.is_on().then(|| self.shed_reason())
+    }
+
+    fn application_is_full(
+        &self,
+        known: &Link,
+        on_floor: bool,
+        claims: &Claims,
+        earmarks: &Earmarks,
+    ) -> bool {
+        let Some(settings) = self.application_settings(&known.application) else { return false };
+        let Some(quota) = settings.quota else { return false };
+        let of = |map: &BTreeMap<Arc<str>, u32>| map.get(&known.application).copied().unwrap_or(0);
+        let slots = self.ledger.counts().application(&known.application).slots;
+        let taken = slots + of(&earmarks.by_application);
+        if on_floor {
+            return taken >= quota;
+        }
+        let others =
+            self.order.iter().filter(|lane| **lane != known.home && self.may_match(settings, **lane));
+        let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();
+        taken + of(&claims.by_application) + reserved >= quota
+    }
+
+    fn partial_limit(&self, known: &Link, lane: &Lane) -> Option<Reason> {
+        let counts = self.ledger.lane(known.home);
+        let settings = &lane.settings;
+        let reached = |limit: u32, slots: &dyn Fn() -> u32| limit > 0 && slots() >= limit;
+        if reached(settings.per_application, &|| counts.of_application(&known.application)) {
+            return Some(Reason::ApplicationLimit);
+        }
+        if reached(settings.per_user, &|| counts.of_user(&known.user)) {
+            return Some(Reason::UserLimit);
+        }
+        if reached(settings.per_database, &|| counts.of_database(&known.database)) {
+            return Some(Reason::DatabaseLimit);
+        }
+        let address = known.address?;
+        reached(settings.per_address, &|| counts.of_address(address)).then_some(Reason::AddressLimit)
+    }
+
+    fn budget_is_spent(&self, home: LaneId, on_floor: bool, claims: &Claims, earmarks: &Earmarks) -> bool {
+        let Some(budget) = self.usage.budget(&self.limits) else { return false };
+        let taken = self.ledger.counts().own + earmarks.own;
+        if on_floor {
+            return taken >= budget;
+        }
+        let others = self.order.iter().filter(|lane| **lane != home);
+        let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();
+        taken + claims.own + reserved >= budget
+    }
+
+    /// What stops a login that nothing else stops.
+    fn pace(&self, now: Moment, link: LinkId) -> Option<Pace> {
+        let known = self.ledger.get(link)?;
+        let lane = self.lane_ref(known.home);
+        let counts = self.ledger.lane(known.home);
+        if counts.logins >= (lane.quota() / 4).max(1) {
+            return Some(Pace::LaneLogins);
+        }
+        if lane.settings.protected {
+            return None;
+        }
+        // A lane with a reserve may always have one login under way, whatever the others do.
+        let first_of_reserved = lane.settings.reserve > 0 && counts.logins == 0;
+        if !first_of_reserved && self.ledger.counts().logins >= self.logins_max() {
+            return Some(Pace::AllLogins);
+        }
+        let address_max = (self.limits.max_logins / 2).max(1);
+        if let Some(address) = known.address.filter(|a| self.ledger.counts().logins_from(*a) >= address_max) {
+            return Some(Pace::Address(address));
+        }
+        (lane.rate.allowed_at() > now).then_some(Pace::Rate)
+    }
+
+    /// Logins in progress at most, protected lanes left out.
+    fn logins_max(&self) -> u32 {
+        let share = self.usage.budget(&self.limits).map_or(u32::MAX, |budget| (budget / 4).max(1));
+        share.min(self.limits.max_logins)
+    }
+
+    /// Whether others wait for this link's login to end: a stalled one may be ended early.
+    pub fn pressure(&self, link: LinkId) -> bool {
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else { return false };
+        let lane = self.lane_ref(known.home);
+        if lane.stops.lane_logins {
+            return true;
+        }
+        let in_pool = !lane.settings.protected;
+        let anybody = self.lanes.iter().any(|lane| {
+            lane.stops.all_logins
+                || known.address.is_some_and(|address| lane.stops.addresses.contains(&address))
+        });
+        in_pool && anybody
+    }
+}

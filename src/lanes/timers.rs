@@ -1,0 +1,101 @@
+//! What time alone brings: the ends of waits, and when to look again.
+
+use std::time::Duration;
+
+use super::guard::{Guard, Lane};
+use super::ids::LaneId;
+use super::ledger::{Link, Phase};
+use super::queue::Place;
+use super::usage::ZOMBIE_MAX;
+use crate::clock::Moment;
+use crate::reason::Reason;
+
+impl Guard {
+    /// When the wait of a link in this place ends. A pause or ramp stops the clock of those it holds; afterwards it begins anew.
+    pub(super) fn wait_ends(&self, lane: LaneId, place: Place) -> Option<Moment> {
+        wait_ends(self.lane_ref(lane), place)
+    }
+
+    /// Refuses those who waited or were held for too long. True if anybody was.
+    pub(super) fn expire_waits(&mut self, now: Moment) -> bool {
+        let mut any = false;
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            let due =
+                |(place, link)| wait_ends(lane, place).filter(|ends| *ends <= now).map(|_| (place, link));
+            // Each of the two parts of the queue is in the order of its ends.
+            let nested = lane.queue.iter().take_while(|(place, _)| place.nested()).map_while(due);
+            let ordinary = lane.queue.iter().skip_while(|(place, _)| place.nested()).map_while(due);
+            let is_held = |place| !lane.is_open() && !lane.passes_pause(place);
+            let overdue: Vec<_> =
+                nested.chain(ordinary).map(|(place, link)| (is_held(place), link)).collect();
+            let held: Vec<_> = lane.held.iter().map_while(due).collect();
+            any |= !overdue.is_empty();
+            for (is_held, link) in overdue {
+                let reason = if is_held { Reason::PauseHoldTimeout } else { self.why_waiting(now, link) };
+                self.refuse_waiting(now, link, reason);
+            }
+            held.into_iter().for_each(|(_, link)| self.reject_held(now, link, Reason::PauseHoldTimeout));
+        }
+        any
+    }
+
+    /// In how long [`Guard::tick`] has something to do, if nothing else happens; none: nothing ever.
+    pub fn next_tick(&self, now: Moment) -> Option<Duration> {
+        let lanes = self.lanes.iter().flat_map(|lane| self.lane_timers(now, lane));
+        let all = lanes.chain(self.common_timers(now));
+        all.min().map(|at| at.since(now))
+    }
+
+    fn common_timers(&self, now: Moment) -> impl Iterator<Item = Moment> {
+        let limits = &self.limits;
+        let somebody_waits = self.ledger.counts().waiting > 0;
+        let blind = !limits.monitored || self.usage.is_stale(now, limits);
+        let zombies = (blind && self.ledger.counts().zombies > 0).then(|| {
+            let since = |link: &Link| match link.phase {
+                Phase::Zombie { since } => Some(since + ZOMBIE_MAX),
+                _ => None,
+            };
+            self.ledger.iter().filter_map(|(_, link)| since(link)).min()
+        });
+        let queues =
+            self.lanes.iter().filter(|lane| self.has_own_backoff(lane)).flat_map(|lane| lane.queue.iter());
+        let own_backoffs = queues.filter_map(|(_, link)| Some(self.ledger.get(link)?.not_before));
+        [
+            self.usage.stale_at(limits).filter(|at| *at > now),
+            self.usage.latch_ends(now, limits),
+            self.breaker.retry_at().filter(|at| somebody_waits && *at > now),
+            self.chain_is_due().then_some(now),
+            zombies.flatten(),
+            own_backoffs.filter(|at| *at > now).min(),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    fn lane_timers(&self, now: Moment, lane: &Lane) -> impl Iterator<Item = Moment> {
+        let stale = self.usage.is_stale(now, &self.limits);
+        let usage = self.usage_percent();
+        let ends = |place: Option<Place>| place.and_then(|place| wait_ends(lane, place));
+        let ramp = lane.ramp.as_ref().filter(|_| !stale);
+        [
+            ends(lane.queue.first_nested()),
+            ends(lane.queue.first_ordinary()),
+            ends(lane.held.first_ordinary()),
+            lane.pause.as_ref().and_then(|pause| pause.until),
+            ramp.and_then(|ramp| ramp.due(self.limits.monitored)),
+            lane.thresholds().and_then(|limits| lane.shed.dwell_ends(limits, usage, stale)),
+            lane.stops.rate.then(|| lane.rate.allowed_at()),
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+fn wait_ends(lane: &Lane, place: Place) -> Option<Moment> {
+    if lane.is_open() || lane.passes_pause(place) {
+        return Some(place.since.max(lane.fresh_from) + lane.settings.wait_timeout);
+    }
+    let held_from = lane.stopped_since.map_or(place.since, |since| since.max(place.since));
+    lane.settings.pause_hold_timeout.map(|timeout| held_from + timeout)
+}

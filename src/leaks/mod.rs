@@ -1,0 +1,4 @@
+//! Links idle in transaction, and idle links others could use: pure rules over facts.
+
+pub mod judge;
+pub mod reclaim;
