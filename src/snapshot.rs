@@ -124,12 +124,6 @@ pub struct ClientRow {
     pub wait_ms: u64,
     /// Last statement, literals redacted.
     pub last_statement: String,
-    /// When it connected.
-    pub connected_at: WallMs,
-    /// Whether it LISTENs.
-    pub listening: bool,
-    /// Local port of the upstream connection, 0 when none or a Unix socket.
-    pub upstream_port: u16,
 }
 
 /// A row of SHOW LEAKS: links and bypass sessions idle in transaction beyond their `warn`.

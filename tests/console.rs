@@ -66,9 +66,6 @@ fn client_row(id: u64) -> ClientRow {
         idle_in_transaction_ms: 0,
         wait_ms: 0,
         last_statement: "select ".repeat(20),
-        connected_at: pgweir::clock::WallMs(0),
-        listening: false,
-        upstream_port: 0,
     }
 }
 

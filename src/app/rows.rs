@@ -286,8 +286,5 @@ pub(super) fn client_row(link: &LinkShared, now: Moment, literals: bool) -> Clie
         idle_in_transaction_ms: if state == LinkState::IdleInTransaction { ms(now.since(since)) } else { 0 },
         wait_ms: link.wait_us() / 1000 + waiting,
         last_statement: statement::shown(&String::from_utf8_lossy(&labels.statement), literals),
-        connected_at: link.connected_at,
-        listening: link.flags() & flag::LISTENING != 0,
-        upstream_port: link.upstream_port.load(Ordering::Relaxed),
     }
 }

@@ -453,7 +453,6 @@ impl Drop for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::WallMs;
     use crate::lanes::guard::{Arrival, Arrived};
     use crate::lanes::settings::Settings;
     use crate::link::shared::Labels;
@@ -504,7 +503,7 @@ mod tests {
             process_key: Some(ProcessKey::Pid(7)),
             statement: Vec::new(),
         };
-        let shared = Arc::new(LinkShared::new(id, None, WallMs(0), clock::now(), labels));
+        let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
         let mut registered = Registered::new(hub.clone(), shared);
         registered.set_process(ProcessKey::Pid(7));
         registered.set_key(42, vec![1], vec![2]);

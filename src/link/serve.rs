@@ -196,7 +196,7 @@ impl<'a> Newcomer<'a> {
             statement: Vec::new(),
         };
         let id = hub.next_link();
-        let shared = Arc::new(LinkShared::new(id, accepted.peer, clock::wall_now(), arrived, labels));
+        let shared = Arc::new(LinkShared::new(id, accepted.peer, arrived, labels));
         let mut registered = Registered::new(hub.clone(), shared);
         let process = Some(registered.set_process(key));
         let local = match (accepted.peer, accepted.local) {
@@ -367,7 +367,6 @@ impl<'a> Newcomer<'a> {
         if let Some(slot) = slot {
             slot.dialled(local);
         }
-        self.shared().upstream_port.store(local.map_or(0, |l| l.port()), Ordering::Relaxed);
         if login::send_startup(&mut upstream, &self.startup.raw).await.is_err() {
             return Err(Failure::Again(DialFailure::Down("the connection was closed at once".to_owned())));
         }

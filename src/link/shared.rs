@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use crate::clock::{Moment, WallMs};
+use crate::clock::Moment;
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::reason::{Refusal, SqlState};
 use crate::wire::statement;
@@ -184,8 +184,6 @@ pub enum Phase {
 pub struct LinkShared {
     /// Its name.
     pub id: LinkId,
-    /// When the client connected.
-    pub connected_at: WallMs,
     /// Client address with port; none for a Unix socket.
     pub address: Option<std::net::SocketAddr>,
     state: AtomicU8,
@@ -198,8 +196,6 @@ pub struct LinkShared {
     pub reset_at: AtomicU64,
     /// Backend pid; 0 while unknown.
     pub pid: AtomicI32,
-    /// Local port of the upstream connection; 0 when none.
-    pub upstream_port: AtomicU16,
     phase: AtomicU32,
     cancels: AtomicU32,
     labels: Mutex<Labels>,
@@ -209,16 +205,9 @@ pub struct LinkShared {
 
 impl LinkShared {
     /// A link that has just sent its startup packet.
-    pub fn new(
-        id: LinkId,
-        address: Option<std::net::SocketAddr>,
-        connected_at: WallMs,
-        now: Moment,
-        labels: Labels,
-    ) -> Self {
+    pub fn new(id: LinkId, address: Option<std::net::SocketAddr>, now: Moment, labels: Labels) -> Self {
         Self {
             id,
-            connected_at,
             address,
             state: AtomicU8::new(LinkState::Starting as u8),
             since: AtomicU64::new(now.as_micros()),
@@ -228,7 +217,6 @@ impl LinkShared {
             flags: AtomicU16::new(0),
             reset_at: AtomicU64::new(0),
             pid: AtomicI32::new(0),
-            upstream_port: AtomicU16::new(0),
             phase: AtomicU32::new(0),
             cancels: AtomicU32::new(0),
             labels: Mutex::new(labels),
@@ -442,7 +430,7 @@ mod tests {
             process_key: None,
             statement: Vec::new(),
         };
-        LinkShared::new(LinkId(1), None, WallMs(0), Moment::from_micros(1), labels)
+        LinkShared::new(LinkId(1), None, Moment::from_micros(1), labels)
     }
 
     #[test]
