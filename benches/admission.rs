@@ -38,7 +38,7 @@ fn arrive(guard: &mut Guard, now: Moment, link: u64) {
 }
 
 /// A link comes, logs in, works and goes, beside so many others.
-#[divan::bench(args = [10, 1_000, 10_000])]
+#[divan::bench(args = [100, 1_000, 10_000])]
 fn life(bencher: Bencher<'_, '_>, others: u64) {
     let mut guard = guard(100_000);
     let now = Moment::from_micros(2);

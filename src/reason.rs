@@ -161,15 +161,15 @@ pub struct Refusal {
     /// Why.
     pub reason: Reason,
     /// Figures, for the error's DETAIL.
-    pub detail: String,
+    pub detail: Box<str>,
     /// The operator's next command, for the error's HINT.
-    pub hint: String,
+    pub hint: Box<str>,
 }
 
 impl Refusal {
     /// A refusal with its figures and the operator's next command.
     pub fn new(reason: Reason, detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), hint: hint.into() }
+        Self { reason, detail: detail.into().into(), hint: hint.into().into() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Listeners: sockets accepted on the control thread, handed to the workers.
+//! Listeners: sockets accepted by the reception.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -12,8 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, acceptfrom_with};
 use tokio::io::unix::AsyncFd;
 
-use super::worker::{Handed, Socket, Workers};
-use crate::link::hub::{Client, Hub};
+use super::workers::{Socket, Workers};
 use crate::listen::files::ReserveFd;
 use crate::listen::socket::SocketFile;
 
@@ -56,7 +55,7 @@ pub struct Door {
 }
 
 /// Accepts until the future is dropped, which closes the door.
-pub async fn accept(door: Door, hub: Arc<Hub>, workers: Arc<Workers>, reserve: Arc<Mutex<ReserveFd>>) {
+pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<ReserveFd>>) {
     let Door { listening, name, lane } = door;
     // SAFETY: `register` asks that `as_raw_fd` always gives the same descriptor, open for as long as the AsyncFd lives. `Listening` owns
     // its socket, never replaces it, and is moved into the AsyncFd: nobody else can close it before the AsyncFd is dropped.
@@ -72,11 +71,8 @@ pub async fn accept(door: Door, hub: Arc<Hub>, workers: Arc<Workers>, reserve: A
         let Ok(mut ready) = listening.readable().await else { return };
         for _ in 0..BURST {
             match next(listening.get_ref()) {
-                Ok(_) if Workers::is_crowded(&hub) => {}
-                Ok(socket) => {
-                    let tally = Client::new(hub.clone());
-                    workers.hand(Handed { socket, listener: name.clone(), lane: lane.clone(), tally });
-                }
+                Ok(_) if workers.is_crowded() => {}
+                Ok(socket) => workers.receive(socket, name.clone(), lane.clone()),
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();
                     break;

@@ -175,13 +175,13 @@ impl App {
     async fn cancel_client(&self, by: &str, id: u64) -> Done {
         let link = self.client(id)?;
         let pid = link.pid.load(std::sync::atomic::Ordering::Relaxed);
-        let key = self
+        let keys = self
             .hub
             .keys
             .get(&pid)
-            .filter(|target| target.link.id == link.id)
-            .map(|t| t.upstream_key.clone());
-        let Some(key) = key else {
+            .filter(|owner| owner.id == link.id)
+            .and_then(|owner| owner.cancel_keys().cloned());
+        let Some(keys) = keys else {
             return Err(CommandError::Refused(format!("client {id} has no backend yet")));
         };
         let (state, _) = link.state();
@@ -191,7 +191,7 @@ impl App {
             )));
         }
         self.note_by(by, "cancel", &lane_of(&link), Some(id), "its running query");
-        match cancel::cancel(&self.hub, &link, pid, &key).await {
+        match cancel::cancel(&self.hub, &link, pid, keys.upstream()).await {
             Ok(()) => said(format!("client {id}: PostgreSQL was asked to cancel its query")),
             Err(refusal) => {
                 link.post(Order::Close { generation: None, refusal });

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::accept::{Door, Listening, accept};
-use super::worker::Workers;
+use super::workers::Workers;
 use super::{App, setup};
 use crate::admin;
 use crate::admin::control::Control;
@@ -72,12 +72,12 @@ pub(super) async fn live(config: Config) -> anyhow::Result<()> {
             tracing::error!(%error, "the admin port ended");
         }
     });
-    let workers = Arc::new(Workers::start(&app.hub, worker_count(&app.config.load()))?);
+    let workers = Workers::start(&app.hub, worker_count(&app.config.load()))?;
     let reserve = Arc::new(Mutex::new(ReserveFd::new()));
     let mut listeners = JoinSet::new();
     for door in doors {
         tracing::info!(address = %door.name, "listening");
-        listeners.spawn(accept(door, app.hub.clone(), workers.clone(), reserve.clone()));
+        listeners.spawn_on(accept(door, workers.clone(), reserve.clone()), workers.reception());
     }
     app.notifier.ready();
     app.wait_for_the_end(&mut listeners).await?;
@@ -216,6 +216,11 @@ impl App {
         while clock::now() < deadline && !self.hub.links.is_empty() {
             let refusal = Refusal::new(Reason::Drained, "pgweir is shutting down", "connect again");
             self.tell_all(|| Command::Close { generation: None, refusal: refusal.clone() });
+            tokio::time::sleep(LOOK).await;
+        }
+        // Links that are in no registry any more may still have words for a client that reads slowly.
+        let deadline = clock::now() + LAST_WORDS;
+        while clock::now() < deadline && self.hub.counters.leaving.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(LOOK).await;
         }
     }

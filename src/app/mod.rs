@@ -11,7 +11,7 @@ mod rows;
 mod setup;
 mod sweep;
 mod watch;
-mod worker;
+mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -88,9 +88,13 @@ impl App {
                     }
                 }
                 Event::PausesChanged => {
-                    if let Err(error) = self.save_pauses().await {
-                        tracing::error!(%error, "pauses could not be saved: they will not survive a restart");
-                    }
+                    let app = self.clone();
+                    // A slow disk must not keep the timeline behind what the console has answered. Each save writes what holds by then.
+                    tokio::spawn(async move {
+                        if let Err(error) = app.save_pauses().await {
+                            tracing::error!(%error, "pauses could not be saved: they will not survive a restart");
+                        }
+                    });
                 }
                 Event::ResetOff { link, generation } => {
                     self.judge.lock().missed(link, u64::from(generation));

@@ -143,7 +143,7 @@ impl App {
 
     /// Links by backend pid.
     pub(super) fn by_pid(&self) -> HashMap<i32, Arc<LinkShared>> {
-        self.hub.keys.iter().map(|entry| (*entry.key(), entry.value().link.clone())).collect()
+        self.hub.keys.iter().map(|entry| (*entry.key(), entry.value().clone())).collect()
     }
 
     /// Links idle in transaction beyond their lane's `warn`, and sessions that bypass pgweir for longer than `[bypass] after`.
@@ -152,7 +152,7 @@ impl App {
         let literals = self.hub.settings.load().log_literals;
         let sample = self.sample.load_full();
         let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
-        let facts = self.leak_facts(now, sample.as_deref());
+        let facts = self.leak_facts(now, sample.as_deref(), false);
         let lanes = self.hub.lanes.load_full();
         let judge = self.judge.lock();
         let mut rows: Vec<LeakRow> = facts
@@ -253,7 +253,7 @@ fn session_address(session: &Session) -> String {
 }
 
 fn address(link: &LinkShared) -> String {
-    link.address.map_or_else(|| "unix".to_owned(), |address| address.to_string())
+    link.address().map_or_else(|| "unix".to_owned(), |address| address.to_string())
 }
 
 /// The link's state in the words of the console: a stalled or reset link is more than active or idle in transaction.
@@ -269,18 +269,19 @@ pub(super) fn state_word(link: &LinkShared) -> &'static str {
 pub(super) fn client_row(link: &LinkShared, now: Moment, literals: bool) -> ClientRow {
     let (state, since) = link.state();
     let labels = link.with_labels(|labels| labels.clone());
+    let process = labels.process_line();
     let waits = matches!(state, LinkState::Waiting | LinkState::Held);
     let waiting = if waits { ms(now.since(since)) } else { 0 };
     ClientRow {
         id: link.id.0,
         lane: labels.lane_name,
         rule: labels.rule,
-        application: labels.application,
-        user: labels.user,
-        database: labels.database,
+        application: labels.facts.application.clone(),
+        user: labels.facts.user.clone(),
+        database: labels.facts.database.clone(),
         address: address(link),
         pid: Some(link.pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0),
-        process: labels.process.to_string(),
+        process,
         state: state_word(link),
         transaction_ms: link.transaction_since().map_or(0, |since| ms(now.since(since))),
         idle_in_transaction_ms: if state == LinkState::IdleInTransaction { ms(now.since(since)) } else { 0 },

@@ -1,5 +1,6 @@
 //! Four times a second: judge what is idle in transaction, find idle links for those who wait, look after clients not being read.
 
+use std::cell::LazyCell;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use super::rows::{blocked_by_pid, policy, reading_from_client};
 use crate::clock::{self, Moment};
 use crate::config::settings::BypassAction;
 use crate::lanes::sample::Sample;
+use crate::lanes::settings::LeakSettings;
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
 use crate::leaks::reclaim::{self, IdleLink};
 use crate::link::hub::Lane;
@@ -21,6 +23,9 @@ use crate::wire::statement;
 const EVERY: Duration = Duration::from_millis(250);
 /// The same while somebody waits whom a closed idle link would help.
 const EVERY_WITH_WAITERS: Duration = Duration::from_millis(50);
+/// With ten thousand links a sweep takes milliseconds, in which a worker may wait for the core: it rests so many times as long.
+const REST_PER_WORK: u32 = 200;
+const EVERY_AT_MOST: Duration = Duration::from_secs(1);
 /// Growth is recorded once in so many sweeps.
 const GROWTH_EVERY: u32 = 20;
 /// Links reclaimed are put on record once in so many sweeps.
@@ -33,16 +38,20 @@ impl App {
     pub(super) async fn sweep(self: Arc<Self>) {
         let mut reclaimed: Vec<u64> = Vec::new();
         for round in 0_u32.. {
+            let began = clock::now();
             let busy = self.sweep_once();
+            let took = clock::now().since(began);
             if round % RECLAIMED_EVERY == 0 {
                 self.note_reclaimed(&mut reclaimed);
+                self.hub.log_left_out();
             }
             if round % GROWTH_EVERY == 0 {
                 self.hub.forget_processes();
                 let counts = self.growth_counts();
                 self.growth.lock().record(clock::now(), &counts);
             }
-            tokio::time::sleep(if busy { EVERY_WITH_WAITERS } else { EVERY }).await;
+            let every = if busy { EVERY_WITH_WAITERS } else { EVERY };
+            tokio::time::sleep(every.max(took * REST_PER_WORK).min(EVERY_AT_MOST)).await;
         }
     }
 
@@ -70,30 +79,35 @@ impl App {
         let now = clock::now();
         let sample = self.sample.load_full();
         self.judge_leaks(now, sample.as_deref());
-        for entry in &self.hub.links {
-            if entry.value().flags() & flag::BLOCKED != 0 {
-                entry.value().post(Command::Probe);
-            }
-        }
         self.reclaim(now, sample.as_deref())
     }
 
     // ------------------------------------------------------------ leaks
 
-    /// Facts on every link that is idle in transaction or stalled.
+    /// Facts on every link that is idle in transaction or stalled. The sweep wants `due_only`: those of which something might have to be said
+    /// by now (most are young, or nobody's business); and on its way it has links that are not being read look for a hang-up.
     pub(super) fn leak_facts(
         &self,
         now: Moment,
         sample: Option<&Sample>,
+        due_only: bool,
     ) -> Vec<(Arc<LinkShared>, LeakFacts)> {
-        let reading = sample.map(reading_from_client).unwrap_or_default();
-        let blockers: HashSet<i32> = sample.map(blocked_by_pid).unwrap_or_default().into_keys().collect();
+        // Made only where somebody asks: a sample may have thousands of rows.
+        let reading = LazyCell::new(|| sample.map(reading_from_client).unwrap_or_default());
+        let blockers: LazyCell<HashSet<i32>, _> =
+            LazyCell::new(|| sample.map(blocked_by_pid).unwrap_or_default().into_keys().collect());
         let lanes = self.hub.lanes.load();
         let mut found = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
             let (state, since) = link.state();
             let flags = link.flags();
+            if due_only && flags & flag::BLOCKED != 0 {
+                link.post(Command::Probe);
+            }
+            if state != LinkState::IdleInTransaction && state != LinkState::Active {
+                continue;
+            }
             let generation = u64::from(link.generation());
             let pid = link.pid.load(Ordering::Relaxed);
             let stalled = state == LinkState::Active
@@ -101,10 +115,15 @@ impl App {
             if state != LinkState::IdleInTransaction && !stalled {
                 continue;
             }
-            let (lane, application, key) =
-                link.with_labels(|l| (l.lane, l.application_name.clone(), request_of(l)));
+            let lane = link.with_labels(|labels| labels.lane);
             let Some(lane) = lanes.get(usize::from(lane.0)) else { continue };
             let reset_at = link.reset_at.load(Ordering::Relaxed);
+            let earliest = lane.settings.idle_in_transaction.as_ref().and_then(LeakSettings::earliest);
+            let may_be_due = reset_at != 0 || earliest.is_some_and(|age| now.since(since) >= age);
+            if due_only && !may_be_due {
+                continue;
+            }
+            let (application, key) = link.with_labels(|l| (l.application_name.clone(), request_of(l)));
             let facts = LeakFacts {
                 link: link.id,
                 lane: lane.id,
@@ -142,7 +161,7 @@ impl App {
     }
 
     fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) {
-        let facts = self.leak_facts(now, sample);
+        let facts = self.leak_facts(now, sample, true);
         let lanes = self.hub.lanes.load_full();
         let only: Vec<LeakFacts> = facts.iter().map(|(_, facts)| *facts).collect();
         let verdicts = self.judge.lock().sweep(now, &only, |lane| policy(&lanes, lane));
@@ -193,8 +212,11 @@ impl App {
             let link = entry.value();
             let generation = u64::from(link.generation());
             let (state, since) = link.state();
+            if state != LinkState::Idle {
+                continue;
+            }
             let lane = link.with_labels(|labels| labels.lane);
-            if state == LinkState::Idle && needs.iter().any(|need| need.concerns(lane)) {
+            if needs.iter().any(|need| need.concerns(lane)) {
                 idle.push(IdleLink {
                     link: link.id,
                     lane,
@@ -255,7 +277,7 @@ impl App {
 /// application_name there may be many workers; the shape tells their requests apart.
 fn request_of(labels: &Labels) -> u64 {
     let mut hasher = DefaultHasher::new();
-    labels.process_key.hash(&mut hasher);
+    labels.process.as_ref().map(|process| &process.key).hash(&mut hasher);
     statement::shown(&String::from_utf8_lossy(&labels.statement), false).hash(&mut hasher);
     hasher.finish().max(1)
 }

@@ -10,7 +10,7 @@ use super::settings::{Cidr, Rule, Settings};
 const APPLICATION_CHARS_MAX: usize = 64;
 
 /// What is known of a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Facts {
     /// Raw application_name.
     pub application: Arc<str>,
@@ -192,13 +192,13 @@ impl Rules {
     }
 
     /// The normalised application; `raw` itself, at most 64 characters of it, where none matches.
-    pub fn application(&self, raw: &str) -> Arc<str> {
+    pub fn application(&self, raw: &Arc<str>) -> Arc<str> {
         if let Some((_, name)) = self.0.applications.iter().find(|(pattern, _)| pattern.matches(raw)) {
             return name.clone();
         }
         match raw.char_indices().nth(APPLICATION_CHARS_MAX) {
             Some((end, _)) => raw[..end].into(),
-            None => raw.into(),
+            None => raw.clone(),
         }
     }
 
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn unmatched_applications_are_themselves_but_bounded() {
-        assert_eq!(&*rules().application("psql"), "psql");
-        assert_eq!(rules().application(&"é".repeat(100)).chars().count(), 64);
+        assert_eq!(&*rules().application(&"psql".into()), "psql");
+        assert_eq!(rules().application(&"é".repeat(100).into()).chars().count(), 64);
     }
 }

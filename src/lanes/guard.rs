@@ -336,7 +336,7 @@ impl Guard {
             return;
         }
         let old = self.ledger.iter().filter(|(_, known)| match known.phase {
-            Phase::Zombie { since } => now.since(since) >= ZOMBIE_MAX,
+            Phase::Zombie => now.since(known.extra().zombie_since) >= ZOMBIE_MAX,
             _ => false,
         });
         for link in old.map(|(id, _)| id).collect::<Vec<_>>() {

@@ -16,7 +16,7 @@ impl Guard {
     pub fn begin(&mut self, now: Moment, link: LinkId, nested: bool) -> Begun {
         let free = Begun::Go { counted: false };
         let Some(known) = self.ledger.get(link) else { return free };
-        let (lane_id, counted, held) = (known.lane(), known.counted, known.held);
+        let (lane_id, counted, held) = (known.lane(), known.extra().counted, known.extra().held);
         let lane = self.lane_ref(lane_id);
         let is_open = lane.gate.is_open();
         let refuses = lane.pause.as_ref().is_some_and(|pause| pause.how == Disposition::Reject);
@@ -50,7 +50,7 @@ impl Guard {
         if held.is_none() {
             let place = Place::new(false, now, self.next_seq());
             self.lane_mut(lane_id).held.insert(place, link);
-            self.ledger.update(link, |known| known.held = Some(place));
+            self.ledger.update(link, |known| known.extra_mut().held = Some(place));
         }
         Begun::Hold(Reason::Paused)
     }
@@ -59,7 +59,7 @@ impl Guard {
         let state = self.lane_mut(lane);
         state.transactions += 1;
         let epoch = state.epoch;
-        self.ledger.update(link, |known| known.counted = Some((lane, epoch)));
+        self.ledger.update(link, |known| known.extra_mut().counted = Some((lane, epoch)));
     }
 
     /// Counts transactions that were under way when a ramp began, so that [`Guard::end`] makes room for others. Call it after `resume`
@@ -67,9 +67,11 @@ impl Guard {
     pub fn seed_transactions(&mut self, now: Moment, links: &[LinkId]) {
         let _ = now;
         for link in links {
-            let Some(known) = self.ledger.get(*link).filter(|known| known.held.is_none()) else { continue };
+            let Some(known) = self.ledger.get(*link).filter(|known| known.extra().held.is_none()) else {
+                continue;
+            };
             let lane = self.lane_ref(known.lane());
-            if lane.ramp.is_some() && known.counted != Some((known.lane(), lane.epoch)) {
+            if lane.ramp.is_some() && known.extra().counted != Some((known.lane(), lane.epoch)) {
                 self.count_transaction(*link, known.lane());
             }
         }
@@ -82,7 +84,7 @@ impl Guard {
 
     /// A counted transaction is over. Harmless for others.
     pub fn end(&mut self, now: Moment, link: LinkId) {
-        if self.ledger.get(link).is_some_and(|known| known.held.is_none()) {
+        if self.ledger.get(link).is_some_and(|known| known.extra().held.is_none()) {
             self.drop_hold(now, link);
         }
     }
@@ -91,13 +93,14 @@ impl Guard {
     pub(super) fn drop_hold(&mut self, now: Moment, link: LinkId) {
         let _ = now;
         let Some(known) = self.ledger.get(link) else { return };
-        let (lane, held, counted) = (known.lane(), known.held, known.counted);
+        let (lane, held, counted) = (known.lane(), known.extra().held, known.extra().counted);
         if held.is_none() && counted.is_none() {
             return;
         }
         self.ledger.update(link, |known| {
-            known.held = None;
-            known.counted = None;
+            let extra = known.extra_mut();
+            extra.held = None;
+            extra.counted = None;
         });
         if let Some(place) = held {
             self.lane_mut(lane).held.remove(place);
@@ -125,7 +128,7 @@ impl Guard {
                 (None, None) => false,
             };
             self.lane_mut(lane).held.remove(place);
-            self.ledger.update(link, |known| known.held = None);
+            self.ledger.update(link, |known| known.extra_mut().held = None);
             if counts {
                 self.count_transaction(link, lane);
             }
@@ -135,7 +138,7 @@ impl Guard {
 
     /// Refuses a held link's transaction.
     pub(super) fn reject_held(&mut self, now: Moment, link: LinkId, reason: Reason) {
-        let Some(known) = self.ledger.get(link).filter(|known| known.held.is_some()) else { return };
+        let Some(known) = self.ledger.get(link).filter(|known| known.extra().held.is_some()) else { return };
         let lane = known.lane();
         let refusal = self.refusal(now, lane, Some(link), reason);
         self.count_refusal(lane, reason);
@@ -161,7 +164,7 @@ impl Guard {
     /// A link belongs to another lane from now on, whatever that lane's quota; one that waits takes its place there by its age.
     pub fn move_link(&mut self, now: Moment, link: LinkId, lane: LaneId, application: Option<Arc<str>>) {
         let Some(known) = self.ledger.get(link) else { return };
-        let (old, place, phase) = (known.home, known.place, known.phase);
+        let (old, place, phase) = (known.home, known.extra().place, known.phase);
         let new = if self.lane_ref(lane).retired { old } else { lane };
         if phase != Phase::Waiting {
             let visiting = known.visiting.filter(|visited| *visited != new);
@@ -169,12 +172,16 @@ impl Guard {
         }
         self.lane_mut(old).queue.remove(place);
         self.lane_mut(new).queue.insert(place, link);
-        self.ledger.update(link, |known| {
-            known.home = new;
-            known.application = application.unwrap_or_else(|| known.application.clone());
-        });
+        self.ledger.update(link, |known| known.home = new);
+        self.rename(link, application);
         self.reject_if_told_to(now, link);
         self.settle(now);
+    }
+
+    fn rename(&mut self, link: LinkId, application: Option<Arc<str>>) {
+        if let Some(application) = application {
+            self.ledger.rename(link, application);
+        }
     }
 
     fn relocate(
@@ -190,7 +197,7 @@ impl Guard {
         if same_place && application.is_none() {
             return;
         }
-        let was_held = known.held.is_some();
+        let was_held = known.extra().held.is_some();
         let moves = known.lane() != visiting.unwrap_or(home);
         if moves {
             self.drop_hold(now, link);
@@ -198,8 +205,8 @@ impl Guard {
         self.ledger.update(link, |known| {
             known.home = home;
             known.visiting = visiting;
-            known.application = application.unwrap_or_else(|| known.application.clone());
         });
+        self.rename(link, application);
         if moves && was_held {
             // It asks again, at the gate of the lane it is in now.
             self.act(Action::Release(link));

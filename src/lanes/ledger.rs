@@ -1,105 +1,18 @@
 //! Who holds a slot, counted every way admission asks for.
 //!
-//! Invariant: the counts are a function of the links. [`Ledger::update`] takes a link's weight off, lets it change, and puts the new
-//! weight on; nothing else touches a count, so each is released exactly once, by construction.
+//! Invariant: the counts are a function of the links. [`Ledger::update`] lets a link change and trades its old weight for the new one;
+//! nothing else touches a count, so each is released exactly once, by construction.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use super::ids::{LaneId, LinkId};
+pub use super::known::{Link, Phase, Who};
+use super::pages::Pages;
 use super::queue::Place;
 use crate::clock::Moment;
-
-/// Where a link is on its way.
-///
-/// ```text
-/// Waiting ⇄ Dialling ─► Login ─► Established ─► Closing ─► (forgotten)
-///               └─────────┴───────────┴────────────┴────► Zombie ─► (forgotten)
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// In a queue, without a slot.
-    Waiting,
-    /// Granted; no TCP connection yet that we know of.
-    Dialling,
-    /// Connected, no first ReadyForQuery yet.
-    Login,
-    /// Relaying.
-    Established,
-    /// We close; upstream's EOF is still to come.
-    Closing,
-    /// Nobody watches the socket any more; a sample must tell when the backend is gone.
-    Zombie {
-        /// Since when.
-        since: Moment,
-    },
-}
-
-impl Phase {
-    /// Whether it holds a slot.
-    pub fn has_slot(self) -> bool {
-        self != Self::Waiting
-    }
-
-    /// Whether it is a login in progress.
-    pub fn is_login(self) -> bool {
-        matches!(self, Self::Dialling | Self::Login)
-    }
-
-    /// Whether its slot will be free soon.
-    pub fn is_ending(self) -> bool {
-        matches!(self, Self::Closing | Self::Zombie { .. })
-    }
-}
-
-/// What the guard knows of a link.
-#[derive(Clone, Debug)]
-pub struct Link {
-    /// Where it belongs.
-    pub home: LaneId,
-    /// Where its transaction counts, while that is elsewhere.
-    pub visiting: Option<LaneId>,
-    /// Normalised application.
-    pub application: Arc<str>,
-    /// User.
-    pub user: Arc<str>,
-    /// Database.
-    pub database: Arc<str>,
-    /// Client address; none for a Unix socket.
-    pub address: Option<IpAddr>,
-    /// Whether it is a replication link: another pool in PostgreSQL.
-    pub replication: bool,
-    /// Where it is on its way.
-    pub phase: Phase,
-    /// Its place in the queue, kept over redials.
-    pub place: Place,
-    /// Not granted before: the back-off of those who are not stopped by the breaker.
-    pub not_before: Moment,
-    /// Dials that failed.
-    pub failures: u32,
-    /// Whether it was granted once.
-    pub admitted: bool,
-    /// Whether it was counted as shed.
-    pub shed: bool,
-    /// When its present dial began.
-    pub dialled_at: Moment,
-    /// Backend pid, once known.
-    pub pid: Option<i32>,
-    /// Local address of its upstream connection, once known.
-    pub local: Option<SocketAddr>,
-    /// Its transaction counts in a ramp: which lane's, which one.
-    pub counted: Option<(LaneId, u64)>,
-    /// Held at the start of a transaction: its place among the held.
-    pub held: Option<Place>,
-}
-
-impl Link {
-    /// The lane it counts in now.
-    pub fn lane(&self) -> LaneId {
-        self.visiting.unwrap_or(self.home)
-    }
-}
 
 /// Counts of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,11 +93,13 @@ pub struct Counts {
 }
 
 /// The links and their counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Ledger {
-    links: BTreeMap<LinkId, Link>,
+    links: Pages<Link>,
+    /// One of each, held by its links and by this table alone.
+    whos: BTreeSet<Arc<Who>>,
     counts: Counts,
-    by_pid: BTreeMap<i32, LinkId>,
+    by_pid: BTreeMap<NonZeroI32, LinkId>,
 }
 
 impl Ledger {
@@ -193,11 +108,12 @@ impl Ledger {
         self.counts = Self::recount(&self.links, protected);
     }
 
-    fn recount(links: &BTreeMap<LinkId, Link>, protected: Vec<bool>) -> Counts {
+    fn recount(links: &Pages<Link>, protected: Vec<bool>) -> Counts {
         let lanes = vec![LaneCounts::default(); protected.len()];
         let mut counts = Counts { lanes, protected, ..Counts::default() };
-        for link in links.values() {
-            counts.weigh(link, true);
+        for (_, link) in links.iter() {
+            counts.weigh(&link.who, Standing::of(link), true);
+            counts.weigh_names(&link.who, Standing::of(link), true);
         }
         counts
     }
@@ -205,21 +121,24 @@ impl Ledger {
     /// Whether the counts are those of the links: for tests, slow.
     pub fn audit(&self) -> Result<(), String> {
         let expected = Self::recount(&self.links, self.counts.protected.clone());
-        if expected == self.counts {
-            Ok(())
-        } else {
-            Err(format!("counts {:?} of links worth {expected:?}", self.counts))
+        if expected != self.counts {
+            return Err(format!("counts {:?} of links worth {expected:?}", self.counts));
         }
+        let present: BTreeSet<_> = self.links.iter().map(|(_, link)| link.who.clone()).collect();
+        if present != self.whos {
+            return Err(format!("{:?} are kept of {present:?}", self.whos));
+        }
+        Ok(())
     }
 
     /// A link.
     pub fn get(&self, id: LinkId) -> Option<&Link> {
-        self.links.get(&id)
+        self.links.get(id)
     }
 
     /// All links, by id.
     pub fn iter(&self) -> impl Iterator<Item = (LinkId, &Link)> {
-        self.links.iter().map(|(id, link)| (*id, link))
+        self.links.iter()
     }
 
     /// The counts that are not a lane's.
@@ -232,43 +151,99 @@ impl Ledger {
         &self.counts.lanes[usize::from(lane.0)]
     }
 
-    /// Adds a link.
-    pub fn insert(&mut self, id: LinkId, link: Link) {
-        self.counts.weigh(&link, true);
+    /// Adds a link that waits. There must be none of that id.
+    pub fn insert(&mut self, id: LinkId, who: Who, home: LaneId, place: Place, now: Moment) {
+        let link = Link::new(self.share(who), home, place, now);
+        self.counts.weigh(&link.who, Standing::of(&link), true);
+        self.counts.weigh_names(&link.who, Standing::of(&link), true);
         self.links.insert(id, link);
+    }
+
+    fn share(&mut self, who: Who) -> Arc<Who> {
+        if let Some(known) = self.whos.get(&who) {
+            return known.clone();
+        }
+        let who = Arc::new(who);
+        self.whos.insert(who.clone());
+        who
+    }
+
+    /// Forgets who has no link left. `who` was one's until now.
+    fn unshare(&mut self, who: &Arc<Who>) {
+        // The table's and the caller's.
+        if Arc::strong_count(who) == 2 {
+            self.whos.remove(who);
+        }
     }
 
     /// Changes a link; none if there is no such link.
     pub fn update<T>(&mut self, id: LinkId, change: impl FnOnce(&mut Link) -> T) -> Option<T> {
-        let link = self.links.get_mut(&id)?;
-        self.counts.weigh(link, false);
-        let pid_before = link.pid;
+        let link = self.links.get_mut(id)?;
+        let (before, pid_before) = (Standing::of(link), link.pid);
         let result = change(link);
-        self.counts.weigh(link, true);
-        if link.pid != pid_before {
-            if let Some(pid) = pid_before.filter(|pid| self.by_pid.get(pid) == Some(&id)) {
-                self.by_pid.remove(&pid);
-            }
-            if let Some(pid) = link.pid {
+        link.tidy();
+        let after = Standing::of(link);
+        self.counts.trade(&link.who, before, after);
+        let pid = link.pid;
+        if pid != pid_before {
+            self.forget_pid(id, pid_before);
+            if let Some(pid) = pid {
                 self.by_pid.insert(pid, id);
             }
         }
         Some(result)
     }
 
+    /// Changes a link's application; nothing if there is no such link.
+    pub fn rename(&mut self, id: LinkId, application: Arc<str>) {
+        let Some(old) = self.links.get(id).map(|link| link.who.clone()) else { return };
+        if old.application == application {
+            return;
+        }
+        let new = self.share(Who { application, ..(*old).clone() });
+        let Some(link) = self.links.get_mut(id) else { return };
+        link.who = new;
+        let standing = Standing::of(link);
+        for (who, on) in [(&link.who, true), (&old, false)] {
+            self.counts.weigh(who, standing, on);
+            self.counts.weigh_names(who, standing, on);
+        }
+        self.unshare(&old);
+    }
+
     /// Forgets a link.
     pub fn remove(&mut self, id: LinkId) -> Option<Link> {
-        let link = self.links.remove(&id)?;
-        self.counts.weigh(&link, false);
-        if let Some(pid) = link.pid.filter(|pid| self.by_pid.get(pid) == Some(&id)) {
-            self.by_pid.remove(&pid);
-        }
+        let link = self.links.remove(id)?;
+        self.counts.weigh(&link.who, Standing::of(&link), false);
+        self.counts.weigh_names(&link.who, Standing::of(&link), false);
+        self.forget_pid(id, link.pid);
+        self.unshare(&link.who);
         Some(link)
     }
 
+    fn forget_pid(&mut self, id: LinkId, pid: Option<NonZeroI32>) {
+        if let Some(pid) = pid.filter(|pid| self.by_pid.get(pid) == Some(&id)) {
+            self.by_pid.remove(&pid);
+        }
+    }
+
     /// The link whose backend has this pid.
-    pub fn by_pid(&self, pid: i32) -> Option<LinkId> {
+    pub fn by_pid(&self, pid: NonZeroI32) -> Option<LinkId> {
         self.by_pid.get(&pid).copied()
+    }
+}
+
+/// What of a link's state has weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    home: LaneId,
+    visiting: Option<LaneId>,
+    phase: Phase,
+}
+
+impl Standing {
+    fn of(link: &Link) -> Self {
+        Self { home: link.home, visiting: link.visiting, phase: link.phase }
     }
 }
 
@@ -283,64 +258,88 @@ impl Counts {
         self.applications.get(name).copied().unwrap_or_default()
     }
 
-    /// Puts a link's weight on, or takes it off. The one place that knows what a link counts for.
-    fn weigh(&mut self, link: &Link, on: bool) {
-        if !link.phase.has_slot() {
-            step(&mut self.waiting, on);
+    /// A link's weight changes with its standing.
+    fn trade(&mut self, who: &Who, before: Standing, after: Standing) {
+        if before == after {
+            return;
         }
-        if !link.replication {
-            let application = self.applications.entry(link.application.clone()).or_default();
-            if link.phase.has_slot() {
-                step(&mut application.slots, on);
-            } else {
-                step(&mut application.waiting, on);
-            }
-            if link.phase.is_ending() {
-                step(&mut application.ending, on);
-            }
-            if *application == ApplicationCounts::default() {
-                self.applications.remove(&link.application);
-            }
-        }
-        if link.phase.has_slot() {
-            self.weigh_slot(link, on);
+        // On before off: entries do not come and go in between.
+        self.weigh(who, after, true);
+        self.weigh(who, before, false);
+        if (before.home, before.phase.has_slot()) != (after.home, after.phase.has_slot()) {
+            self.weigh_names(who, after, true);
+            self.weigh_names(who, before, false);
         }
     }
 
-    fn weigh_slot(&mut self, link: &Link, on: bool) {
-        if matches!(link.phase, Phase::Zombie { .. }) {
+    /// Puts a link's weight on, or takes it off. With `weigh_names` the one place that knows what a link counts for.
+    fn weigh(&mut self, who: &Who, standing: Standing, on: bool) {
+        let phase = standing.phase;
+        if !phase.has_slot() {
+            step(&mut self.waiting, on);
+        }
+        if !who.replication {
+            if on && !self.applications.contains_key(&who.application) {
+                self.applications.insert(who.application.clone(), ApplicationCounts::default());
+            }
+            let counts = self.applications.get_mut(&who.application);
+            let counts = counts.expect("what is weighed off was weighed on");
+            step(if phase.has_slot() { &mut counts.slots } else { &mut counts.waiting }, on);
+            if phase.is_ending() {
+                step(&mut counts.ending, on);
+            }
+            if *counts == ApplicationCounts::default() {
+                self.applications.remove(&who.application);
+            }
+        }
+        if phase.has_slot() {
+            self.weigh_slot(who, standing, on);
+        }
+    }
+
+    fn weigh_slot(&mut self, who: &Who, standing: Standing, on: bool) {
+        let Standing { home, visiting, phase } = standing;
+        if phase == Phase::Zombie {
             step(&mut self.zombies, on);
         }
-        let home_index = usize::from(link.home.0);
-        step(&mut self.lanes[usize::from(link.lane().0)].slots, on);
+        let home_index = usize::from(home.0);
+        step(&mut self.lanes[usize::from(visiting.unwrap_or(home).0)].slots, on);
         let home = &mut self.lanes[home_index];
-        if link.visiting.is_some() {
+        if visiting.is_some() {
             step(&mut home.away, on);
         }
-        step_entry(&mut home.by_application, &link.application, on);
-        step_entry(&mut home.by_user, &link.user, on);
-        step_entry(&mut home.by_database, &link.database, on);
-        if let Some(address) = link.address {
-            step_entry(&mut home.by_address, &address, on);
-        }
-        if link.phase.is_ending() {
+        if phase.is_ending() {
             step(&mut home.ending, on);
         }
-        if link.phase.is_login() {
+        if phase.is_login() {
             step(&mut home.logins, on);
             if !self.protected[home_index] {
                 step(&mut self.logins, on);
-                if let Some(address) = link.address {
+                if let Some(address) = who.address {
                     step_entry(&mut self.logins_by_address, &address, on);
                 }
             }
         }
-        if !link.replication {
+        if !who.replication {
             step(&mut home.residents, on);
             step(&mut self.own, on);
-            if link.phase.is_ending() {
+            if phase.is_ending() {
                 step(&mut self.own_ending, on);
             }
+        }
+    }
+
+    /// The part of the weight that is the same for every phase with a slot.
+    fn weigh_names(&mut self, who: &Who, standing: Standing, on: bool) {
+        if !standing.phase.has_slot() {
+            return;
+        }
+        let home = &mut self.lanes[usize::from(standing.home.0)];
+        step_entry(&mut home.by_application, &who.application, on);
+        step_entry(&mut home.by_user, &who.user, on);
+        step_entry(&mut home.by_database, &who.database, on);
+        if let Some(address) = who.address {
+            step_entry(&mut home.by_address, &address, on);
         }
     }
 }
@@ -351,7 +350,12 @@ fn step(count: &mut u32, up: bool) {
 }
 
 fn step_entry<K: Ord + Clone>(counts: &mut BTreeMap<K, u32>, key: &K, up: bool) {
-    let count = counts.entry(key.clone()).or_default();
+    let Some(count) = counts.get_mut(key) else {
+        let mut first = 0;
+        step(&mut first, up);
+        counts.insert(key.clone(), first);
+        return;
+    };
     step(count, up);
     if *count == 0 {
         counts.remove(key);

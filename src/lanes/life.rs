@@ -1,11 +1,12 @@
 //! A link's life, from its arrival to the end of its slot.
 
 use std::net::SocketAddr;
+use std::num::NonZeroI32;
 
 use super::breaker::Trouble;
 use super::guard::{Action, Arrival, Arrived, DialFailure, Guard, Lane, SELF};
 use super::ids::LinkId;
-use super::ledger::{Link, Phase};
+use super::ledger::{Phase, Who};
 use super::queue::Place;
 use crate::clock::Moment;
 use crate::reason::{Reason, Refusal};
@@ -20,27 +21,14 @@ impl Guard {
         let home = self.known(who.lane);
         let home = if self.lane_ref(home).retired { self.default } else { home };
         let place = Place::new(who.nested, now, self.next_seq());
-        let new = Link {
-            home,
-            visiting: None,
+        let who = Who {
             application: who.application,
             user: who.user,
             database: who.database,
             address: who.address.map(|address| address.to_canonical()),
             replication: who.replication,
-            phase: Phase::Waiting,
-            place,
-            not_before: Moment::default(),
-            failures: 0,
-            admitted: false,
-            shed: false,
-            dialled_at: now,
-            pid: None,
-            local: None,
-            counted: None,
-            held: None,
         };
-        self.ledger.insert(link, new);
+        self.ledger.insert(link, who, home, place, now);
         self.lane_mut(home).queue.insert(place, link);
         self.decide(now, link, true)
     }
@@ -58,11 +46,24 @@ impl Guard {
                 self.refuse_waiting(now, link, Reason::QueueFull);
             }
         }
+        self.refuse_if_overdue(now, link);
         self.caller = None;
         match self.caller_refusal.take() {
             Some(refusal) => Arrived::Refused(refusal),
             None if home.is_none() => Arrived::Granted,
             None => self.waiting_answer(now, link),
+        }
+    }
+
+    /// A lane whose wait_timeout is 0 has no queue: its clients are told at once, not at the next tick.
+    fn refuse_if_overdue(&mut self, now: Moment, link: LinkId) {
+        let waiting = self.ledger.get(link).filter(|known| !known.phase.has_slot());
+        let Some((home, place)) = waiting.map(|known| (known.home, known.extra().place)) else { return };
+        if self.wait_ends(home, place).is_some_and(|ends| ends <= now) {
+            let lane = self.lane_ref(home);
+            let is_held = !lane.is_open() && !lane.passes_pause(place);
+            let reason = if is_held { Reason::PauseHoldTimeout } else { self.why_waiting(now, link) };
+            self.refuse_waiting(now, link, reason);
         }
     }
 
@@ -85,7 +86,7 @@ impl Guard {
         self.ledger.update(link, |known| {
             if known.phase == Phase::Dialling {
                 known.phase = Phase::Login;
-                known.local = local;
+                known.set_local(local);
             }
         });
     }
@@ -116,7 +117,7 @@ impl Guard {
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else {
             return Arrived::Refused(Refusal::new(reason, "", ""));
         };
-        let (home, place, failures) = (known.home, known.place, known.failures + 1);
+        let (home, place, failures) = (known.home, known.extra().place, known.extra().failures + 1);
         self.record_failure(now, Some(link), why);
         let overdue = self.wait_ends(home, place).is_some_and(|ends| ends <= now);
         if !may_wait || overdue {
@@ -132,10 +133,11 @@ impl Guard {
         let not_before = if own_backoff { now + self.jitter.backoff(failures) } else { now };
         self.ledger.update(link, |known| {
             known.phase = Phase::Waiting;
-            known.failures = failures;
-            known.not_before = not_before;
             known.pid = None;
-            known.local = None;
+            known.set_local(None);
+            let extra = known.extra_mut();
+            extra.failures = failures;
+            extra.not_before = not_before;
         });
         self.lane_mut(home).queue.insert(place, link);
         self.decide(now, link, false)
@@ -180,17 +182,14 @@ impl Guard {
 
     /// The first ReadyForQuery: the login is over. A pid of 0 or less is none.
     pub fn login_done(&mut self, now: Moment, link: LinkId, pid: i32) {
-        let pid = Some(pid).filter(|pid| *pid > 0);
+        let pid = NonZeroI32::new(pid.max(0));
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else { return };
         let dialled_at = known.dialled_at;
         // PostgreSQL gave the pid away again: whoever had it is gone, whatever became of its socket.
         if let Some(dead) = pid.and_then(|pid| self.ledger.by_pid(pid)).filter(|dead| *dead != link) {
             self.forget(now, dead);
         }
-        self.ledger.update(link, |known| {
-            known.phase = Phase::Established;
-            known.pid = pid;
-        });
+        self.ledger.update(link, |known| known.establish(pid));
         self.usage.login_succeeded(dialled_at);
         if !self.usage.is_latched() {
             self.upstream_is_well();
@@ -205,12 +204,12 @@ impl Guard {
 
     /// Nobody watches the upstream connection any more and no EOF was seen: a sample must free the slot.
     pub fn zombie(&mut self, now: Moment, link: LinkId) {
-        self.end_slot(now, link, Phase::Zombie { since: now });
+        self.end_slot(now, link, Phase::Zombie);
     }
 
     fn end_slot(&mut self, now: Moment, link: LinkId, phase: Phase) {
         match self.ledger.get(link).map(|known| known.phase) {
-            None | Some(Phase::Zombie { .. }) => return,
+            None | Some(Phase::Zombie) => return,
             Some(Phase::Waiting) => self.forget(now, link),
             Some(_) => {
                 self.breaker.gone(now, link);
@@ -218,6 +217,9 @@ impl Guard {
                 self.ledger.update(link, |known| {
                     known.visiting = None;
                     known.phase = phase;
+                    if phase == Phase::Zombie {
+                        known.extra_mut().zombie_since = now;
+                    }
                 });
             }
         }
@@ -239,7 +241,7 @@ impl Guard {
     }
 
     fn bury(&mut self, now: Moment, link: LinkId) {
-        let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.replication);
+        let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.who.replication);
         if let Some(known) = slot {
             self.usage.bury(now, known);
         }
@@ -249,7 +251,7 @@ impl Guard {
         self.breaker.gone(now, link);
         self.drop_hold(now, link);
         if let Some(known) = self.ledger.remove(link) {
-            self.lane_mut(known.home).queue.remove(known.place);
+            self.lane_mut(known.home).queue.remove(known.extra().place);
         }
     }
 }

@@ -108,12 +108,12 @@ impl Guard {
 fn whose(reason: Reason, link: &Link) -> Option<String> {
     Some(match reason {
         Reason::LaneFull => String::new(),
-        Reason::UpstreamBudget if !link.replication => String::new(),
-        Reason::ApplicationFull if !link.replication => link.application.to_string(),
-        Reason::ApplicationLimit => link.application.to_string(),
-        Reason::UserLimit => link.user.to_string(),
-        Reason::DatabaseLimit => link.database.to_string(),
-        Reason::AddressLimit => link.address?.to_string(),
+        Reason::UpstreamBudget if !link.who.replication => String::new(),
+        Reason::ApplicationFull if !link.who.replication => link.who.application.to_string(),
+        Reason::ApplicationLimit => link.who.application.to_string(),
+        Reason::UserLimit => link.who.user.to_string(),
+        Reason::DatabaseLimit => link.who.database.to_string(),
+        Reason::AddressLimit => link.who.address?.to_string(),
         _ => return None,
     })
 }

@@ -104,8 +104,10 @@ impl Guard {
     fn pass_observing(&mut self, now: Moment) {
         let queues = self.lanes.iter().flat_map(|lane| lane.queue.iter());
         for link in queues.map(|(_, link)| link).collect::<Vec<_>>() {
-            let Some(known) = self.ledger.get(link).filter(|known| known.not_before <= now) else { continue };
-            let (home, first) = (known.home, known.failures == 0);
+            let Some(known) = self.ledger.get(link).filter(|known| known.extra().not_before <= now) else {
+                continue;
+            };
+            let (home, first) = (known.home, known.extra().failures == 0);
             let stop = self.stop(now, link, &Claims::default(), &Earmarks::default()).map(Stop::reason);
             let stop = stop.or_else(|| self.pace(now, link).map(Pace::reason));
             if let Some(reason) = stop.filter(|_| first) {
@@ -137,7 +139,7 @@ impl Guard {
         let granted = self.ledger.update(link, |known| {
             known.phase = Phase::Dialling;
             known.dialled_at = now;
-            (known.home, known.place, !std::mem::replace(&mut known.admitted, true))
+            (known.home, known.extra().place, !std::mem::replace(&mut known.admitted, true))
         });
         let Some((home, place, first)) = granted else { return };
         let observe = self.limits.observe;
@@ -194,7 +196,7 @@ impl Guard {
     fn first_floor_waiter(&self, now: Moment, lane: LaneId) -> Option<LinkId> {
         let nothing = (Claims::default(), Earmarks::default());
         for (_, link) in self.lane_ref(lane).queue.iter() {
-            if self.ledger.get(link).is_none_or(|known| known.replication) {
+            if self.ledger.get(link).is_none_or(|known| known.who.replication) {
                 continue;
             }
             match self.stop(now, link, &nothing.0, &nothing.1) {
@@ -226,13 +228,13 @@ impl Guard {
         let mut budget_is_spent = false;
         for (_, link) in self.lane_ref(lane).queue.iter() {
             let Some(known) = self.ledger.get(link) else { continue };
-            if !known.replication && (budget_is_spent || full.contains(&*known.application)) {
+            if !known.who.replication && (budget_is_spent || full.contains(&*known.who.application)) {
                 continue;
             }
             match self.stop(now, link, claims, earmarks) {
                 // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
                 Some(Stop::Lane(_)) => break,
-                Some(Stop::Link(Reason::ApplicationFull)) => drop(full.insert(&known.application)),
+                Some(Stop::Link(Reason::ApplicationFull)) => drop(full.insert(&known.who.application)),
                 Some(Stop::Link(Reason::UpstreamBudget)) => budget_is_spent = true,
                 Some(Stop::Link(_)) => {}
                 None => {
@@ -244,9 +246,9 @@ impl Guard {
                         Pace::Rate => stops.rate = true,
                     }
                     earmarks.lane += 1;
-                    if !known.replication {
+                    if !known.who.replication {
                         earmarks.own += 1;
-                        *earmarks.by_application.entry(known.application.clone()).or_default() += 1;
+                        *earmarks.by_application.entry(known.who.application.clone()).or_default() += 1;
                     }
                 }
             }
@@ -301,20 +303,20 @@ impl Guard {
             if let Some(reason) = self.breaker.stops(now) {
                 return Some(Stop::Lane(reason));
             }
-        } else if known.not_before > now {
+        } else if known.extra().not_before > now {
             return Some(Stop::Link(Reason::UpstreamDown));
         }
         if self.ledger.lane(known.home).load() + earmarks.lane >= lane.quota() {
             return Some(Stop::Lane(Reason::LaneFull));
         }
-        let on_floor = !known.replication && self.below_floor(known.home, earmarks.own);
-        if !known.replication && self.application_is_full(known, on_floor, claims, earmarks) {
+        let on_floor = !known.who.replication && self.below_floor(known.home, earmarks.own);
+        if !known.who.replication && self.application_is_full(known, on_floor, claims, earmarks) {
             return Some(Stop::Link(Reason::ApplicationFull));
         }
         if let Some(reason) = self.partial_limit(known, lane) {
             return Some(Stop::Link(reason));
         }
-        if !known.replication && self.budget_is_spent(known.home, on_floor, claims, earmarks) {
+        if !known.who.replication && self.budget_is_spent(known.home, on_floor, claims, earmarks) {
             return Some(Stop::Link(Reason::UpstreamBudget));
         }
         None
@@ -325,7 +327,7 @@ impl Guard {
         if lane.retired {
             return Some(Reason::LaneFull);
         }
-        if lane.pause.is_some() && !lane.passes_pause(known.place) {
+        if lane.pause.is_some() && !lane.passes_pause(known.extra().place) {
             return Some(Reason::Paused);
         }
         let load = self.ledger.lane(known.home).load();
@@ -345,10 +347,10 @@ impl Guard {
         claims: &Claims,
         earmarks: &Earmarks,
     ) -> bool {
-        let Some(settings) = self.application_settings(&known.application) else { return false };
+        let Some(settings) = self.application_settings(&known.who.application) else { return false };
         let Some(quota) = settings.quota else { return false };
-        let of = |map: &BTreeMap<Arc<str>, u32>| map.get(&known.application).copied().unwrap_or(0);
-        let slots = self.ledger.counts().application(&known.application).slots;
+        let of = |map: &BTreeMap<Arc<str>, u32>| map.get(&known.who.application).copied().unwrap_or(0);
+        let slots = self.ledger.counts().application(&known.who.application).slots;
         let taken = slots + of(&earmarks.by_application);
         if on_floor {
             return taken >= quota;
@@ -363,16 +365,16 @@ impl Guard {
         let counts = self.ledger.lane(known.home);
         let settings = &lane.settings;
         let reached = |limit: u32, slots: &dyn Fn() -> u32| limit > 0 && slots() >= limit;
-        if reached(settings.per_application, &|| counts.of_application(&known.application)) {
+        if reached(settings.per_application, &|| counts.of_application(&known.who.application)) {
             return Some(Reason::ApplicationLimit);
         }
-        if reached(settings.per_user, &|| counts.of_user(&known.user)) {
+        if reached(settings.per_user, &|| counts.of_user(&known.who.user)) {
             return Some(Reason::UserLimit);
         }
-        if reached(settings.per_database, &|| counts.of_database(&known.database)) {
+        if reached(settings.per_database, &|| counts.of_database(&known.who.database)) {
             return Some(Reason::DatabaseLimit);
         }
-        let address = known.address?;
+        let address = known.who.address?;
         reached(settings.per_address, &|| counts.of_address(address)).then_some(Reason::AddressLimit)
     }
 
@@ -404,7 +406,9 @@ impl Guard {
             return Some(Pace::AllLogins);
         }
         let address_max = (self.limits.max_logins / 2).max(1);
-        if let Some(address) = known.address.filter(|a| self.ledger.counts().logins_from(*a) >= address_max) {
+        if let Some(address) =
+            known.who.address.filter(|a| self.ledger.counts().logins_from(*a) >= address_max)
+        {
             return Some(Pace::Address(address));
         }
         (lane.rate.allowed_at() > now).then_some(Pace::Rate)
@@ -426,7 +430,7 @@ impl Guard {
         let in_pool = !lane.settings.protected;
         let anybody = self.lanes.iter().any(|lane| {
             lane.stops.all_logins
-                || known.address.is_some_and(|address| lane.stops.addresses.contains(&address))
+                || known.who.address.is_some_and(|address| lane.stops.addresses.contains(&address))
         });
         in_pool && anybody
     }

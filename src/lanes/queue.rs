@@ -17,6 +17,9 @@ pub struct Place {
 }
 
 impl Place {
+    /// The place of those who do not wait: no arrival is the 0th.
+    pub const NOWHERE: Self = Self { ordinary: true, since: Moment::from_micros(0), seq: 0 };
+
     /// The place of the `seq`th arrival.
     pub fn new(nested: bool, since: Moment, seq: u64) -> Self {
         Self { ordinary: !nested, since, seq }

@@ -21,7 +21,7 @@ impl Guard {
         let shed = lane.shed.is_on();
         let reason = match &lane.pause {
             Some(pause) if pause.how == Disposition::Reject => Reason::Paused,
-            Some(_) if !lane.passes_pause(known.place) => return,
+            Some(_) if !lane.passes_pause(known.extra().place) => return,
             _ if shed && lane.settings.on_shed == Disposition::Reject => self.shed_reason(),
             _ => return,
         };

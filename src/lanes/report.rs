@@ -174,15 +174,20 @@ impl Guard {
         let mut detail =
             format!("lane {name}: {} of {} slots, {waiting} waiting", counts.load(), state.quota());
         if let Some(link) = link.and_then(|link| self.ledger.get(link)) {
-            let application = self.ledger.counts().application(&link.application);
-            let quota =
-                self.applications.iter().find(|app| app.name == link.application).and_then(|app| app.quota);
+            let application = self.ledger.counts().application(&link.who.application);
+            let quota = self
+                .applications
+                .iter()
+                .find(|app| app.name == link.who.application)
+                .and_then(|app| app.quota);
             if let Some(quota) = quota {
-                detail +=
-                    &format!("; application {}: {} of {quota} slots", link.application, application.slots);
+                detail += &format!(
+                    "; application {}: {} of {quota} slots",
+                    link.who.application, application.slots
+                );
             }
-            let since = link.held.unwrap_or(link.place).since;
-            if !link.phase.has_slot() || link.held.is_some() {
+            let since = link.extra().held.unwrap_or(link.extra().place).since;
+            if !link.phase.has_slot() || link.extra().held.is_some() {
                 detail += &format!("; waited {:.1} s", now.since(since).as_secs_f64());
             }
         }

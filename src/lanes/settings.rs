@@ -97,6 +97,13 @@ pub struct LeakSettings {
     pub disconnect_after: Option<Duration>,
 }
 
+impl LeakSettings {
+    /// Idle time before which nothing is said of a link, nor done to it; none if never.
+    pub fn earliest(&self) -> Option<Duration> {
+        [self.warn, self.reset, self.cap].into_iter().flatten().min()
+    }
+}
+
 /// One lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaneSettings {

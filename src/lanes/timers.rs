@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::guard::{Guard, Lane};
 use super::ids::LaneId;
-use super::ledger::{Link, Phase};
+use super::ledger::Phase;
 use super::queue::Place;
 use super::usage::ZOMBIE_MAX;
 use crate::clock::Moment;
@@ -52,15 +52,12 @@ impl Guard {
         let somebody_waits = self.ledger.counts().waiting > 0;
         let blind = !limits.monitored || self.usage.is_stale(now, limits);
         let zombies = (blind && self.ledger.counts().zombies > 0).then(|| {
-            let since = |link: &Link| match link.phase {
-                Phase::Zombie { since } => Some(since + ZOMBIE_MAX),
-                _ => None,
-            };
-            self.ledger.iter().filter_map(|(_, link)| since(link)).min()
+            let zombies = self.ledger.iter().filter(|(_, link)| link.phase == Phase::Zombie);
+            zombies.map(|(_, link)| link.extra().zombie_since + ZOMBIE_MAX).min()
         });
         let queues =
             self.lanes.iter().filter(|lane| self.has_own_backoff(lane)).flat_map(|lane| lane.queue.iter());
-        let own_backoffs = queues.filter_map(|(_, link)| Some(self.ledger.get(link)?.not_before));
+        let own_backoffs = queues.filter_map(|(_, link)| Some(self.ledger.get(link)?.extra().not_before));
         [
             self.usage.stale_at(limits).filter(|at| *at > now),
             self.usage.latch_ends(now, limits),

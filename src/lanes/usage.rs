@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroI32;
 use std::time::Duration;
 
 use super::ids::LinkId;
@@ -136,7 +137,8 @@ impl Usage {
         if self.tombstones.len() == TOMBSTONES_MAX {
             self.tombstones.pop_front();
         }
-        let Link { dialled_at, pid, local, .. } = *link;
+        let (dialled_at, local) = (link.dialled_at, link.extra().local);
+        let pid = link.pid.map(NonZeroI32::get);
         self.tombstones.push_back(Tombstone { closed_at, dialled_at, pid, local });
     }
 
@@ -169,8 +171,9 @@ impl Usage {
         let mut pids = BTreeSet::new();
         let mut ports = BTreeSet::new();
         let mut unknown = 0_u32;
-        let living = ledger.iter().filter(|(_, link)| link.phase.has_slot() && !link.replication);
-        let living = living.map(|(_, link)| (link.pid, link.local, link.dialled_at));
+        let living = ledger.iter().filter(|(_, link)| link.phase.has_slot() && !link.who.replication);
+        let living =
+            living.map(|(_, link)| (link.pid.map(NonZeroI32::get), link.extra().local, link.dialled_at));
         let buried = self.tombstones.iter().map(|t| (t.pid, t.local, t.dialled_at));
         for (pid, local, dialled_at) in living.chain(buried) {
             match (pid, local) {
@@ -194,14 +197,15 @@ impl Usage {
 /// The zombies whose backends `sample` shows to be gone.
 pub fn proven_gone(sample: &Sample, ledger: &Ledger) -> Vec<LinkId> {
     let gone = ledger.iter().filter(|(_, link)| match link.phase {
-        Phase::Zombie { since } if sample.asked_at >= since => match link.pid {
-            Some(pid) => !sample.sessions.iter().any(|row| row.pid == pid && may_be(row, link.local)),
+        Phase::Zombie if sample.asked_at >= link.extra().zombie_since => match link.pid {
+            Some(pid) => !sample.sessions.iter().any(|row| row.pid == pid.get() && may_be(row, link.port)),
             None => {
                 let listed = |local: SocketAddr| {
                     let own = Some((local.ip().to_canonical(), local.port()));
                     sample.sessions.iter().any(|row| address(row) == own)
                 };
-                sample.asked_at.since(since) >= PIDLESS_ZOMBIE_MIN && !link.local.is_some_and(listed)
+                sample.asked_at.since(link.extra().zombie_since) >= PIDLESS_ZOMBIE_MIN
+                    && !link.extra().local.is_some_and(listed)
             }
         },
         _ => false,
@@ -209,12 +213,9 @@ pub fn proven_gone(sample: &Sample, ledger: &Ledger) -> Vec<LinkId> {
     gone.map(|(id, _)| id).collect()
 }
 
-/// Whether a backend with the right pid may be the one behind `local`, and not a later one that got the same pid.
-fn may_be(row: &Session, local: Option<SocketAddr>) -> bool {
-    match (row.port, local) {
-        (Some(port), Some(local)) => port == local.port(),
-        _ => true,
-    }
+/// Whether a backend with the right pid may be the one behind local port `ours` (0: unknown), and not a later one that got the same pid.
+fn may_be(row: &Session, ours: u16) -> bool {
+    ours == 0 || row.port.is_none_or(|port| port == ours)
 }
 
 fn address(row: &Session) -> Option<(IpAddr, u16)> {

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::dial::dial;
 use super::hub::{Hub, LinkSettings};
+use super::keys::CancelKeys;
 use super::shared::{Command, LinkShared, Phase};
 use super::stream::Stream;
 use crate::reason::{Reason, Refusal};
@@ -36,16 +37,17 @@ impl Drop for Underway {
 /// Routes a client's CancelRequest. Returns when the client's cancel connection may be closed: after upstream closed its own, so
 /// that the client knows that the cancel cannot hit its next query.
 pub async fn route(hub: &Arc<Hub>, pid: i32, key: &[u8]) {
-    let Some((link, upstream_key)) = find(hub, pid, key) else { return };
-    if let Err(refusal) = cancel(hub, &link, pid, &upstream_key).await {
+    let Some((link, keys)) = find(hub, pid, key) else { return };
+    if let Err(refusal) = cancel(hub, &link, pid, keys.upstream()).await {
         // The request may still be on its way: a later query must never be hit, so the link cannot go on.
         link.post(Command::Close { generation: None, refusal });
     }
 }
 
-fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, Vec<u8>)> {
-    let target = hub.keys.get(&pid)?;
-    bool::from(target.secret.ct_eq(key)).then(|| (target.link.clone(), target.upstream_key.clone()))
+fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, CancelKeys)> {
+    let owner = hub.keys.get(&pid)?;
+    let keys = owner.cancel_keys()?;
+    bool::from(keys.secret().ct_eq(key)).then(|| (owner.clone(), keys.clone()))
 }
 
 /// Cancels what `link` is doing now, if it is doing anything.

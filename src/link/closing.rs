@@ -10,6 +10,7 @@ use tokio::time::{interval, timeout};
 
 use super::cancel;
 use super::hub::{Hub, Slot};
+use super::keys::CancelKeys;
 use super::shared::{Command, LinkShared};
 use super::stream::Stream;
 use crate::reason::Refusal;
@@ -49,8 +50,8 @@ pub struct Closing {
     pub how: How,
     /// Bytes to be sent first.
     pub unsent: Vec<u8>,
-    /// Backend and its real key, for cancels.
-    pub cancel: Option<(i32, Vec<u8>)>,
+    /// Backend and its keys, for cancels.
+    pub cancel: Option<(i32, CancelKeys)>,
     /// The client, where it may still read the replies to what it asked before its Terminate, and bytes it has not taken yet.
     pub reader: Option<(Stream, Vec<u8>)>,
 }
@@ -99,10 +100,10 @@ pub async fn close(hub: &Arc<Hub>, closing: Closing) {
         seen
     };
     let seen = match (how, cancel) {
-        (How::Cancel, Some((pid, key))) => {
+        (How::Cancel, Some((pid, keys))) => {
             tokio::select! {
                 seen = timeout(bound, finish) => seen,
-                () = keep_cancelling(hub, pid, &key) => Ok(Err(io::ErrorKind::Other.into())),
+                () = keep_cancelling(hub, pid, keys.upstream()) => Ok(Err(io::ErrorKind::Other.into())),
             }
         }
         _ => tokio::select! {
@@ -153,7 +154,7 @@ fn is_close(error: &io::Error) -> bool {
 
 /// Reads to EOF (or RST), which PostgreSQL sends after it has freed the backend.
 async fn discard(reader: &mut (impl AsyncReadExt + Unpin)) -> io::Result<()> {
-    let mut buf = vec![0; 4 * 1024];
+    let mut buf = vec![0; 16 * 1024];
     loop {
         match reader.read(&mut buf).await {
             Ok(0) => return Ok(()),

@@ -15,6 +15,8 @@ use crate::wire::statement::{self, IdleTimeout};
 
 /// Bytes of a statement kept for people.
 const KEPT: usize = 400;
+/// Room for a statement that is not given back, in bytes.
+const KEPT_ROOM: usize = 64;
 
 /// Policy of one established link.
 pub struct Desk {
@@ -23,8 +25,8 @@ pub struct Desk {
     /// Where it belongs.
     home: Arc<Lane>,
     /// Where its transaction is counted, when that is elsewhere.
-    visiting: Option<Visit>,
-    facts: Box<Facts>,
+    visiting: Option<Box<Visit>>,
+    facts: Arc<Facts>,
     process: Option<Arc<Process>>,
     epoch: u32,
     /// Counted in `process`.
@@ -41,9 +43,9 @@ pub struct Desk {
     reclassify: bool,
     request_since: Option<Moment>,
     /// Drain asked for: the link ends at the next boundary.
-    pub(super) draining: Option<Refusal>,
+    pub(super) draining: Option<Box<Refusal>>,
     /// The link must end, with that.
-    pub(super) end: Option<Refusal>,
+    pub(super) end: Option<Box<Refusal>>,
     /// The statement about to be told of has been looked at already.
     followed: bool,
     /// ReadyForQuery is on its way to the client.
@@ -56,6 +58,8 @@ pub struct Desk {
     timeout: SessionTimeout,
     /// A SET of it has been forwarded and is not confirmed yet.
     timeout_asked: Option<IdleTimeout>,
+    /// The clock as of this run, once it was asked for.
+    instant: Option<Moment>,
 }
 
 /// Whether a session asked never to be reset. A SET counts once PostgreSQL has confirmed it, and falls with its transaction.
@@ -78,7 +82,7 @@ impl Desk {
         hub: Arc<Hub>,
         shared: Arc<LinkShared>,
         home: Arc<Lane>,
-        facts: Facts,
+        facts: Arc<Facts>,
         process: Option<Arc<Process>>,
         epoch: u32,
     ) -> Self {
@@ -87,7 +91,7 @@ impl Desk {
             shared,
             home,
             visiting: None,
-            facts: Box::new(facts),
+            facts,
             process,
             epoch,
             entered: false,
@@ -107,7 +111,20 @@ impl Desk {
             resetting: None,
             timeout: SessionTimeout::default(),
             timeout_asked: None,
+            instant: None,
         }
+    }
+
+    /// Another turn: the clock is to be read again.
+    #[inline]
+    pub(super) fn turn_begins(&mut self) {
+        self.instant = None;
+    }
+
+    /// The time. What happens in one turn happens at one moment, and the clock is not free.
+    #[inline]
+    fn now(&mut self) -> Moment {
+        *self.instant.get_or_insert_with(clock::now)
     }
 
     /// The lane the link is counted in.
@@ -141,12 +158,12 @@ impl Desk {
                     return Word::Wait;
                 }
                 Begun::Reject(refusal) => {
-                    self.end = Some(refusal);
+                    self.end = Some(Box::new(refusal));
                     return Word::Wait;
                 }
             }
         }
-        let now = clock::now();
+        let now = self.now();
         if let Some(since) = self.held_since.take() {
             self.shared.waited(now.since(since));
             self.lane().meter.wait.record(now.since(since));
@@ -166,7 +183,7 @@ impl Desk {
     }
 
     fn hold(&mut self) {
-        let now = clock::now();
+        let now = self.now();
         if self.held_since.is_none() {
             self.held_since = Some(now);
             self.shared.start_phase(true);
@@ -183,7 +200,8 @@ impl Desk {
             self.hub.guard(|guard, now| guard.unhold(now, self.shared.id));
             self.shared.end_phase();
             self.leave_visit();
-            self.shared.enter(LinkState::Idle, clock::now());
+            let now = self.now();
+            self.shared.enter(LinkState::Idle, now);
         }
     }
 
@@ -214,23 +232,24 @@ impl Desk {
         let lanes = self.hub.lanes.load();
         let Some(lane) = lanes.iter().find(|l| *l.name == *lane).cloned() else { return };
         self.hub.guard(|guard, now| guard.visit(now, self.shared.id, lane.id));
-        self.visiting = Some(Visit { lane, rule, sticky });
+        self.visiting = Some(Box::new(Visit { lane, rule, sticky }));
         self.label();
     }
 
     /// Back home at the end of a transaction, or for good to the lane of its LISTEN.
     fn leave_visit(&mut self) {
         let Some(visit) = self.visiting.take() else { return };
+        let Visit { lane, rule, sticky } = *visit;
         let listening = self.shared.flags() & flag::LISTENING != 0;
         self.hub.guard(|guard, now| {
             guard.leave(now, self.shared.id);
-            if visit.sticky && listening {
-                guard.move_link(now, self.shared.id, visit.lane.id, None);
+            if sticky && listening {
+                guard.move_link(now, self.shared.id, lane.id, None);
             }
         });
-        if visit.sticky && listening {
-            self.home = visit.lane;
-            self.shared.with_labels(|labels| labels.rule = visit.rule);
+        if sticky && listening {
+            self.home = lane;
+            self.shared.with_labels(|labels| labels.rule = rule);
         }
         self.label();
     }
@@ -263,10 +282,9 @@ impl Desk {
             guard.move_link(now, self.shared.id, lane.id, Some(application.clone()));
         });
         self.home = lane;
-        let raw = self.facts.application.clone();
         self.shared.with_labels(|labels| {
             labels.rule = class.rule.clone();
-            labels.application = raw;
+            labels.facts = self.facts.clone();
             labels.application_name = application;
         });
         self.label();
@@ -274,7 +292,7 @@ impl Desk {
 
     /// The transaction is over: `I` came, with nothing behind it.
     fn end_transaction(&mut self) {
-        let now = clock::now();
+        let now = self.now();
         if let Some(since) = self.shared.transaction_since() {
             self.lane().meter.transaction.record(now.since(since));
             let end = if self.reset {
@@ -335,12 +353,21 @@ impl Desk {
     /// ReadyForQuery is with the client: idle counts from now.
     pub(super) fn delivered(&mut self, in_transaction: bool) {
         self.ready = false;
-        let now = clock::now();
+        let now = self.now();
         if let Some(since) = self.request_since.take() {
             self.lane().meter.query.record(now.since(since));
         }
         let state = if in_transaction { LinkState::IdleInTransaction } else { LinkState::Idle };
         self.shared.enter(state, now);
+    }
+
+    /// The client has begun to say something and not finished: it is not silent, and its idle time counts from now. Once, not for ever:
+    /// a piece that nothing follows must not keep a leak alive.
+    pub(super) fn heard_a_piece(&mut self) {
+        if self.shared.state().0 == LinkState::IdleInTransaction {
+            let now = self.now();
+            self.shared.enter(LinkState::IdleInTransaction, now);
+        }
     }
 
     /// A rollback is on its way upstream.
@@ -363,7 +390,7 @@ impl Desk {
             let text = format!("rolled back: {}; {who}", why.detail);
             self.hub.note("reset", Some(self.lane().name.clone()), Some(self.shared.id), text);
         }
-        let now = clock::now();
+        let now = self.now();
         self.shared.set_flag(flag::RESET, true);
         self.shared.reset_at.store(now.as_micros(), Ordering::Relaxed);
         let lane = self.lane();
@@ -405,7 +432,7 @@ impl Gate for Desk {
             }
             return Word::Wait;
         }
-        let now = clock::now();
+        let now = self.now();
         self.request_since = Some(now);
         self.ready = false;
         self.shared.enter(LinkState::Active, now);
@@ -421,7 +448,14 @@ impl Gate for Desk {
             let kept = &mut labels.statement;
             kept.clear();
             match statement {
-                Statement::Text { text, .. } => kept.extend_from_slice(&text[..text.len().min(KEPT)]),
+                Statement::Text { text, .. } => {
+                    let text = &text[..text.len().min(KEPT)];
+                    if kept.capacity() > KEPT_ROOM.max(2 * text.len()) {
+                        // A link is idle behind a short COMMIT, not behind what made room for more.
+                        *kept = Vec::new();
+                    }
+                    kept.extend_from_slice(text);
+                }
                 Statement::Prepared(b"") => {}
                 Statement::Prepared(name) => {
                     kept.extend_from_slice(b"execute ");
@@ -457,7 +491,8 @@ impl Gate for Desk {
         if name == b"application_name" {
             let value = String::from_utf8_lossy(value);
             if *value != *self.facts.application {
-                self.facts.application = value.into();
+                self.facts =
+                    self.hub.facts.share(Facts { application: value.into(), ..(*self.facts).clone() });
                 self.reclassify = true;
             }
         }

@@ -12,10 +12,13 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::intern::Interner;
+use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
+use super::sparing::Sparing;
 use crate::clock::{self, Moment};
-use crate::lanes::classify::Rules;
+use crate::lanes::classify::{Facts, Rules};
 use crate::lanes::gate::LaneGate;
 use crate::lanes::guard::{Action, Guard};
 use crate::lanes::ids::{LaneId, LinkId};
@@ -118,6 +121,10 @@ pub struct Counters {
     pub clients: AtomicU32,
     /// Those that have sent a startup packet.
     pub sessions: AtomicU32,
+    /// Connections of whom nothing is known yet, or that are refused without a startup packet.
+    pub strangers: AtomicU32,
+    /// Links whose end is under way: last words, orderly close.
+    pub leaving: AtomicU32,
     /// Panics caught.
     pub panics: AtomicU64,
     /// True 53300 seen.
@@ -134,7 +141,9 @@ pub struct Hub {
     /// Every link that sent a startup packet.
     pub links: DashMap<LinkId, Arc<LinkShared>>,
     /// Who owns a cancel key.
-    pub keys: DashMap<i32, CancelTarget>,
+    pub keys: DashMap<i32, Arc<LinkShared>>,
+    /// What is known of clients, one for all links of a service.
+    pub facts: Interner<Facts>,
     /// How links are put into lanes.
     pub rules: ArcSwap<Rules>,
     /// Changes with `rules`.
@@ -148,21 +157,11 @@ pub struct Hub {
     /// Looks client processes up.
     pub lookups: Lookups,
     processes: Mutex<HashMap<ProcessKey, Weak<Process>>>,
+    sparing: Mutex<Sparing>,
     stage: AtomicU8,
     next_link: AtomicU64,
     events: mpsc::UnboundedSender<Event>,
     tick_wanted: AtomicBool,
-}
-
-/// The owner of a cancel key.
-#[derive(Clone, Debug)]
-pub struct CancelTarget {
-    /// What the client must present.
-    pub secret: Vec<u8>,
-    /// What PostgreSQL must be presented.
-    pub upstream_key: Vec<u8>,
-    /// The link.
-    pub link: Arc<LinkShared>,
 }
 
 impl Hub {
@@ -177,6 +176,7 @@ impl Hub {
             guard: Mutex::new(guard),
             links: DashMap::new(),
             keys: DashMap::new(),
+            facts: Interner::default(),
             rules: ArcSwap::from_pointee(rules),
             epoch: AtomicU32::new(0),
             lanes: ArcSwap::from_pointee(Vec::new()),
@@ -184,6 +184,7 @@ impl Hub {
             counters: Counters::default(),
             lookups: Lookups::default(),
             processes: Mutex::new(HashMap::new()),
+            sparing: Mutex::new(Sparing::default()),
             stage: AtomicU8::new(Stage::Running as u8),
             next_link: AtomicU64::new(1),
             events,
@@ -266,6 +267,18 @@ impl Hub {
         self.tell(Event::Timeline { event, lane, link, text, who: "pgweir".to_owned(), usage });
     }
 
+    /// Whether a refusal goes into the log: in a storm not each does. `lane` is empty where it is not known.
+    pub fn may_log(&self, lane: &Arc<str>, reason: Reason) -> bool {
+        self.sparing.lock().may_say(clock::now(), lane, reason)
+    }
+
+    /// Puts into the log how many refusals were left out of it.
+    pub fn log_left_out(&self) {
+        for left in self.sparing.lock().settle(clock::now()) {
+            tracing::info!(lane = %left.lane, reason = left.reason.label(), count = left.count, "refused, and not logged one by one");
+        }
+    }
+
     /// The next link's name.
     pub fn next_link(&self) -> LinkId {
         LinkId(self.next_link.fetch_add(1, Ordering::Relaxed))
@@ -302,13 +315,15 @@ impl Hub {
         if let Some(known) = processes.get(key).and_then(Weak::upgrade) {
             return known;
         }
-        let process = Arc::new(Process::default());
+        let process = Arc::new(Process { key: key.clone(), in_transaction: AtomicU32::new(0) });
         processes.insert(key.clone(), Arc::downgrade(&process));
         process
     }
 
-    /// Forgets client processes without links. [`Hub::forget_process`] does so at once; this catches what a panic left.
+    /// Forgets facts and client processes without links. [`Hub::forget_process`] does so at once; this catches what a panic, or
+    /// somebody who looked at the link's labels meanwhile, left.
     pub fn forget_processes(&self) {
+        self.facts.clean();
         self.processes.lock().retain(|_, process| process.strong_count() > 0);
     }
 
@@ -341,7 +356,6 @@ pub struct Registered {
     /// The link.
     pub shared: Arc<LinkShared>,
     key: Option<i32>,
-    process: Option<(ProcessKey, Arc<Process>)>,
 }
 
 impl Registered {
@@ -349,19 +363,20 @@ impl Registered {
     pub fn new(hub: Arc<Hub>, shared: Arc<LinkShared>) -> Self {
         hub.links.insert(shared.id, shared.clone());
         hub.counters.sessions.fetch_add(1, Ordering::Relaxed);
-        Self { hub, shared, key: None, process: None }
+        Self { hub, shared, key: None }
     }
 
     /// Enters its client process.
-    pub fn set_process(&mut self, key: ProcessKey) -> Arc<Process> {
-        let process = self.hub.process(&key);
-        self.process = Some((key, process.clone()));
+    pub fn set_process(&mut self, key: &ProcessKey) -> Arc<Process> {
+        let process = self.hub.process(key);
+        self.shared.with_labels(|labels| labels.process = Some(process.clone()));
         process
     }
 
-    /// Enters its cancel key.
-    pub fn set_key(&mut self, pid: i32, secret: Vec<u8>, upstream_key: Vec<u8>) {
-        self.hub.keys.insert(pid, CancelTarget { secret, upstream_key, link: self.shared.clone() });
+    /// Enters its cancel keys.
+    pub fn set_key(&mut self, pid: i32, keys: CancelKeys) {
+        self.shared.set_cancel_keys(keys);
+        self.hub.keys.insert(pid, self.shared.clone());
         self.key = Some(pid);
     }
 }
@@ -371,9 +386,10 @@ impl Drop for Registered {
         self.hub.links.remove(&self.shared.id);
         self.hub.counters.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(pid) = self.key {
-            self.hub.keys.remove_if(&pid, |_, target| target.link.id == self.shared.id);
+            self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);
         }
-        if let Some((key, process)) = self.process.take() {
+        if let Some(process) = self.shared.with_labels(|labels| labels.process.take()) {
+            let key = process.key.clone();
             drop(process);
             self.hub.forget_process(&key);
         }
@@ -433,6 +449,32 @@ impl Drop for Slot {
     }
 }
 
+/// A tally on one of [`Counters`]' gauges, given back when it goes.
+pub struct Tally(Arc<Hub>, fn(&Counters) -> &AtomicU32);
+
+impl Tally {
+    /// A connection of whom nothing is known.
+    pub fn stranger(hub: Arc<Hub>) -> Self {
+        Self::take(hub, |counters| &counters.strangers)
+    }
+
+    /// A link on its way out.
+    pub fn leaving(hub: Arc<Hub>) -> Self {
+        Self::take(hub, |counters| &counters.leaving)
+    }
+
+    fn take(hub: Arc<Hub>, of: fn(&Counters) -> &AtomicU32) -> Self {
+        of(&hub.counters).fetch_add(1, Ordering::Relaxed);
+        Self(hub, of)
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        (self.1)(&self.0.counters).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A tally on client connections, taken at accept.
 pub struct Client(Arc<Hub>);
 
@@ -455,7 +497,7 @@ mod tests {
     use super::*;
     use crate::lanes::guard::{Arrival, Arrived};
     use crate::lanes::settings::Settings;
-    use crate::link::shared::Labels;
+    use crate::link::shared::{Labels, tests::facts};
 
     fn settings() -> Settings {
         let text = include_str!("../../tests/contract.toml");
@@ -495,18 +537,15 @@ mod tests {
             lane,
             lane_name: "web".into(),
             rule: word.clone(),
-            application: word.clone(),
             application_name: word.clone(),
-            user: word.clone(),
-            database: word.clone(),
-            process: "".into(),
-            process_key: Some(ProcessKey::Pid(7)),
+            facts: hub.facts.share(facts(&word)),
+            process: None,
             statement: Vec::new(),
         };
         let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
         let mut registered = Registered::new(hub.clone(), shared);
-        registered.set_process(ProcessKey::Pid(7));
-        registered.set_key(42, vec![1], vec![2]);
+        registered.set_process(&ProcessKey::Pid(7));
+        registered.set_key(42, CancelKeys::new(&[1], &[2]));
         let who = Arrival {
             lane,
             application: word.clone(),
@@ -540,6 +579,8 @@ mod tests {
         assert!(hub.guard(|guard, _| guard.audit()).is_ok());
         drop(other);
         assert_eq!((slots(&hub), hub.links.len(), hub.keys.len(), hub.processes.lock().len()), (0, 0, 0, 0));
+        hub.forget_processes();
+        assert_eq!(hub.facts.len(), 0);
     }
 
     #[test]

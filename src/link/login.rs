@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::hub::Hub;
+use super::keys::CancelKeys;
 use super::shared::LinkShared;
 use super::stream::Stream;
 use crate::clock;
@@ -35,10 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 pub struct LoggedIn {
     /// Backend pid.
     pub pid: i32,
-    /// What PostgreSQL gave as its secret.
-    pub upstream_key: Vec<u8>,
-    /// What the client was given.
-    pub secret: Vec<u8>,
+    /// What the client was given as its secret, and what PostgreSQL gave.
+    pub keys: CancelKeys,
     /// Upstream bytes behind ReadyForQuery.
     pub upstream_rest: Vec<u8>,
     /// Client bytes not used.
@@ -86,7 +85,7 @@ struct Exchange<'a> {
     from_upstream: Vec<u8>,
     from_client: Vec<u8>,
     kept_back: Vec<u8>,
-    key: Option<(i32, Vec<u8>, Vec<u8>)>,
+    key: Option<(i32, CancelKeys)>,
     asked: bool,
     awaits_answer: bool,
     healthy: bool,
@@ -279,7 +278,7 @@ impl Exchange<'_> {
         }
         let pid = i32::from_be_bytes(*pid);
         reply::backend_key_data(&mut self.kept_back, pid, &secret);
-        self.key = Some((pid, key.to_vec(), secret));
+        self.key = Some((pid, CancelKeys::new(&secret, key)));
         Ok(())
     }
 
@@ -348,14 +347,11 @@ impl Exchange<'_> {
     async fn finish(&mut self) -> Result<LoggedIn, LoginError> {
         self.forward_kept_back().await?;
         // A server without BackendKeyData cannot be cancelled; PostgreSQL always sends it.
-        let (pid, upstream_key, secret) = self.key.take().unwrap_or_default();
-        Ok(LoggedIn {
-            pid,
-            upstream_key,
-            secret,
-            upstream_rest: std::mem::take(&mut self.from_upstream),
-            client_rest: std::mem::take(&mut self.from_client),
-        })
+        let mut client_rest = std::mem::take(&mut self.from_client);
+        // Mostly there is none, but room for some was made: the link would keep it for ever.
+        client_rest.shrink_to_fit();
+        let (pid, keys) = self.key.take().unwrap_or_default();
+        Ok(LoggedIn { pid, keys, upstream_rest: std::mem::take(&mut self.from_upstream), client_rest })
     }
 }
 

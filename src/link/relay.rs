@@ -1,128 +1,106 @@
-//! Moves bytes between a client and its backend, one `poll` per wake-up.
+//! Moves bytes between a client and its backend, one run per wake-up.
 //!
 //! Reads go to a buffer of the thread, writes straight from it. Only what a socket would not take is copied into a buffer of the
-//! link's own, and the other side is not read until it is gone: an idle link holds no buffer. tokio's `poll_read` forgets readiness
-//! after a short read, so that no read ends in EAGAIN.
+//! link's own, and the other side is not read until it is gone: an idle link holds no buffer.
 
-use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::desk::Desk;
-use super::hub::Hub;
 use super::out::Out;
+use super::reactor::Run;
 use super::session::Session;
 use super::shared::{Command, LinkShared, LinkState, flag};
-use super::stream::Stream;
+use super::side::Side;
 use crate::clock;
 use crate::reason::{Reason, Refusal, SqlState};
 use crate::wire::reply;
 
-/// Bytes read at once.
-const READ_MAX: usize = 64 * 1024;
-/// Client bytes kept while a request is held, or a cancel awaited.
+/// Bytes read at once: a bulk transfer costs less the more of it one read takes, up to what a core's own cache holds. It is also what is
+/// kept at most of what a slow peer does not take: a fraction of what the kernel keeps for it.
+const READ_MAX: usize = 256 * 1024;
+/// Client bytes kept while a request is held, or a cancel awaited; what one read brought before is kept whole.
 const CARRY_MAX: usize = 64 * 1024;
 /// Client bytes read on behind a hang-up, looking for the Terminate that makes it an orderly end: the kernel's own receive
 /// buffer is no larger by default.
 const HANGUP_READ_MAX: usize = 8 * 1024 * 1024;
-/// Rounds of one poll before other links get their turn.
-const ROUNDS_MAX: u32 = 32;
+/// Rounds of one run before other links get their turn: a megabyte, a few tenths of a millisecond.
+const ROUNDS_MAX: u32 = 4;
 
-struct Scratch {
+/// The buffers of a reactor's thread, used by one relay after the other.
+pub struct Scratch {
     read: Vec<u8>,
+    aux: Aux,
+}
+
+/// Where output is put together that is not forwarded as it came.
+#[derive(Default)]
+struct Aux {
     spare: Vec<u8>,
     aside: Vec<u8>,
 }
 
-thread_local! {
-    static SCRATCH: RefCell<Scratch> =
-        RefCell::new(Scratch { read: vec![0; CARRY_MAX + READ_MAX], spare: Vec::new(), aside: Vec::new() });
-}
-
-/// Bytes sent to a peer that has not spoken since, from which on it may be slow rather than dead: far less than a receive window.
-const PATIENCE_AFTER: usize = 16 * 1024;
-
-/// Tells slow peers from dead ones. TCP_USER_TIMEOUT also ends a connection whose living peer keeps its window shut, and a client may
-/// well read slowly. So it is lifted as soon as enough was sent to fill a window, and set again when the peer speaks; a peer that
-/// dies in between is noticed by the kernel's own retransmission limit.
-#[derive(Debug, Default)]
-struct Patience {
-    sent: usize,
-    lifted: bool,
-}
-
-impl Patience {
-    #[inline]
-    fn sent(&mut self, stream: &Stream, bytes: usize) {
-        self.sent += bytes;
-        if self.sent > PATIENCE_AFTER && !self.lifted {
-            self.lifted = true;
-            stream.set_user_timeout(Duration::ZERO);
-        }
-    }
-
-    #[inline]
-    fn heard(&mut self, stream: &Stream, hub: &Hub) {
-        self.sent = 0;
-        if std::mem::take(&mut self.lifted) {
-            stream.set_user_timeout(hub.settings.load().dead_after);
-        }
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { read: vec![0; CARRY_MAX + READ_MAX], aux: Aux::default() }
     }
 }
 
-/// Bytes a socket did not take yet.
+/// Bytes a socket did not take yet. Hardly any link has some, so that it is one pointer.
 #[derive(Debug, Default)]
-struct Pending {
+struct Pending(Option<Box<Backlog>>);
+
+#[derive(Debug)]
+struct Backlog {
     bytes: Vec<u8>,
     sent: usize,
 }
 
 impl Pending {
     fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
     }
 
     fn len(&self) -> usize {
-        self.bytes.len() - self.sent
+        self.0.as_ref().map_or(0, |backlog| backlog.bytes.len() - backlog.sent)
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        self.0.map_or_else(Vec::new, |mut backlog| backlog.bytes.split_off(backlog.sent))
     }
 
     /// Writes `bytes` behind what is pending; keeps what the socket does not take.
-    fn send(&mut self, stream: &mut Stream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
-        if self.is_empty() {
-            while !bytes.is_empty() {
-                match Pin::new(&mut *stream).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                    Poll::Ready(Ok(n)) => bytes = &bytes[n..],
-                    Poll::Ready(Err(error)) => return Err(error),
-                    Poll::Pending => break,
+    #[inline]
+    fn send(&mut self, side: &mut Side, mut bytes: &[u8]) -> io::Result<()> {
+        if let Some(backlog) = &mut self.0 {
+            backlog.bytes.extend_from_slice(bytes);
+            return Ok(());
+        }
+        while !bytes.is_empty() {
+            match side.send(bytes)? {
+                Some(n) => bytes = &bytes[n..],
+                None => {
+                    self.0 = Some(Box::new(Backlog { bytes: bytes.to_vec(), sent: 0 }));
+                    break;
                 }
             }
         }
-        self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
     /// Writes what is pending. True if something moved.
-    fn flush(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> io::Result<bool> {
-        let before = self.sent;
-        while self.sent < self.bytes.len() {
-            match Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.sent..]) {
-                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(n)) => self.sent += n,
-                Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(self.sent > before),
+    #[inline]
+    fn flush(&mut self, side: &mut Side) -> io::Result<bool> {
+        let Some(backlog) = &mut self.0 else { return Ok(false) };
+        let before = backlog.sent;
+        while backlog.sent < backlog.bytes.len() {
+            match side.send(&backlog.bytes[backlog.sent..])? {
+                Some(n) => backlog.sent += n,
+                None => return Ok(backlog.sent > before),
             }
         }
-        let moved = !self.bytes.is_empty();
-        if moved {
-            *self = Self::default();
-        }
-        Ok(moved)
+        self.0 = None;
+        Ok(true)
     }
 }
 
@@ -143,8 +121,8 @@ pub enum End {
 
 /// An established link.
 pub struct Relay {
-    pub(super) client: Stream,
-    pub(super) upstream: Stream,
+    pub(super) client: Side,
+    pub(super) upstream: Side,
     pub(super) session: Session,
     pub(super) desk: Desk,
     to_client: Pending,
@@ -157,17 +135,15 @@ pub struct Relay {
     hung_up: bool,
     /// Nothing more can be sent to PostgreSQL.
     upstream_broken: bool,
-    client_patience: Patience,
-    upstream_patience: Patience,
-    registered: bool,
+    started: bool,
 }
 
 type Turn = Result<bool, End>;
 
 impl Relay {
     pub(super) fn new(
-        client: Stream,
-        upstream: Stream,
+        client: Side,
+        upstream: Side,
         desk: Desk,
         client_carry: Vec<u8>,
         upstream_carry: Vec<u8>,
@@ -184,9 +160,7 @@ impl Relay {
             waits: false,
             hung_up: false,
             upstream_broken: false,
-            client_patience: Patience::default(),
-            upstream_patience: Patience::default(),
-            registered: false,
+            started: false,
         }
     }
 
@@ -194,63 +168,63 @@ impl Relay {
         &self.desk.shared
     }
 
-    /// Works until nothing moves.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if !self.registered {
-            self.registered = true;
-            self.shared().register(cx);
-            if let Err(end) = self.start(cx) {
-                return Poll::Ready(end);
+    /// Works until nothing moves, or others should get their turn.
+    pub(super) fn run(&mut self, scratch: &mut Scratch) -> Run<End> {
+        if !self.started {
+            self.started = true;
+            if let Err(end) = self.start(scratch) {
+                return Run::Done(end);
             }
         }
-        for round in 0.. {
-            match self.turn(cx) {
-                Err(end) => return Poll::Ready(end),
-                Ok(false) => break,
-                Ok(true) if round >= ROUNDS_MAX => {
-                    cx.waker().wake_by_ref();
+        let mut ran = Run::Again;
+        for _ in 0..ROUNDS_MAX {
+            match self.turn(scratch) {
+                Err(end) => return Run::Done(end),
+                Ok(true) => {}
+                Ok(false) => {
+                    ran = Run::Waits;
                     break;
                 }
-                Ok(true) => {}
             }
         }
         self.publish();
-        Poll::Pending
+        ran
     }
 
     /// Bytes that came together with the login.
-    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    fn start(&mut self, scratch: &mut Scratch) -> Result<(), End> {
         self.desk.delivered(false);
         let upstream = std::mem::take(&mut self.upstream_carry);
         if !upstream.is_empty() {
-            self.feed_upstream(&upstream, cx)?;
+            self.take_upstream(&upstream, &mut scratch.aux)?;
         }
         if !self.client_carry.is_empty() {
-            self.retry_client(cx)?;
+            self.retry_client(&mut scratch.aux)?;
         }
         Ok(())
     }
 
     /// One round: true if anything moved.
-    fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
-        let mut moved = match self.to_upstream.flush(&mut self.upstream, cx) {
+    fn turn(&mut self, scratch: &mut Scratch) -> Turn {
+        self.desk.turn_begins();
+        let mut moved = match self.to_upstream.flush(&mut self.upstream) {
             Ok(flushed) => flushed,
             Err(_) => self.upstream_broke(),
         };
-        match self.to_client.flush(&mut self.client, cx) {
+        match self.to_client.flush(&mut self.client) {
             Ok(flushed) => moved |= flushed,
             Err(_) => self.client_broke(),
         }
-        moved |= self.read_client(cx)?;
-        moved |= self.read_upstream(cx)?;
+        moved |= self.read_client(scratch)?;
+        moved |= self.read_upstream(scratch)?;
         if self.desk.ready && self.to_client.is_empty() {
             self.desk.delivered(self.session.is_idle_in_transaction());
         }
         if self.shared().has_mail() {
-            moved |= self.handle_mail(cx)?;
+            moved |= self.handle_mail(&mut scratch.aux)?;
         }
         if let Some(refusal) = self.desk.end.take() {
-            return Err(End::ByUs(refusal));
+            return Err(End::ByUs(*refusal));
         }
         if self.desk.reset_failed {
             return Err(End::ByUs(Refusal::new(
@@ -269,9 +243,8 @@ impl Relay {
         true
     }
 
-    fn send_upstream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        self.upstream_patience.sent(&self.upstream, bytes.len());
-        if !self.upstream_broken && self.to_upstream.send(&mut self.upstream, cx, bytes).is_err() {
+    fn send_upstream(&mut self, bytes: &[u8]) {
+        if !self.upstream_broken && self.to_upstream.send(&mut self.upstream, bytes).is_err() {
             self.upstream_broke();
         }
     }
@@ -284,31 +257,35 @@ impl Relay {
 
     // ------------------------------------------------------------ client → upstream
 
-    fn read_client(&mut self, cx: &mut Context<'_>) -> Turn {
+    fn read_client(&mut self, scratch: &mut Scratch) -> Turn {
         if !self.may_read_client() {
             return Ok(false);
         }
-        SCRATCH.with_borrow_mut(|scratch| {
-            let kept = self.client_carry.len();
-            let Scratch { read, spare, aside } = scratch;
-            if read.len() < kept + READ_MAX {
-                read.resize(kept + READ_MAX, 0);
-            }
-            let n = match poll_read(&mut self.client, cx, &mut read[kept..kept + READ_MAX]) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(n)) if n > 0 => n,
-                Poll::Ready(_) => return Err(End::ClientGone),
-            };
-            self.client_patience.heard(&self.client, &self.desk.hub);
-            if self.waits {
-                // Nothing is judged while the first request waits; the rest is kept behind it.
-                self.client_carry.extend_from_slice(&read[kept..kept + n]);
-                return Ok(true);
-            }
-            read[..kept].copy_from_slice(&self.client_carry);
-            self.feed_client(&read[..kept + n], spare, aside, cx)?;
-            Ok(true)
-        })
+        let kept = self.client_carry.len();
+        let Scratch { read, aux } = scratch;
+        if read.len() < kept + READ_MAX {
+            read.resize(kept + READ_MAX, 0);
+        }
+        let is_bounded = self.waits && !self.hung_up;
+        let room = if is_bounded { CARRY_MAX.saturating_sub(kept).max(1) } else { READ_MAX };
+        let n = match self.client.recv(&mut read[kept..kept + room]) {
+            Ok(None) => return Ok(false),
+            Ok(Some(n)) if n > 0 => n,
+            Ok(Some(_)) | Err(_) => return Err(End::ClientGone),
+        };
+        self.client.answered(|| self.desk.hub.settings.load().dead_after);
+        self.upstream.calm();
+        if self.waits {
+            // Nothing is judged while the first request waits; the rest is kept behind it.
+            self.client_carry.extend_from_slice(&read[kept..kept + n]);
+            return Ok(true);
+        }
+        read[..kept].copy_from_slice(&self.client_carry);
+        self.feed_client(&read[..kept + n], aux)?;
+        if !self.client_carry.is_empty() && !self.waits {
+            self.desk.heard_a_piece();
+        }
+        Ok(true)
     }
 
     fn may_read_client(&self) -> bool {
@@ -322,132 +299,102 @@ impl Relay {
     }
 
     /// Presents to the session what waited.
-    fn retry_client(&mut self, cx: &mut Context<'_>) -> Turn {
+    fn retry_client(&mut self, aux: &mut Aux) -> Turn {
         let input = std::mem::take(&mut self.client_carry);
         self.waits = false;
         if input.is_empty() {
             return Ok(false);
         }
         let before = input.len();
-        SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { spare, aside, .. } = scratch;
-            self.feed_client(&input, spare, aside, cx)
-        })?;
+        self.feed_client(&input, aux)?;
         Ok(self.client_carry.len() < before)
     }
 
-    fn feed_client(
-        &mut self,
-        input: &[u8],
-        spare: &mut Vec<u8>,
-        aside: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Result<(), End> {
+    fn feed_client(&mut self, input: &[u8], aux: &mut Aux) -> Result<(), End> {
+        let Aux { spare, aside } = aux;
         aside.clear();
         let mut out = Out::new(input, spare);
-        let progress = self.session.client(input, &mut out, aside, &mut self.desk).map_err(|reason| {
+        let judged = self.session.client(input, &mut out, aside, &mut self.desk);
+        // What came before bytes that are no message counts, however it was split.
+        self.send_upstream(out.bytes());
+        let progress = judged.map_err(|reason| {
             End::ByUs(Refusal::new(reason, "the client sent bytes that are no PostgreSQL message", ""))
         })?;
-        self.send_upstream(cx, out.bytes());
-        if !aside.is_empty() && self.to_client.send(&mut self.client, cx, aside).is_err() {
+        if !aside.is_empty() && self.to_client.send(&mut self.client, aside).is_err() {
             self.client_broke();
         }
         if progress.terminated {
             return Err(End::Terminated);
         }
         self.waits = progress.waits;
-        self.client_carry.clear();
-        if progress.taken < input.len() {
-            self.client_carry.extend_from_slice(&input[progress.taken..]);
-        } else if self.client_carry.capacity() > 0 {
-            self.client_carry = Vec::new();
-        }
+        keep(&mut self.client_carry, &input[progress.taken..]);
         Ok(())
     }
 
     // ------------------------------------------------------------ upstream → client
 
-    fn read_upstream(&mut self, cx: &mut Context<'_>) -> Turn {
+    fn read_upstream(&mut self, scratch: &mut Scratch) -> Turn {
         if !self.to_client.is_empty() {
             return Ok(false);
         }
-        let moved = SCRATCH.with_borrow_mut(|scratch| {
-            let kept = self.upstream_carry.len();
-            let Scratch { read, spare, aside } = scratch;
-            let n = match poll_read(&mut self.upstream, cx, &mut read[kept..kept + READ_MAX]) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(0)) => return Err(End::UpstreamClosed),
-                Poll::Ready(Ok(n)) => n,
-                Poll::Ready(Err(error)) => return Err(upstream_end(&error)),
-            };
-            self.upstream_patience.heard(&self.upstream, &self.desk.hub);
-            read[..kept].copy_from_slice(&self.upstream_carry);
-            self.take_upstream(&read[..kept + n], spare, aside, cx)
-        })?;
+        let kept = self.upstream_carry.len();
+        let Scratch { read, aux } = scratch;
+        let n = match self.upstream.recv(&mut read[kept..kept + READ_MAX]) {
+            Ok(None) => return Ok(false),
+            Ok(Some(0)) => return Err(End::UpstreamClosed),
+            Ok(Some(n)) => n,
+            Err(error) => return Err(upstream_end(&error)),
+        };
+        self.upstream.answered(|| self.desk.hub.settings.load().dead_after);
+        self.client.calm();
+        read[..kept].copy_from_slice(&self.upstream_carry);
+        self.take_upstream(&read[..kept + n], aux)?;
         // A request that waited for these replies may go on.
-        if moved && self.waits && self.desk.held_since.is_none() && !self.desk.awaits_cancel {
-            self.retry_client(cx)?;
-        }
-        Ok(moved)
-    }
-
-    fn feed_upstream(&mut self, input: &[u8], cx: &mut Context<'_>) -> Result<bool, End> {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { spare, aside, .. } = scratch;
-            self.take_upstream(input, spare, aside, cx)
-        })
-    }
-
-    fn take_upstream(
-        &mut self,
-        input: &[u8],
-        spare: &mut Vec<u8>,
-        aside: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Turn {
-        aside.clear();
-        let mut out = Out::new(input, spare);
-        let progress = self.session.upstream(input, &mut out, aside, &mut self.desk).map_err(|reason| {
-            End::ByUs(Refusal::new(reason, "PostgreSQL sent bytes that are no PostgreSQL message", ""))
-        })?;
-        self.client_patience.sent(&self.client, out.bytes().len());
-        let sent = if self.hung_up { Ok(()) } else { self.to_client.send(&mut self.client, cx, out.bytes()) };
-        if sent.is_err() {
-            self.client_broke();
-        }
-        if !aside.is_empty() {
-            self.send_upstream(cx, aside);
-        }
-        self.upstream_carry.clear();
-        if progress.taken < input.len() {
-            self.upstream_carry.extend_from_slice(&input[progress.taken..]);
-        } else if self.upstream_carry.capacity() > 0 {
-            self.upstream_carry = Vec::new();
+        if self.waits && self.desk.held_since.is_none() && !self.desk.awaits_cancel {
+            self.retry_client(aux)?;
         }
         Ok(true)
     }
 
+    fn take_upstream(&mut self, input: &[u8], aux: &mut Aux) -> Result<(), End> {
+        let Aux { spare, aside } = aux;
+        aside.clear();
+        let mut out = Out::new(input, spare);
+        let judged = self.session.upstream(input, &mut out, aside, &mut self.desk);
+        if !self.hung_up && self.to_client.send(&mut self.client, out.bytes()).is_err() {
+            self.client_broke();
+        }
+        let progress = judged.map_err(|reason| {
+            End::ByUs(Refusal::new(reason, "PostgreSQL sent bytes that are no PostgreSQL message", ""))
+        })?;
+        if !aside.is_empty() {
+            self.send_upstream(aside);
+        }
+        keep(&mut self.upstream_carry, &input[progress.taken..]);
+        Ok(())
+    }
+
     // ------------------------------------------------------------ commands
 
-    fn handle_mail(&mut self, cx: &mut Context<'_>) -> Turn {
+    fn handle_mail(&mut self, aux: &mut Aux) -> Turn {
         let mut moved = false;
         if self.desk.awaits_cancel && !self.shared().is_being_cancelled() {
             self.desk.awaits_cancel = false;
-            moved |= self.retry_client(cx)?;
+            moved |= self.retry_client(aux)?;
         }
         for command in self.shared().take_mail() {
-            moved |= self.obey(command, cx)?;
+            moved |= self.obey(command, aux)?;
         }
         Ok(moved)
     }
 
-    fn obey(&mut self, command: Command, cx: &mut Context<'_>) -> Turn {
+    fn obey(&mut self, command: Command, aux: &mut Aux) -> Turn {
         match command {
-            Command::AskAgain if self.desk.held_since.is_some() => self.retry_client(cx),
+            Command::AskAgain if self.desk.held_since.is_some() => self.retry_client(aux),
             Command::RejectHeld(refusal) if self.desk.held_since.is_some() => Err(End::ByUs(refusal)),
-            Command::CancelHeld(number) => self.cancel_held(number, cx),
+            Command::CancelHeld(number) => self.cancel_held(number, aux),
             Command::Reset { generation, sqlstate, refusal } => {
-                let done = self.reset(generation, sqlstate, refusal, cx)?;
+                let done = self.reset(generation, sqlstate, refusal)?;
                 if !done {
                     self.desk.reset_is_off(generation);
                 }
@@ -474,18 +421,13 @@ impl Relay {
         }
     }
 
-    /// Whether the period is the one meant, and the client has said nothing in it that is still on its way.
+    /// Whether the period is the one meant, and the client has said nothing in it that is still on its way. A piece of a message began
+    /// a period of its own: what lies there from before is no speech.
     fn is_still(&self, period: u32) -> bool {
-        self.shared().generation() == period && self.client_carry.is_empty() && self.client.is_silent()
+        self.shared().generation() == period && !self.waits && self.client.is_silent()
     }
 
-    fn reset(
-        &mut self,
-        generation: Option<u32>,
-        sqlstate: SqlState,
-        refusal: Refusal,
-        cx: &mut Context<'_>,
-    ) -> Turn {
+    fn reset(&mut self, generation: Option<u32>, sqlstate: SqlState, refusal: Refusal) -> Turn {
         let period = generation.unwrap_or_else(|| self.shared().generation());
         let ready =
             self.to_upstream.is_empty() && self.to_client.is_empty() && self.upstream_carry.is_empty();
@@ -498,12 +440,12 @@ impl Relay {
         if !self.session.reset(error, &mut injected) {
             return Ok(false);
         }
-        self.send_upstream(cx, &injected);
+        self.send_upstream(&injected);
         self.desk.resetting(refusal);
         Ok(true)
     }
 
-    fn cancel_held(&mut self, number: u32, cx: &mut Context<'_>) -> Turn {
+    fn cancel_held(&mut self, number: u32, aux: &mut Aux) -> Turn {
         if self.desk.held_since.is_none() || self.shared().phase_number() != number {
             return Ok(false);
         }
@@ -513,10 +455,10 @@ impl Relay {
         let dropped = self.session.refuse_waiting(&self.client_carry, &error, &mut answer);
         self.client_carry.drain(..dropped);
         self.desk.unhold();
-        if self.to_client.send(&mut self.client, cx, &answer).is_err() {
+        if self.to_client.send(&mut self.client, &answer).is_err() {
             self.client_broke();
         }
-        self.retry_client(cx)?;
+        self.retry_client(aux)?;
         Ok(true)
     }
 
@@ -527,7 +469,7 @@ impl Relay {
         if outside && self.session.is_quiet() && (state == LinkState::Held || self.client.is_silent()) {
             return Err(End::ByUs(refusal));
         }
-        self.desk.draining = Some(refusal);
+        self.desk.draining = Some(Box::new(refusal));
         Ok(false)
     }
 
@@ -566,8 +508,7 @@ impl Relay {
 
     /// Bytes the client has not taken yet.
     pub(super) fn take_undelivered(&mut self) -> Vec<u8> {
-        let pending = std::mem::take(&mut self.to_client);
-        pending.bytes[pending.sent..].to_vec()
+        std::mem::take(&mut self.to_client).into_bytes()
     }
 
     /// Whether a Terminate would be read as one: upstream's stream stands between two messages.
@@ -577,8 +518,7 @@ impl Relay {
 
     /// Bytes upstream has not taken yet.
     pub(super) fn take_unsent(&mut self) -> Vec<u8> {
-        let pending = std::mem::take(&mut self.to_upstream);
-        pending.bytes[pending.sent..].to_vec()
+        std::mem::take(&mut self.to_upstream).into_bytes()
     }
 }
 
@@ -590,11 +530,13 @@ fn upstream_end(error: &io::Error) -> End {
     }
 }
 
-fn poll_read(stream: &mut Stream, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-    let mut buf = ReadBuf::new(into);
-    match Pin::new(stream).poll_read(cx, &mut buf) {
-        Poll::Ready(Ok(())) => Poll::Ready(Ok(buf.filled().len())),
-        Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-        Poll::Pending => Poll::Pending,
+/// Keeps what could not be judged yet, for the next read; nothing at all when there is none.
+#[inline]
+fn keep(carry: &mut Vec<u8>, rest: &[u8]) {
+    carry.clear();
+    if !rest.is_empty() {
+        carry.extend_from_slice(rest);
+    } else if carry.capacity() > 0 {
+        *carry = Vec::new();
     }
 }

@@ -1,6 +1,5 @@
 //! The life of a client connection, from its first packet to the release of its slot.
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,13 +10,15 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::cancel;
-use super::closing::{self, Closing, How};
+use super::closing;
 use super::desk::Desk;
 use super::dial::dial;
-use super::hub::{Client, Hub, Lane, Registered, Slot, Stage};
+use super::established::Established;
+use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
-use super::relay::{End, Relay};
+use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
+use super::side::Side;
 use super::stream::Stream;
 use super::welcome::{self, NoWish, Wish};
 use crate::clock::{self, Moment};
@@ -26,7 +27,6 @@ use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
-use crate::wire::reply;
 use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
 
 /// A client's bytes kept while it waits in the queue.
@@ -51,28 +51,17 @@ pub struct Accepted {
     pub listener_lane: Option<Arc<str>>,
 }
 
-/// A link after its login. Boxed as a whole, so that the task of an idle link is no larger than it has to be.
-struct Established {
-    relay: Relay,
-    registered: Registered,
-    slot: Slot,
-    /// Backend, and its real cancel key.
-    key: (i32, Vec<u8>),
-}
-
-/// Serves a client connection to its end. What only the login needs is boxed before the task begins, and gone after it.
-pub fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> impl Future<Output = ()> + Send + 'static {
-    let login = Box::pin(begin(hub.clone(), accepted));
-    async move {
-        let Some(mut link) = login.await else { return };
-        let end = std::future::poll_fn(|cx| link.relay.poll(cx)).await;
-        Box::pin(finish(hub, link, end)).await;
-        drop(tally);
-    }
+/// From the first packet to the first ReadyForQuery; the link, or nothing if the client was refused, or wanted a cancel.
+pub async fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> Option<Box<Established>> {
+    // Boxed: what a login needs is gone after it.
+    let mut link = Box::pin(begin(hub, accepted)).await?;
+    link.counted(tally);
+    Some(link)
 }
 
 /// From the first packet to the first ReadyForQuery.
 async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>> {
+    let stranger = Tally::stranger(hub.clone());
     let hub = &hub;
     let startup_timeout = hub.settings.load().startup_timeout;
     let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream)).await {
@@ -87,7 +76,11 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             None
         }
         Wish::Session { startup, behind } => match hub.stage() {
-            Stage::Running => Newcomer::new(hub, accepted, startup).await?.come_in(behind).await,
+            Stage::Running => {
+                let newcomer = Newcomer::new(hub, accepted, startup).await?;
+                drop(stranger);
+                newcomer.come_in(behind).await
+            }
             Stage::Draining | Stage::Ending => refuse_stranger(hub, accepted, Reason::ShuttingDown).await,
         },
     }
@@ -96,7 +89,9 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
 /// Refuses a client of whom nothing is known yet.
 async fn refuse_stranger<T>(hub: &Hub, accepted: Accepted, reason: Reason) -> Option<T> {
     *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
-    info!(reason = reason.label(), address = ?accepted.peer, "refused before startup");
+    if hub.may_log(&"".into(), reason) {
+        info!(reason = reason.label(), address = ?accepted.peer, "refused before startup");
+    }
     let (detail, hint) = first_words(hub, reason);
     closing::refuse(accepted.stream, &Refusal::new(reason, detail, hint)).await;
     None
@@ -129,7 +124,7 @@ struct Newcomer<'a> {
     hub: &'a Arc<Hub>,
     client: Stream,
     startup: Startup,
-    facts: Facts,
+    facts: Arc<Facts>,
     /// Before `registered`, whose drop forgets a process that nobody holds any more.
     process: Option<Arc<super::shared::Process>>,
     registered: Registered,
@@ -146,7 +141,7 @@ impl<'a> Newcomer<'a> {
         let arrived = clock::now();
         let settings = hub.settings.load_full();
         let (pid, process) = find_process(hub, &accepted).await;
-        let facts = Facts {
+        let facts = hub.facts.share(Facts {
             application: startup.application_name().into(),
             user: startup.user().into(),
             database: startup.database().into(),
@@ -154,8 +149,8 @@ impl<'a> Newcomer<'a> {
             listener: accepted.listener.clone(),
             listener_lane: accepted.listener_lane.clone(),
             replication: startup.replication(),
-            process: process.clone(),
-        };
+            process,
+        });
         let epoch = hub.epoch.load(Ordering::Acquire);
         let rules = hub.rules.load();
         let class = rules.classify(&facts);
@@ -171,7 +166,9 @@ impl<'a> Newcomer<'a> {
                 "raise [limits] max_clients, or see who they are: SHOW CLIENTS",
             );
             hub.guard(|guard, _| guard.count_refusal(lane.id, refusal.reason));
-            warn!(reason = refusal.reason.label(), lane = %lane.name, address = ?accepted.peer, "refused");
+            if hub.may_log(&lane.name, refusal.reason) {
+                warn!(reason = refusal.reason.label(), lane = %lane.name, address = ?accepted.peer, "refused");
+            }
             closing::refuse(accepted.stream, &refusal).await;
             return None;
         }
@@ -183,22 +180,15 @@ impl<'a> Newcomer<'a> {
             lane: lane.id,
             lane_name: lane.name.clone(),
             rule: class.rule,
-            application: facts.application.clone(),
             application_name: rules.application(&facts.application),
-            user: facts.user.clone(),
-            database: facts.database.clone(),
-            process: match (pid, &process) {
-                (Some(pid), Some(line)) => format!("{pid} {line}").into(),
-                (Some(pid), None) => pid.to_string().into(),
-                _ => "".into(),
-            },
-            process_key: Some(key.clone()),
+            facts: facts.clone(),
+            process: None,
             statement: Vec::new(),
         };
         let id = hub.next_link();
-        let shared = Arc::new(LinkShared::new(id, accepted.peer, arrived, labels));
+        let shared = Arc::new(LinkShared::new(id, accepted.peer.map(|peer| peer.port()), arrived, labels));
         let mut registered = Registered::new(hub.clone(), shared);
-        let process = Some(registered.set_process(key));
+        let process = Some(registered.set_process(&key));
         let local = match (accepted.peer, accepted.local) {
             (None, _) => true,
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
@@ -248,7 +238,7 @@ impl<'a> Newcomer<'a> {
             };
             self.shared().enter(LinkState::Login, clock::now());
             match self.try_once(&mut slot, std::mem::take(&mut behind)).await {
-                Ok((upstream, logged_in)) => return Some(self.establish(upstream, slot?, logged_in)),
+                Ok((upstream, logged_in)) => return self.establish(upstream, slot?, logged_in),
                 Err(Failure::Again(why)) => {
                     if let Some(slot) = slot {
                         slot.forget();
@@ -442,24 +432,28 @@ impl<'a> Newcomer<'a> {
         if !counted {
             self.hub.guard(|guard, _| guard.count_refusal(self.lane.id, refusal.reason));
         }
-        info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = %self.facts.user,
-              database = %self.facts.database, application = %self.facts.application, address = ?self.shared().address,
+        if self.hub.may_log(&self.lane.name, refusal.reason) {
+            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = %self.facts.user,
+              database = %self.facts.database, application = %self.facts.application, address = ?self.shared().address(),
               detail = refusal.detail, "refused");
+        }
         closing::refuse(self.client, &refusal).await;
         None
     }
 
-    fn establish(mut self, upstream: Stream, slot: Slot, logged_in: LoggedIn) -> Box<Established> {
-        let LoggedIn { pid, upstream_key, secret, upstream_rest, client_rest } = logged_in;
+    /// From here on the link needs no runtime. None where a socket cannot be taken out of it: the slot is given back by its drop.
+    fn establish(mut self, upstream: Stream, slot: Slot, logged_in: LoggedIn) -> Option<Box<Established>> {
+        let LoggedIn { pid, keys, upstream_rest, client_rest } = logged_in;
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
         self.hub.guard(|guard, now| guard.login_done(now, shared.id, pid));
-        self.registered.set_key(pid, secret, upstream_key.clone());
+        self.registered.set_key(pid, keys.clone());
         debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
                "logged in");
+        let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
         let desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
-        let relay = Relay::new(self.client, upstream, desk, client_rest, upstream_rest);
-        Box::new(Established { relay, registered: self.registered, slot, key: (pid, upstream_key) })
+        let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
+        Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
 }
 
@@ -491,95 +485,4 @@ async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Ar
     let Ok(pid) = pid else { return (None, None) };
     let line = hub.lookups.command_line(pid).await.ok();
     (Some(pid), line.map(Into::into))
-}
-
-/// From the end of the relay to the release of the slot.
-async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
-    let Established { mut relay, registered, slot, key } = *link;
-    let shared = registered.shared.clone();
-    shared.enter(LinkState::Closing, clock::now());
-    let quiet = relay.session.is_quiet();
-    let at_boundary = relay.can_terminate_upstream();
-    let mut unsent = relay.take_unsent();
-    let how = match &end {
-        End::Terminated => How::Orderly,
-        _ if quiet && at_boundary => How::Idle,
-        _ => How::Cancel,
-    };
-    if how != How::Orderly {
-        // What upstream has not been given, nobody waits for. A Terminate in the middle of a message would be read as its end.
-        unsent.clear();
-        if at_boundary && !relay.session.is_copy_in() {
-            unsent.extend_from_slice(&reply::TERMINATE);
-        }
-    }
-    let told = tell_client(&mut relay, &shared, &end);
-    let Relay { client, upstream, desk, .. } = relay;
-    drop(desk);
-    if matches!(end, End::UpstreamClosed | End::UpstreamLost) {
-        drop(upstream);
-        match end {
-            End::UpstreamClosed => slot.released(),
-            _ => drop(slot),
-        }
-        drop(registered);
-        closing::dismiss(client, &told).await;
-        return;
-    }
-    let mut closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
-    match end {
-        End::Terminated => {
-            closing.reader = Some((client, told));
-            closing::close(&hub, closing).await;
-        }
-        End::ClientGone => {
-            drop(client);
-            closing::close(&hub, closing).await;
-        }
-        _ => {
-            let close = async {
-                closing::close(&hub, closing).await;
-                // A client that is slow to read its last words is not listed for it.
-                drop(registered);
-            };
-            tokio::join!(closing::dismiss(client, &told), close);
-        }
-    }
-}
-
-/// Puts on record what an operator must be able to find later: leaks disconnected.
-fn note_end(relay: &Relay, shared: &LinkShared, refusal: &Refusal) {
-    let (lane, hub) = (relay.desk.lane(), &relay.desk.hub);
-    if refusal.reason == Reason::Reclaimed {
-        lane.meter.reclaimed.fetch_add(1, Ordering::Relaxed);
-    }
-    if refusal.reason != Reason::LeakDisconnect {
-        return;
-    }
-    lane.meter.disconnects.fetch_add(1, Ordering::Relaxed);
-    hub.guard(|guard, _| guard.count_reset(lane.id));
-    let who = shared.describe(hub.settings.load().log_literals);
-    let text = format!("disconnected: {}; {who}", refusal.detail);
-    hub.note("disconnect", Some(lane.name.clone()), Some(shared.id), text);
-}
-
-/// The client's last words, and the log's.
-fn tell_client(relay: &mut Relay, shared: &LinkShared, end: &End) -> Vec<u8> {
-    let lane = relay.desk.lane().name.clone();
-    let mut words = relay.take_undelivered();
-    match end {
-        End::ByUs(refusal) => {
-            info!(client = shared.id.0, lane = %lane, pid = shared.pid.load(Ordering::Relaxed),
-                  reason = refusal.reason.label(), detail = refusal.detail, "closed by pgweir");
-            note_end(relay, shared, refusal);
-            if relay.can_tell_client() {
-                reply::refusal(&mut words, refusal);
-            }
-        }
-        End::UpstreamLost => warn!(client = shared.id.0, lane = %lane, "the connection to PostgreSQL broke"),
-        End::UpstreamClosed => debug!(client = shared.id.0, lane = %lane, "PostgreSQL closed the connection"),
-        End::ClientGone => debug!(client = shared.id.0, lane = %lane, "the client went away"),
-        End::Terminated => debug!(client = shared.id.0, lane = %lane, "the client ended the session"),
-    }
-    words
 }

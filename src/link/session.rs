@@ -69,6 +69,26 @@ enum Skip {
     },
 }
 
+/// DataRow and CopyData: they come in millions, and nothing in them matters.
+#[inline]
+fn is_data(tag: u8) -> bool {
+    matches!(tag, b'D' | b'd')
+}
+
+/// The end of the run of whole data messages of one type that begins at `pos`.
+#[inline]
+fn data_run(input: &[u8], mut pos: usize) -> usize {
+    let tag = input.get(pos).copied();
+    while let Ok(Some(header)) = Header::read(&input[pos..]) {
+        let end = pos + header.total_len();
+        if Some(header.tag) != tag || end > input.len() {
+            break;
+        }
+        pos = end;
+    }
+    pos
+}
+
 /// Protocol state of an established link.
 #[derive(Debug)]
 pub struct Session {
@@ -211,9 +231,15 @@ impl Session {
             let Some(header) = Header::read(&input[pos..])? else {
                 return Ok(Progress { taken: pos, ..Progress::default() });
             };
-            // The one message that comes in millions.
-            if header.tag == b'd' {
-                self.forward(header, &mut pos, out);
+            // CopyData comes in millions. (`D` is Describe here.)
+            if header.tag == b'd' && self.skip == Skip::No && self.rollback.is_none() {
+                let end = data_run(input, pos);
+                if end > pos {
+                    out.forward(pos..end);
+                    pos = end;
+                } else {
+                    self.forward(header, &mut pos, out);
+                }
                 continue;
             }
             let body = &input[pos + HEADER_LEN..];
@@ -234,7 +260,15 @@ impl Session {
                 self.message(header, body, complete, gate)
             };
             match step {
-                Step::Forward => self.forward(header, &mut pos, out),
+                Step::Forward => {
+                    let end = pos + header.total_len();
+                    if end <= input.len() {
+                        out.forward(pos..end);
+                        pos = end;
+                    } else {
+                        self.forward(header, &mut pos, out);
+                    }
+                }
                 Step::Drop => {
                     self.front.start(header, true);
                     pos += HEADER_LEN;
@@ -434,7 +468,13 @@ impl Session {
                 break;
             }
             let Some(header) = Header::read(&input[pos..])? else { break };
-            if matches!(header.tag, b'D' | b'd') {
+            if is_data(header.tag) {
+                let end = data_run(input, pos);
+                if end > pos {
+                    out.forward(pos..end);
+                    pos = end;
+                    continue;
+                }
                 out.forward(pos..pos + HEADER_LEN);
                 pos += HEADER_LEN;
                 self.back.start(header, false);
@@ -450,11 +490,17 @@ impl Session {
                 None => true,
                 Some(rollback) => rollback.reply(header.tag, body, out),
             };
-            if forward {
-                out.forward(pos..pos + HEADER_LEN);
+            let end = pos + header.total_len();
+            if forward && end <= input.len() {
+                out.forward(pos..end);
+                pos = end;
+            } else {
+                if forward {
+                    out.forward(pos..pos + HEADER_LEN);
+                }
+                pos += HEADER_LEN;
+                self.back.start(header, !forward);
             }
-            pos += HEADER_LEN;
-            self.back.start(header, !forward);
             self.reply(header.tag, body, forward, upstream, gate);
         }
         Ok(Progress { taken: pos, ..Progress::default() })

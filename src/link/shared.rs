@@ -1,13 +1,16 @@
 //! The cell through which a link is seen and reached from outside. Its worker writes, everybody reads; commands wait in a mailbox.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use super::keys::CancelKeys;
+use super::reactor::ReactorWake;
 use crate::clock::Moment;
+use crate::lanes::classify::Facts;
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::reason::{Refusal, SqlState};
 use crate::wire::statement;
@@ -121,9 +124,25 @@ pub enum Command {
 /// Commands that may wait for one link.
 const MAIL_MAX: usize = 32;
 
+/// Who carries the link: a task, until its login is done and again when it closes; a reactor in between.
+#[derive(Debug)]
+enum Wake {
+    Task(Waker),
+    Reactor(ReactorWake),
+}
+
+impl Wake {
+    fn wake(&self) {
+        match self {
+            Self::Task(waker) => waker.wake_by_ref(),
+            Self::Reactor(reactor) => reactor.wake(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Mail {
-    waker: Option<Waker>,
+    waker: Option<Wake>,
     commands: Vec<Command>,
 }
 
@@ -137,8 +156,10 @@ pub enum ProcessKey {
 }
 
 /// Links of one client process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Process {
+    /// Which.
+    pub key: ProcessKey,
     /// Links inside a transaction that a hold would have stopped but did not have to.
     pub in_transaction: AtomicU32,
 }
@@ -152,20 +173,25 @@ pub struct Labels {
     pub lane_name: Arc<str>,
     /// The rule that matched.
     pub rule: Arc<str>,
-    /// Raw application_name.
-    pub application: Arc<str>,
-    /// Normalised.
+    /// Normalised application.
     pub application_name: Arc<str>,
-    /// User.
-    pub user: Arc<str>,
-    /// Database.
-    pub database: Arc<str>,
-    /// "PID command line" of the client process, where it was looked up.
-    pub process: Arc<str>,
-    /// Identity for holds and repeats.
-    pub process_key: Option<ProcessKey>,
+    /// What is known of the client, its raw application_name included.
+    pub facts: Arc<Facts>,
+    /// Its process, for holds and repeats; none once it has left the registry.
+    pub process: Option<Arc<Process>>,
     /// Head of the last statement, raw.
     pub statement: Vec<u8>,
+}
+
+impl Labels {
+    /// "PID command line" of the client process, as far as it was looked up; empty where it was not.
+    pub fn process_line(&self) -> String {
+        match (self.process.as_ref().map(|process| &process.key), &self.facts.process) {
+            (Some(ProcessKey::Pid(pid)), Some(line)) => format!("{pid} {line}"),
+            (Some(ProcessKey::Pid(pid)), None) => pid.to_string(),
+            _ => String::new(),
+        }
+    }
 }
 
 /// What a canceller finds a link doing.
@@ -184,8 +210,8 @@ pub enum Phase {
 pub struct LinkShared {
     /// Its name.
     pub id: LinkId,
-    /// Client address with port; none for a Unix socket.
-    pub address: Option<std::net::SocketAddr>,
+    /// Client port; 0 for a Unix socket. The address is among the facts.
+    port: u16,
     state: AtomicU8,
     since: AtomicU64,
     transaction_since: AtomicU64,
@@ -198,17 +224,18 @@ pub struct LinkShared {
     pub pid: AtomicI32,
     phase: AtomicU32,
     cancels: AtomicU32,
+    keys: OnceLock<CancelKeys>,
     labels: Mutex<Labels>,
     has_mail: AtomicBool,
     mail: Mutex<Mail>,
 }
 
 impl LinkShared {
-    /// A link that has just sent its startup packet.
-    pub fn new(id: LinkId, address: Option<std::net::SocketAddr>, now: Moment, labels: Labels) -> Self {
+    /// A link that has just sent its startup packet, from `port` unless it came over a Unix socket.
+    pub fn new(id: LinkId, port: Option<u16>, now: Moment, labels: Labels) -> Self {
         Self {
             id,
-            address,
+            port: port.unwrap_or(0),
             state: AtomicU8::new(LinkState::Starting as u8),
             since: AtomicU64::new(now.as_micros()),
             transaction_since: AtomicU64::new(0),
@@ -219,6 +246,7 @@ impl LinkShared {
             pid: AtomicI32::new(0),
             phase: AtomicU32::new(0),
             cancels: AtomicU32::new(0),
+            keys: OnceLock::new(),
             labels: Mutex::new(labels),
             has_mail: AtomicBool::new(false),
             mail: Mutex::new(Mail::default()),
@@ -292,20 +320,36 @@ impl LinkShared {
         f(&mut self.labels.lock())
     }
 
+    /// Client address with port; none for a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        let address = self.with_labels(|labels| labels.facts.address)?;
+        Some(SocketAddr::new(address, self.port))
+    }
+
     /// Who this is and what it did last, for the timeline.
     pub fn describe(&self, literals: bool) -> String {
         let pid = self.pid.load(Ordering::Relaxed);
-        let address = self.address.map_or_else(|| "unix".to_owned(), |address| address.to_string());
+        let address = self.address().map_or_else(|| "unix".to_owned(), |address| address.to_string());
         self.with_labels(|l| {
             let statement = statement::shown(&String::from_utf8_lossy(&l.statement), literals);
             format!(
                 "application {}, user {}, database {}, from {address}, pid {pid}, last statement: {statement}",
-                l.application, l.user, l.database
+                l.facts.application, l.facts.user, l.facts.database
             )
         })
     }
 
     // ------------------------------------------------------------ cancel
+
+    /// Its cancel keys; none before its login is done.
+    pub fn cancel_keys(&self) -> Option<&CancelKeys> {
+        self.keys.get()
+    }
+
+    /// Its login is done, and these are its cancel keys: once.
+    pub fn set_cancel_keys(&self, keys: CancelKeys) {
+        let _ = self.keys.set(keys);
+    }
 
     /// The link's side: a request is about to be forwarded (or held). False if a cancel is in flight: then it must wait.
     ///
@@ -369,7 +413,7 @@ impl LinkShared {
         }
         self.has_mail.store(true, Ordering::Release);
         if let Some(waker) = &mail.waker {
-            waker.wake_by_ref();
+            waker.wake();
         }
     }
 
@@ -377,16 +421,21 @@ impl LinkShared {
     pub fn wake(&self) {
         self.has_mail.store(true, Ordering::Release);
         if let Some(waker) = &self.mail.lock().waker {
-            waker.wake_by_ref();
+            waker.wake();
         }
     }
 
     /// Whom to wake. A task's waker is stable, so that once per task is enough.
     pub fn register(&self, cx: &Context<'_>) {
         let mut mail = self.mail.lock();
-        if !mail.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            mail.waker = Some(cx.waker().clone());
+        if !matches!(&mail.waker, Some(Wake::Task(known)) if known.will_wake(cx.waker())) {
+            mail.waker = Some(Wake::Task(cx.waker().clone()));
         }
+    }
+
+    /// A reactor carries the link from now on.
+    pub fn carried(&self, wake: ReactorWake) {
+        self.mail.lock().waker = Some(Wake::Reactor(wake));
     }
 
     /// Whether there may be mail or a wake; clears the mark.
@@ -413,8 +462,21 @@ impl LinkShared {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub(crate) fn facts(word: &Arc<str>) -> Facts {
+        Facts {
+            application: word.clone(),
+            user: word.clone(),
+            database: word.clone(),
+            address: None,
+            listener: word.clone(),
+            listener_lane: None,
+            replication: false,
+            process: None,
+        }
+    }
 
     pub(crate) fn link() -> LinkShared {
         let word: Arc<str> = "x".into();
@@ -422,12 +484,9 @@ mod tests {
             lane: LaneId(0),
             lane_name: word.clone(),
             rule: word.clone(),
-            application: word.clone(),
             application_name: word.clone(),
-            user: word.clone(),
-            database: word.clone(),
-            process: "".into(),
-            process_key: None,
+            facts: Arc::new(facts(&word)),
+            process: None,
             statement: Vec::new(),
         };
         LinkShared::new(LinkId(1), None, Moment::from_micros(1), labels)
@@ -467,6 +526,23 @@ mod tests {
         assert_eq!(link.take_mail().len(), MAIL_MAX);
         assert!(link.has_mail());
         assert!(!link.has_mail());
+    }
+
+    #[test]
+    fn a_process_is_shown_by_what_is_known_of_it() {
+        let link = link();
+        let shown = |key: Option<ProcessKey>, line: Option<&str>| {
+            link.with_labels(|labels| {
+                let facts = Facts { process: line.map(Into::into), ..facts(&"x".into()) };
+                labels.facts = Arc::new(facts);
+                labels.process = key.map(|key| Arc::new(Process { key, in_transaction: AtomicU32::new(0) }));
+                labels.process_line()
+            })
+        };
+        assert_eq!(shown(Some(ProcessKey::Pid(7)), Some("python3 odoo-bin")), "7 python3 odoo-bin");
+        assert_eq!(shown(Some(ProcessKey::Pid(7)), None), "7");
+        assert_eq!(shown(Some(ProcessKey::Named(None, "x".into())), None), "");
+        assert_eq!(shown(None, None), "");
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! A socket of either family. TLS will be a third and a fourth variant here, and nowhere else.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -29,8 +28,39 @@ pub enum Peek {
     Gone,
 }
 
+/// What kind of socket a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// TCP.
+    Tcp,
+    /// A Unix socket.
+    Unix,
+}
+
 impl Stream {
-    /// The file descriptor, for socket options and polls that tokio does not offer.
+    /// Takes the socket out of its runtime.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn into_parts(self) -> io::Result<(OwnedFd, Family)> {
+        Ok(match self {
+            Self::Tcp(s) => (s.into_std()?.into(), Family::Tcp),
+            Self::Unix(s) => (s.into_std()?.into(), Family::Unix),
+        })
+    }
+
+    /// Puts a non-blocking socket under the runtime that runs here.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn from_parts(fd: OwnedFd, family: Family) -> io::Result<Self> {
+        Ok(match family {
+            Family::Tcp => Self::Tcp(TcpStream::from_std(fd.into())?),
+            Family::Unix => Self::Unix(UnixStream::from_std(fd.into())?),
+        })
+    }
+
+    /// The file descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(s) => s.as_fd(),
@@ -38,39 +68,33 @@ impl Stream {
         }
     }
 
-    /// Sets TCP_USER_TIMEOUT (tcp(7)); zero leaves it to the system. A Unix socket needs none, and a connection that is gone already
-    /// will say so itself.
-    pub fn set_user_timeout(&self, timeout: Duration) {
-        if let Self::Tcp(stream) = self {
-            let timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
-            let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(timeout);
-        }
-    }
-
     /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
     pub fn is_hung_up(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let fd = self.fd();
-        let mut fds = [PollFd::new(&fd, PollFlags::RDHUP)];
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
-            .is_ok_and(|_| fds[0].revents().intersects(gone))
+        is_hung_up(self.fd())
     }
 
-    /// What could be read this instant. Asks the kernel, not tokio's readiness, which may be behind.
+    /// What could be read this instant.
     pub fn peek(&self) -> Peek {
-        use rustix::net::{RecvFlags, recv};
-        let mut byte = [0_u8; 1];
-        match recv(self.fd(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Err(rustix::io::Errno::AGAIN) => Peek::Silent,
-            Ok((1.., _)) => Peek::Bytes,
-            Ok(_) | Err(_) => Peek::Gone,
-        }
+        peek(self.fd())
     }
+}
 
-    /// Whether nothing can be read this instant: no byte, no EOF, no error.
-    pub fn is_silent(&self) -> bool {
-        self.peek() == Peek::Silent
+/// Whether the peer of a socket has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
+pub fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(&fd, PollFlags::RDHUP)];
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|_| fds[0].revents().intersects(gone))
+}
+
+/// What could be read from a socket this instant. Asks the kernel, not a remembered readiness, which may be behind.
+pub fn peek(fd: BorrowedFd<'_>) -> Peek {
+    use rustix::net::{RecvFlags, recv};
+    let mut byte = [0_u8; 1];
+    match recv(fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Err(rustix::io::Errno::AGAIN) => Peek::Silent,
+        Ok((1.., _)) => Peek::Bytes,
+        Ok(_) | Err(_) => Peek::Gone,
     }
 }
 

@@ -4,3 +4,4 @@ pub mod files;
 pub mod notify;
 pub mod process;
 pub mod socket;
+pub mod threads;

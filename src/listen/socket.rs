@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -155,6 +155,30 @@ pub fn tune_tcp(stream: &impl AsFd, dead_after: Duration) -> io::Result<()> {
         .with_retries(count);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(dead_after))
+}
+
+/// Sets TCP_USER_TIMEOUT (tcp(7)); zero leaves it to the system. A connection that is gone already will say so itself.
+pub fn set_user_timeout(socket: BorrowedFd<'_>, timeout: Duration) {
+    let timeout = Some(timeout).filter(|timeout| !timeout.is_zero());
+    let _ = SockRef::from(&socket).set_tcp_user_timeout(timeout);
+}
+
+/// Sets SO_RCVLOWAT (socket(7)): epoll reports a TCP socket readable when so many bytes are there, or EOF, or the window is full. Bytes
+/// that lie there already are reported when the mark is lowered to them.
+pub fn set_low_water(socket: BorrowedFd<'_>, bytes: u32) {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: setsockopt(2) reads `optlen` bytes at `optval`: exactly the integer that lives in this frame; the descriptor is borrowed,
+    // so it is open. Neither rustix nor socket2 has this option. A failure changes nothing, and costs wake-ups only.
+    #[allow(unsafe_code, reason = "proof above")]
+    let _ = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const bytes).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
 }
 
 /// Whether an address can only be this machine's.

@@ -210,6 +210,20 @@ def test_usage_above_shed_below_is_harm(make_weir, cluster, tidy):
     eventually(lambda: rolled_back(cluster, "harm"))
 
 
+def test_a_piece_of_a_message_keeps_no_leak_alive(weir, cluster):
+    client = weir.raw("leak", dbname="odoo")
+    client.ok("begin")
+    client.ok("insert into leak values (1, 'leaker')")
+    whole = wire.query("select 1")
+    client.send(whole[:3])
+    eventually(lambda: rolled_back(cluster, "leak"), what="the reset")
+    client.send(whole[3:])
+    assert client.error()["C"] == "40001"
+    assert client.until("Z")[-1].body == b"E"
+    assert wire.states(client.query("rollback")) == [("C", "ROLLBACK"), ("Z", "I")]
+    assert rows(cluster) == []
+
+
 def test_action_disconnect(weir, cluster):
     client = weir.raw("cron", dbname="odoo")
     client.ok("begin")

@@ -49,6 +49,23 @@ def test_sigterm_drains(make_weir, cluster):
     eventually(lambda: cluster.count() == 0)
 
 
+def test_a_drain_tells_clients_that_read_slowly(make_weir, cluster):
+    weir = make_weir(lanes=lanes())
+    client = weir.socket(rcvbuf=65536)
+    client.startup("odoo", "postgres", app="web")
+    client.send(wire.query("select repeat('x', 8000) from generate_series(1, 750)"))
+    # PostgreSQL is done with it; the client has taken nothing yet.
+    eventually(lambda: cluster.value("select count(*) from pg_stat_activity where application_name = 'web' and state = 'idle'") == 1)
+    weir.signal(signal.SIGTERM)
+    tags = []
+    while not tags or tags[-1] != "E":
+        tags.append(client.receive().tag)
+        time.sleep(0.001)
+    assert tags.count("D") == 750 and tags[-3:] == ["C", "Z", "E"]
+    assert client.at_eof()
+    assert weir.process.wait(10) == 0
+
+
 def test_drain_has_an_end(make_weir, cluster):
     weir = make_weir(lanes=lanes(), limits={"drain_timeout": "1s"})
     busy = weir.raw("web")

@@ -58,9 +58,18 @@ fn a_wait_ends_with_the_reason_and_its_figures() {
         Sim::new(vec![lane("web", 1, |lane| lane.wait_timeout = ms(500))]).connect("web", 1).arrive("web", 1);
     let sim = sim.advance_ms(499).expect("web", 1, 1).advance_ms(1).expect_refusals(&[(2, Reason::LaneFull)]);
     let Some(Action::Refuse(_, refusal)) = sim.actions.last() else { panic!("{:?}", sim.actions) };
-    assert_eq!(refusal.detail, "lane web: 1 of 1 slots, 1 waiting; waited 0.5 s");
+    assert_eq!(&*refusal.detail, "lane web: 1 of 1 slots, 1 waiting; waited 0.5 s");
     assert!(refusal.hint.contains("pgweir"));
     sim.expect("web", 1, 0);
+}
+
+#[test]
+fn who_may_not_wait_is_told_at_once() {
+    Sim::new(vec![lane("web", 1, |lane| lane.wait_timeout = ms(0))])
+        .connect("web", 1)
+        .arrive("web", 1)
+        .expect_refused(Reason::LaneFull)
+        .expect("web", 1, 0);
 }
 
 #[test]

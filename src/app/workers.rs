@@ -1,0 +1,214 @@
+//! The threads: one receives clients and sees links off, on a tokio runtime; the workers carry established links, each a reactor.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::mpsc;
+
+use crate::clock::{self, Moment};
+use crate::link::established::{End, Established, finish};
+use crate::link::hub::{Client, Hub};
+use crate::link::reactor::{Handle, Reactor};
+use crate::link::serve::{Accepted, serve};
+use crate::link::stream::Stream;
+use crate::listen::socket::tune_tcp;
+use crate::listen::threads;
+
+/// Connections at most that have sent no startup packet yet, or are being refused.
+const STRANGERS_MAX: u32 = 2000;
+/// A worker busier than this gets no new link while another one is less busy, in ‰ of a core.
+const FULL: u32 = 600;
+/// A worker busier than this hands links over to one that is less busy by half, in ‰ of a core.
+const OVERLOADED: u32 = 800;
+/// How often workers are measured.
+const BALANCE_EVERY: Duration = Duration::from_secs(1);
+
+type Link = Box<Established>;
+
+/// A socket that no runtime knows yet.
+pub enum Socket {
+    /// TCP, with the client's address.
+    Tcp(OwnedFd, Option<SocketAddr>),
+    /// Unix.
+    Unix(OwnedFd),
+}
+
+/// The threads, from outside.
+pub struct Workers {
+    hub: Arc<Hub>,
+    reception: Runtime,
+    workers: Vec<Worker>,
+    measured: Mutex<Moment>,
+}
+
+struct Worker {
+    reactor: Handle<Link>,
+    /// Its thread's id; 0 until it runs.
+    thread: Arc<AtomicI32>,
+    /// CPU time in µs at the last measurement.
+    cpu_us: AtomicU64,
+    /// ‰ of a core.
+    load: AtomicU32,
+    /// It was overloaded a moment ago.
+    watched: AtomicBool,
+}
+
+impl Workers {
+    /// Starts the reception and `count` workers.
+    ///
+    /// # Errors
+    /// The system has no threads or descriptors left.
+    pub fn start(hub: &Arc<Hub>, count: usize) -> std::io::Result<Arc<Self>> {
+        let (over, finished) = mpsc::unbounded_channel();
+        let workers = (0..count).map(|n| Worker::start(n, over.clone())).collect::<Result<_, _>>()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let reception = runtime.handle().clone();
+        let for_reception = hub.clone();
+        thread::Builder::new()
+            .name("pgweir-reception".to_owned())
+            .spawn(move || runtime.block_on(see_off(for_reception, finished)))?;
+        let workers =
+            Arc::new(Self { hub: hub.clone(), reception, workers, measured: Mutex::new(clock::now()) });
+        let balanced = workers.clone();
+        workers.reception.spawn(async move {
+            loop {
+                tokio::time::sleep(BALANCE_EVERY).await;
+                balanced.balance();
+            }
+        });
+        Ok(workers)
+    }
+
+    /// Where clients are received.
+    pub fn reception(&self) -> &Runtime {
+        &self.reception
+    }
+
+    /// Whether there are so many connections that have not said who they are that another one is closed unheard.
+    pub fn is_crowded(&self) -> bool {
+        self.hub.counters.strangers.load(Ordering::Relaxed) >= STRANGERS_MAX
+    }
+
+    /// Serves a connection. To be called on the reception.
+    pub fn receive(self: &Arc<Self>, socket: Socket, listener: Arc<str>, lane: Option<Arc<str>>) {
+        let tally = Client::new(self.hub.clone());
+        let accepted = match adopt(&self.hub, socket, listener, lane) {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "a client was gone before it was served");
+                return;
+            }
+        };
+        let workers = self.clone();
+        // A panic in here ends this task, whose destructors give everything back.
+        tokio::spawn(async move {
+            if let Some(link) = serve(workers.hub.clone(), accepted, tally).await {
+                workers.carry(link);
+            }
+        });
+    }
+
+    /// Few busy workers are cheaper than many idle ones: each wake-up then finds more to do. So the first that has time to spare
+    /// gets the link, else the one with the most.
+    fn carry(&self, link: Link) {
+        let load = |worker: &&Worker| worker.load.load(Ordering::Relaxed);
+        let spare = self.workers.iter().find(|worker| load(worker) < FULL);
+        if let Some(worker) = spare.or_else(|| self.workers.iter().min_by_key(load)) {
+            worker.reactor.carry(link);
+        }
+    }
+
+    /// Measures the workers, and relieves one that is overloaded twice in a row: the first time it is watched, to know who is busy.
+    fn balance(&self) {
+        let now = clock::now();
+        let took = now.since(std::mem::replace(&mut *self.measured.lock(), now));
+        self.workers.iter().for_each(|worker| worker.measure(took));
+        let load = |worker: &&Worker| worker.load.load(Ordering::Relaxed);
+        let Some(idlest) = self.workers.iter().min_by_key(load) else { return };
+        for worker in &self.workers {
+            let relievable = load(&worker) > OVERLOADED
+                && load(&idlest) < load(&worker) / 2
+                && worker.reactor.carried() > 1;
+            let was_watched = worker.watched.swap(relievable, Ordering::Relaxed);
+            if relievable && !was_watched {
+                worker.reactor.watch();
+            } else if relievable {
+                worker.watched.store(false, Ordering::Relaxed);
+                worker.reactor.share_with(&idlest.reactor);
+                tracing::debug!(load = load(&worker), "a busy worker shares its links");
+                return;
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn start(n: usize, over: mpsc::UnboundedSender<(Link, End)>) -> std::io::Result<Self> {
+        let reactor = Reactor::new(move |link, end| {
+            // The reception lives as long as the process.
+            let _ = over.send((link, end));
+        })?;
+        let handle = reactor.handle();
+        let id = Arc::new(AtomicI32::new(0));
+        let tell_id = id.clone();
+        thread::Builder::new().name(format!("pgweir-worker-{n}")).spawn(move || {
+            tell_id.store(threads::current(), Ordering::Relaxed);
+            // Whatever ends it, all its links are gone with it: better a new process than one that is half there.
+            match catch_unwind(AssertUnwindSafe(|| reactor.run())) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "a worker cannot go on"),
+                Err(_) => tracing::error!("a worker cannot go on"),
+            }
+            std::process::abort();
+        })?;
+        Ok(Self {
+            reactor: handle,
+            thread: id,
+            cpu_us: AtomicU64::new(0),
+            load: AtomicU32::new(0),
+            watched: AtomicBool::new(false),
+        })
+    }
+
+    fn measure(&self, took: Duration) {
+        let Some(cpu) = threads::cpu_time(self.thread.load(Ordering::Relaxed)) else { return };
+        let cpu_us = cpu.as_micros() as u64;
+        let used = cpu_us.saturating_sub(self.cpu_us.swap(cpu_us, Ordering::Relaxed));
+        let load = used.saturating_mul(1000) / (took.as_micros() as u64).max(1);
+        self.load.store(u32::try_from(load).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Sees links off whose relay has ended.
+async fn see_off(hub: Arc<Hub>, mut finished: mpsc::UnboundedReceiver<(Link, End)>) {
+    while let Some((link, end)) = finished.recv().await {
+        tokio::spawn(finish(hub.clone(), link, end));
+    }
+}
+
+fn adopt(
+    hub: &Hub,
+    socket: Socket,
+    listener: Arc<str>,
+    listener_lane: Option<Arc<str>>,
+) -> std::io::Result<Accepted> {
+    match socket {
+        Socket::Tcp(fd, peer) => {
+            let stream = tokio::net::TcpStream::from_std(fd.into())?;
+            tune_tcp(&stream, hub.settings.load().dead_after)?;
+            let local = stream.local_addr().ok();
+            Ok(Accepted { stream: Stream::Tcp(stream), peer, local, listener, listener_lane })
+        }
+        Socket::Unix(fd) => {
+            let stream = tokio::net::UnixStream::from_std(fd.into())?;
+            Ok(Accepted { stream: Stream::Unix(stream), peer: None, local: None, listener, listener_lane })
+        }
+    }
+}

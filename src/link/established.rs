@@ -1,0 +1,171 @@
+//! A link after its login: carried by a reactor, then closed.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::event::epoll::EventFlags;
+use tracing::{debug, info, warn};
+
+use super::closing::{self, Closing, How};
+use super::hub::{Client, Hub, Registered, Slot, Tally};
+use super::keys::CancelKeys;
+use super::reactor::{Member, ReactorWake, Run};
+pub use super::relay::End;
+use super::relay::{Relay, Scratch};
+use super::shared::{LinkShared, LinkState};
+use crate::clock;
+use crate::reason::{Reason, Refusal};
+use crate::wire::reply;
+
+/// A link after its login. Every exit, panics included, gives back what it holds.
+pub struct Established {
+    relay: Relay,
+    registered: Registered,
+    slot: Slot,
+    /// Backend, and its cancel keys.
+    key: (i32, CancelKeys),
+    tally: Option<Client>,
+}
+
+impl Established {
+    pub(super) fn new(relay: Relay, registered: Registered, slot: Slot, key: (i32, CancelKeys)) -> Self {
+        Self { relay, registered, slot, key, tally: None }
+    }
+
+    /// Its place in the count of clients.
+    pub(super) fn counted(&mut self, tally: Client) {
+        self.tally = Some(tally);
+    }
+}
+
+impl Member for Box<Established> {
+    type Scratch = Scratch;
+    type End = End;
+
+    fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.relay.client.fd(), self.relay.upstream.fd()]
+    }
+
+    fn carried(&mut self, wake: ReactorWake) {
+        self.registered.shared.carried(wake);
+    }
+
+    #[inline]
+    fn ready(&mut self, side: usize, events: EventFlags) {
+        let side = if side == 0 { &mut self.relay.client } else { &mut self.relay.upstream };
+        side.ready(events);
+    }
+
+    #[inline]
+    fn run(&mut self, scratch: &mut Scratch) -> Run<End> {
+        self.relay.run(scratch)
+    }
+
+    #[inline]
+    fn wants_tick(&self) -> bool {
+        self.relay.client.is_bulk() || self.relay.upstream.is_bulk()
+    }
+
+    fn tick(&mut self) {
+        self.relay.client.tick();
+        self.relay.upstream.tick();
+    }
+}
+
+/// From the end of the relay to the release of the slot. To be run where tokio runs.
+pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
+    let Established { mut relay, registered, slot, key, tally } = *link;
+    // Counted until all is over: a process that ends waits for the last words of those who are in no registry any more.
+    let _tally = (tally, Tally::leaving(hub.clone()));
+    let shared = registered.shared.clone();
+    shared.enter(LinkState::Closing, clock::now());
+    let quiet = relay.session.is_quiet();
+    let at_boundary = relay.can_terminate_upstream();
+    let mut unsent = relay.take_unsent();
+    let how = match &end {
+        End::Terminated => How::Orderly,
+        _ if quiet && at_boundary => How::Idle,
+        _ => How::Cancel,
+    };
+    if how != How::Orderly {
+        // What upstream has not been given, nobody waits for. A Terminate in the middle of a message would be read as its end.
+        unsent.clear();
+        if at_boundary && !relay.session.is_copy_in() {
+            unsent.extend_from_slice(&reply::TERMINATE);
+        }
+    }
+    let told = tell_client(&mut relay, &shared, &end);
+    let Relay { client, upstream, desk, .. } = relay;
+    drop(desk);
+    if matches!(end, End::UpstreamClosed | End::UpstreamLost) {
+        drop(upstream);
+        match end {
+            End::UpstreamClosed => slot.released(),
+            _ => drop(slot),
+        }
+        drop(registered);
+        if let Ok(client) = client.into_stream() {
+            closing::dismiss(client, &told).await;
+        }
+        return;
+    }
+    // Without a descriptor to watch them with, both sides close now, and the slot stays counted until a sample confirms.
+    let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else { return };
+    let mut closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
+    match end {
+        End::Terminated => {
+            closing.reader = Some((client, told));
+            closing::close(&hub, closing).await;
+        }
+        End::ClientGone => {
+            drop(client);
+            closing::close(&hub, closing).await;
+        }
+        _ => {
+            let close = async {
+                closing::close(&hub, closing).await;
+                // A client that is slow to read its last words is not listed for it.
+                drop(registered);
+            };
+            tokio::join!(closing::dismiss(client, &told), close);
+        }
+    }
+}
+
+/// Puts on record what an operator must be able to find later: leaks disconnected.
+fn note_end(relay: &Relay, shared: &LinkShared, refusal: &Refusal) {
+    let (lane, hub) = (relay.desk.lane(), &relay.desk.hub);
+    if refusal.reason == Reason::Reclaimed {
+        lane.meter.reclaimed.fetch_add(1, Ordering::Relaxed);
+    }
+    if refusal.reason != Reason::LeakDisconnect {
+        return;
+    }
+    lane.meter.disconnects.fetch_add(1, Ordering::Relaxed);
+    hub.guard(|guard, _| guard.count_reset(lane.id));
+    let who = shared.describe(hub.settings.load().log_literals);
+    let text = format!("disconnected: {}; {who}", refusal.detail);
+    hub.note("disconnect", Some(lane.name.clone()), Some(shared.id), text);
+}
+
+/// The client's last words, and the log's.
+fn tell_client(relay: &mut Relay, shared: &LinkShared, end: &End) -> Vec<u8> {
+    let lane = relay.desk.lane().name.clone();
+    let mut words = relay.take_undelivered();
+    match end {
+        End::ByUs(refusal) => {
+            info!(client = shared.id.0, lane = %lane, pid = shared.pid.load(Ordering::Relaxed),
+                  reason = refusal.reason.label(), detail = refusal.detail, "closed by pgweir");
+            note_end(relay, shared, refusal);
+            if relay.can_tell_client() {
+                reply::refusal(&mut words, refusal);
+            }
+        }
+        End::UpstreamLost => warn!(client = shared.id.0, lane = %lane, "the connection to PostgreSQL broke"),
+        End::UpstreamClosed => debug!(client = shared.id.0, lane = %lane, "PostgreSQL closed the connection"),
+        End::ClientGone => debug!(client = shared.id.0, lane = %lane, "the client went away"),
+        End::Terminated => debug!(client = shared.id.0, lane = %lane, "the client ended the session"),
+    }
+    words
+}

@@ -1,0 +1,330 @@
+//! One socket of an established link, as the reactor's thread sees it: non-blocking, with what is known of its readiness.
+//!
+//! The reactor is told of changes only (edge-triggered epoll(7)), so that readiness is remembered here, and forgotten when a read comes
+//! back short or a write is not taken whole: no call is made only to learn that there is nothing to do.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use super::stream::{self, Family, Stream};
+use crate::listen::socket::{set_low_water, set_user_timeout};
+
+/// Bytes sent to a peer that has not spoken since, from which on it may be slow rather than dead: far less than a receive window.
+const PATIENCE_AFTER: usize = 16 * 1024;
+/// Bytes one side sends without a word from the other, from which on they are a bulk transfer.
+const BULK_AFTER: usize = 256 * 1024;
+/// Bytes that are worth a wake-up in a bulk transfer: half of what one read takes. A window that is full before wakes us too.
+const BULK_LOW_WATER: u32 = 128 * 1024;
+
+/// A socket and its readiness.
+#[derive(Debug)]
+pub struct Side {
+    fd: OwnedFd,
+    family: Family,
+    readable: bool,
+    writable: bool,
+    /// The peer has shut its side down, or the connection broke: reads go on until they say so.
+    shut: bool,
+    /// TCP_USER_TIMEOUT is lifted.
+    patient: bool,
+    /// SO_RCVLOWAT is raised.
+    bulk: bool,
+    /// Bytes came since the last tick.
+    moved: bool,
+    /// Bytes sent since the peer spoke last.
+    sent: u32,
+    /// Bytes received since the other side spoke last.
+    streak: u32,
+}
+
+impl Side {
+    /// Takes a socket from the runtime that logged it in.
+    ///
+    /// # Errors
+    /// The runtime cannot let go of it.
+    pub fn new(stream: Stream) -> io::Result<Self> {
+        let (fd, family) = stream.into_parts()?;
+        Ok(Self {
+            fd,
+            family,
+            readable: true,
+            writable: true,
+            shut: false,
+            patient: false,
+            bulk: false,
+            moved: false,
+            sent: 0,
+            streak: 0,
+        })
+    }
+
+    /// Gives the socket to the runtime that runs here.
+    ///
+    /// # Errors
+    /// The runtime cannot watch it.
+    pub fn into_stream(mut self) -> io::Result<Stream> {
+        self.calm();
+        Stream::from_parts(self.fd, self.family)
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Notes what epoll said.
+    #[inline]
+    pub fn ready(&mut self, events: EventFlags) {
+        let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        self.shut |= events.intersects(over);
+        self.readable |= events.intersects(EventFlags::IN | over);
+        self.writable |= events.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+    }
+
+    /// Reads what is there. `None`: nothing now. Zero: the peer has shut its side down.
+    ///
+    /// # Errors
+    /// The connection broke.
+    #[inline]
+    pub fn recv(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        if !self.readable {
+            return Ok(None);
+        }
+        let room = into.len();
+        loop {
+            match recv(&self.fd, &mut *into, RecvFlags::empty()) {
+                Ok((n, _)) => {
+                    // A short read has emptied the socket; what comes next is told.
+                    self.readable = n == room || self.shut;
+                    if n > 0 {
+                        self.heard(n);
+                    }
+                    return Ok(Some(n));
+                }
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes what the socket takes. `None`: nothing now.
+    ///
+    /// # Errors
+    /// The connection broke.
+    #[inline]
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        if !self.writable {
+            return Ok(None);
+        }
+        loop {
+            match send(&self.fd, bytes, SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    self.writable = n == bytes.len();
+                    self.spoke(n);
+                    return Ok(Some(n));
+                }
+                Err(Errno::AGAIN) => {
+                    self.writable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// TCP_USER_TIMEOUT also ends a connection whose living peer keeps its window shut, and a client may well read slowly. So it is
+    /// lifted as soon as enough was sent to fill a window, and set again when the peer speaks; a peer that dies in between is noticed
+    /// by the kernel's own retransmission limit.
+    #[inline]
+    fn spoke(&mut self, bytes: usize) {
+        self.sent = self.sent.saturating_add(bytes as u32);
+        if self.sent as usize > PATIENCE_AFTER && !self.patient {
+            self.patient = true;
+            if self.family == Family::Tcp {
+                set_user_timeout(self.fd.as_fd(), Duration::ZERO);
+            }
+        }
+    }
+
+    /// In a bulk transfer the kernel shall not wake us for every 8 kB PostgreSQL writes: it costs more than the bytes do.
+    #[inline]
+    fn heard(&mut self, bytes: usize) {
+        self.moved = true;
+        self.streak = self.streak.saturating_add(bytes as u32);
+        if self.streak as usize >= BULK_AFTER && !self.bulk && self.family == Family::Tcp {
+            self.bulk = true;
+            set_low_water(self.fd.as_fd(), BULK_LOW_WATER);
+        }
+    }
+
+    /// The peer spoke: what was sent to it counts from now. `dead_after` is set again where it was lifted.
+    #[inline]
+    pub fn answered(&mut self, dead_after: impl FnOnce() -> Duration) {
+        self.sent = 0;
+        if std::mem::take(&mut self.patient) && self.family == Family::Tcp {
+            set_user_timeout(self.fd.as_fd(), dead_after());
+        }
+    }
+
+    /// The other side spoke, or nothing is outstanding: what comes next is wanted at once.
+    #[inline]
+    pub fn calm(&mut self) {
+        self.streak = 0;
+        if std::mem::take(&mut self.bulk) {
+            // The kernel tells at once of bytes that lie below the old mark.
+            set_low_water(self.fd.as_fd(), 1);
+        }
+    }
+
+    /// Whether a bulk transfer is on, whose end must be looked for: see [`Side::tick`].
+    #[inline]
+    pub fn is_bulk(&self) -> bool {
+        self.bulk
+    }
+
+    /// To be called regularly while [`Side::is_bulk`]: a transfer that rests may be over, and its last bytes lie below the mark.
+    pub fn tick(&mut self) {
+        if !std::mem::take(&mut self.moved) {
+            self.calm();
+        }
+    }
+
+    /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
+    pub fn is_hung_up(&self) -> bool {
+        stream::is_hung_up(self.fd.as_fd())
+    }
+
+    /// Whether nothing can be read this instant: no byte, no EOF, no error. Asks the kernel.
+    pub fn is_silent(&self) -> bool {
+        stream::peek(self.fd.as_fd()) == stream::Peek::Silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::event::epoll::{self, CreateFlags, EventData};
+
+    use super::*;
+
+    fn pair() -> (Side, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let (near, _) = listener.accept().expect("a client");
+        near.set_nonblocking(true).expect("an option");
+        let side = Side {
+            fd: near.into(),
+            family: Family::Tcp,
+            readable: true,
+            writable: true,
+            shut: false,
+            patient: false,
+            bulk: false,
+            moved: false,
+            sent: 0,
+            streak: 0,
+        };
+        (side, far)
+    }
+
+    /// An epoll that tells of changes only.
+    fn watch(side: &Side) -> OwnedFd {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).expect("a descriptor");
+        let interest = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&epoll, side.fd(), EventData::new_u64(0), interest).expect("watched");
+        epoll
+    }
+
+    fn told(epoll: &OwnedFd, wait_s: i64) -> Option<EventFlags> {
+        let mut events = Vec::with_capacity(4);
+        let patience = rustix::event::Timespec { tv_sec: wait_s, tv_nsec: 0 };
+        epoll::wait(epoll, rustix::buffer::spare_capacity(&mut events), Some(&patience)).expect("epoll");
+        events.first().map(|event: &epoll::Event| event.flags)
+    }
+
+    fn read_all(side: &mut Side, epoll: &OwnedFd, wanted: usize) {
+        let (mut buf, mut got) = (vec![0; 64 * 1024], 0);
+        while got < wanted {
+            match side.recv(&mut buf).expect("alive") {
+                Some(n) => got += n,
+                None => {
+                    // What a reactor's tick would do: what is left may lie below the mark.
+                    match told(epoll, 0) {
+                        Some(flags) => side.ready(flags),
+                        None => side.tick(),
+                    }
+                }
+            }
+        }
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
+    fn a_short_read_is_remembered_until_something_is_told() {
+        let (mut side, mut far) = pair();
+        let epoll = watch(&side);
+        let mut buf = [0; 16];
+        assert_eq!(side.recv(&mut buf).expect("alive"), None);
+        far.write_all(b"abc").expect("room");
+        assert_eq!(side.recv(&mut buf).expect("alive"), None, "nobody told");
+        side.ready(told(&epoll, 10).expect("told"));
+        assert_eq!(side.recv(&mut buf).expect("alive"), Some(3));
+        assert!(!side.readable);
+        drop(far);
+        side.ready(told(&epoll, 10).expect("told"));
+        assert_eq!(side.recv(&mut buf).expect("alive"), Some(0));
+    }
+
+    #[test]
+    fn the_tail_of_a_bulk_transfer_arrives() {
+        let (mut side, mut far) = pair();
+        let epoll = watch(&side);
+        let sender = std::thread::spawn(move || {
+            far.write_all(&vec![7; BULK_AFTER]).expect("room");
+            far
+        });
+        read_all(&mut side, &epoll, BULK_AFTER);
+        let mut far = sender.join().expect("sent");
+        assert!(side.is_bulk());
+        far.write_all(b"the last word").expect("room");
+        // Below the mark nobody is told ...
+        let mut buf = [0; 64];
+        assert_eq!(told(&epoll, 0).filter(|flags| flags.contains(EventFlags::IN)), None);
+        side.moved = false;
+        side.tick();
+        // ... and when the mark falls, the kernel tells at once.
+        assert!(!side.is_bulk());
+        side.ready(told(&epoll, 10).expect("told"));
+        assert_eq!(side.recv(&mut buf).expect("alive"), Some(13));
+    }
+
+    #[test]
+    fn the_end_is_told_whatever_the_mark() {
+        let (mut side, mut far) = pair();
+        let epoll = watch(&side);
+        side.bulk = true;
+        set_low_water(side.fd(), BULK_LOW_WATER);
+        far.write_all(b"x").expect("room");
+        drop(far);
+        side.ready(told(&epoll, 10).expect("told"));
+        let mut buf = [0; 4];
+        assert_eq!(side.recv(&mut buf).expect("alive"), Some(1));
+        assert_eq!(
+            side.recv(&mut buf).expect("alive"),
+            Some(0),
+            "a connection that is shut is read to its end"
+        );
+    }
+}
