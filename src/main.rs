@@ -5,5 +5,10 @@ use std::process::ExitCode;
 use pgweir::{app, cli};
 
 fn main() -> ExitCode {
-    cli::main(&cli::Handlers { run: app::run, check: app::check, admin: app::admin_endpoint })
+    cli::main(&cli::Handlers {
+        run: app::run,
+        check: app::check,
+        admin: app::admin_endpoint,
+        drill: app::drill,
+    })
 }

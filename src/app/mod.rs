@@ -4,6 +4,7 @@ mod accept;
 mod commands;
 mod control;
 mod drain;
+mod drill;
 mod metrics;
 mod persist;
 mod reload;
@@ -33,6 +34,7 @@ use crate::link::hub::{Event, Hub};
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
+pub use drill::drill;
 pub use setup::{admin_endpoint, check};
 
 /// Shortest and longest pause between two ticks while something waits for time.

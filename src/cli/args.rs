@@ -94,6 +94,11 @@ pub enum Command {
     },
     /// Apply a changed configuration file
     Reload,
+    /// Rehearse an incident against staging, directly and through proxies, and compare
+    #[command(
+        after_help = "Exit status: 0 every expectation held, 1 one did not, 2 refused. Scenarios: docs/drill.md."
+    )]
+    Drill(Drill),
     /// Print the version of this program
     Version,
 }
@@ -147,6 +152,56 @@ pub struct Resume {
     /// Let the lane grow step by step over this time; it is paused again if usage rises too far
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub over: Option<Duration>,
+}
+
+/// `drill`'s options.
+#[derive(Clone, PartialEq, Args)]
+pub struct Drill {
+    /// A scenario file, or the name of one that is built in: steady, leak, runbook, …
+    pub scenario: String,
+    /// Staging's Odoo database: postgres://user:password@host:port/database
+    #[arg(long, value_name = "URL", env = "PGWEIR_DRILL_TARGET", hide_env_values = true)]
+    pub target: String,
+    /// A proxy in front of it, with the same account, perhaps as NAME=HOST:PORT; several are played in turn, after the target itself
+    #[arg(long, value_name = "HOST:PORT")]
+    pub through: Vec<String>,
+    /// Do not play the target itself
+    #[arg(long)]
+    pub skip_direct: bool,
+    /// Length of each run: phases and actions are stretched or shrunk [default: the scenario's]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// Decides when what arrives, and every choice: the same seed is the same load
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Write the report, one self-contained HTML file
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// The target is staging, though it does not say so
+    #[arg(long)]
+    pub i_know_this_is_staging: bool,
+    /// Connections at once, all actors together
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub max_connections: u32,
+    /// Time for requests that are under way when the schedule ends
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub drain: Duration,
+    /// Run the shell commands of the scenario's actions
+    #[arg(long)]
+    pub allow_commands: bool,
+    /// The --through whose console --admin is [default: the last]
+    #[arg(long, value_name = "WAY")]
+    pub console_of: Option<String>,
+    /// A way that must hold the expectations: direct, or one of --through [default: every --through]
+    #[arg(long, value_name = "WAY")]
+    pub judge: Vec<String>,
+}
+
+impl std::fmt::Debug for Drill {
+    /// Without the target, whose URL may carry a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drill").field("scenario", &self.scenario).finish_non_exhaustive()
+    }
 }
 
 /// Whom to cancel or kill.

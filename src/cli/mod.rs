@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Drill, Global};
 use console::{Console, Failure};
 use endpoint::AdminEndpoint;
 
@@ -32,6 +32,8 @@ pub struct Handlers {
     pub check: fn(&Path, bool) -> ExitCode,
     /// Where the console is and how to log in, by this configuration file. An error is shown as it is.
     pub admin: fn(&Path) -> Result<AdminEndpoint, String>,
+    /// Carries a drill out; as JSON if told so; with the console, if one is named.
+    pub drill: fn(&Drill, bool, Option<AdminEndpoint>) -> ExitCode,
 }
 
 /// Parses the process's arguments and carries them out. Exit status: 0 done, 1 refused, 2 usage error, 3 cannot reach pgweir.
@@ -54,6 +56,8 @@ pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) 
         Command::Check => {
             endpoint::config_file(&cli.global).map(|file| (handlers.check)(&file, cli.global.json))
         }
+        Command::Drill(drill) => console_of_drill(&cli.global, handlers)
+            .map(|console| (handlers.drill)(drill, cli.global.json, console)),
         Command::Version => print(&show::version(cli.global.json)).map(|_| ExitCode::SUCCESS),
         _ => endpoint::find(&cli.global, handlers.admin).and_then(|endpoint| ask(&cli, &endpoint)),
     };
@@ -61,6 +65,14 @@ pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) 
         eprintln!("{failure}");
         failure.exit_code()
     })
+}
+
+/// A drill has a console only where one is named: a pgweir.toml that happens to lie here may be another's.
+fn console_of_drill(global: &Global, handlers: &Handlers) -> Result<Option<AdminEndpoint>, Failure> {
+    if global.admin.is_none() && global.config.is_none() {
+        return Ok(None);
+    }
+    endpoint::find(global, handlers.admin).map(Some)
 }
 
 fn ask(cli: &Cli, endpoint: &AdminEndpoint) -> Result<ExitCode, Failure> {

@@ -1,0 +1,129 @@
+//! Was the drill itself what was measured? It watches how late its schedule and its timers are, and how much of the machine it uses.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::clock;
+
+/// Time between two looks at the runtime's timers.
+const LOOK: Duration = Duration::from_millis(20);
+/// Lateness of the schedule's 99th percentile above which figures are doubtful.
+const SCHEDULE_LATE_MS_MAX: f64 = 10.0;
+/// The same for the runtime's timers, whose resolution is a millisecond.
+const TIMER_LATE_MS_MAX: f64 = 25.0;
+/// Share of all cores above which the drill has no air to breathe.
+const CPU_SHARE_MAX: f64 = 0.9;
+
+/// What the drill knows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Generator {
+    /// 99th percentile of how late arrivals were put into their queues.
+    pub schedule_late_p99_ms: f64,
+    /// The latest.
+    pub schedule_late_max_ms: f64,
+    /// 99th percentile of how late its runtime's timers fired: what every measured time may be wrong by.
+    pub timers_late_p99_ms: f64,
+    /// CPU time of this process, as a share of all cores.
+    pub cpu_share: f64,
+    /// Connections that had to wait for `--max-connections`.
+    pub held_back: u64,
+    /// Why the figures may say more of the drill than of the target; none if they do not.
+    pub bottleneck: Option<String>,
+}
+
+/// Watches one run.
+pub struct Watch {
+    timers: JoinHandle<()>,
+    late: std::sync::Arc<parking_lot::Mutex<Histogram<u32>>>,
+    cpu: Duration,
+    since: clock::Moment,
+}
+
+impl Watch {
+    /// Begins.
+    pub fn start() -> Self {
+        let histogram =
+            Histogram::new_with_max(60_000_000, 2).expect("a minute with two digits is a valid range");
+        let late = std::sync::Arc::new(parking_lot::Mutex::new(histogram));
+        let record = std::sync::Arc::clone(&late);
+        let timers = tokio::spawn(async move {
+            loop {
+                let due = clock::now() + LOOK;
+                tokio::time::sleep(LOOK).await;
+                let lag = clock::now().since(due).as_micros();
+                record.lock().saturating_record(u64::try_from(lag).unwrap_or(u64::MAX));
+            }
+        });
+        Self { timers, late, cpu: cpu_time(), since: clock::now() }
+    }
+
+    /// Ends; with the schedule's lateness and the number of connections held back.
+    pub fn finish(self, schedule: Option<&Histogram<u32>>, held_back: u64) -> Generator {
+        self.timers.abort();
+        let ms = |micros: u64| micros as f64 / 1e3;
+        let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+        let wall = clock::now().since(self.since).as_secs_f64() * cores;
+        let cpu = cpu_time().saturating_sub(self.cpu).as_secs_f64();
+        let mut found = Generator {
+            schedule_late_p99_ms: schedule.map_or(0.0, |late| ms(late.value_at_quantile(0.99))),
+            schedule_late_max_ms: schedule.map_or(0.0, |late| ms(late.max())),
+            timers_late_p99_ms: ms(self.late.lock().value_at_quantile(0.99)),
+            cpu_share: if wall > 0.0 { cpu / wall } else { 0.0 },
+            held_back,
+            bottleneck: None,
+        };
+        found.bottleneck = verdict(&found);
+        found
+    }
+}
+
+/// What, if anything, makes the figures doubtful.
+fn verdict(seen: &Generator) -> Option<String> {
+    let mut why = Vec::new();
+    if seen.schedule_late_p99_ms > SCHEDULE_LATE_MS_MAX {
+        why.push(format!("its schedule was up to {:.0} ms late (p99)", seen.schedule_late_p99_ms));
+    }
+    if seen.timers_late_p99_ms > TIMER_LATE_MS_MAX {
+        why.push(format!("its timers were up to {:.0} ms late (p99)", seen.timers_late_p99_ms));
+    }
+    if seen.cpu_share > CPU_SHARE_MAX {
+        why.push(format!("it used {:.0} % of all cores", seen.cpu_share * 100.0));
+    }
+    if seen.held_back > 0 {
+        why.push(format!("--max-connections made {} connections wait", seen.held_back));
+    }
+    (!why.is_empty()).then(|| why.join("; "))
+}
+
+/// CPU time of this process so far.
+fn cpu_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(spent.tv_sec).unwrap_or(0), u32::try_from(spent.tv_nsec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drill_that_kept_up_says_nothing_and_one_that_did_not_says_why() {
+        let calm = Generator {
+            schedule_late_p99_ms: 1.0,
+            timers_late_p99_ms: 2.0,
+            cpu_share: 0.3,
+            ..Generator::default()
+        };
+        assert_eq!(verdict(&calm), None);
+        for (seen, word) in [
+            (Generator { schedule_late_p99_ms: 11.0, ..calm.clone() }, "schedule"),
+            (Generator { timers_late_p99_ms: 26.0, ..calm.clone() }, "timers"),
+            (Generator { cpu_share: 0.95, ..calm.clone() }, "cores"),
+            (Generator { held_back: 1, ..calm }, "--max-connections"),
+        ] {
+            assert!(verdict(&seen).unwrap().contains(word), "{word}");
+        }
+    }
+}

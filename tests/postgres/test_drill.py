@@ -1,0 +1,300 @@
+"""The drill against a real PostgreSQL: that it refuses what it must, counts what happened, and can fail."""
+
+import json
+import os
+import subprocess
+import tomllib
+
+import pytest
+
+from harness import Weir, eventually, lane, rehearsal
+from harness.weir import BINARY, ROOT, toml
+
+pytestmark = pytest.mark.weir
+
+HELD, NOT_HELD, REFUSED = 0, 1, 2
+
+PHASES = """
+title = "a test's"
+[[phase]]
+name = "steady"
+duration = "2s"
+steady = true
+[[phase]]
+name = "incident"
+duration = "4s"
+incident = true
+[[phase]]
+name = "recovery"
+duration = "2s"
+"""
+WEB = '[[actor]]\nkind = "web"\nworkers = 4\nrate = 30\nhot = 0.3\n'
+LEAK = '[[actor]]\nkind = "leak"\nphases = ["incident"]\ncount = 4\nhold = "10m"\ntimeout = "30m"\n'
+
+
+@pytest.fixture(scope="module")
+def cluster_settings():
+    return {"max_connections": 40}
+
+
+@pytest.fixture(scope="module")
+def staging(cluster):
+    cluster.sql("comment on database odoo is 'copy for Staging'")
+
+
+@pytest.fixture
+def drill(cluster, tmp_path):
+    """Plays a scenario's text; the process and, where it printed one, the object."""
+    def play(text, *args, weir=None, timeout=50, user="odoo"):
+        file = tmp_path / "scenario.toml"
+        file.write_text(text)
+        argv = [BINARY, "drill", file, "--target", f"postgres://{user}@127.0.0.1:{cluster.port}/odoo", "--json", "--drain", "1s", *args]
+        env = dict(os.environ)
+        if weir:
+            argv += ["--through", f"127.0.0.1:{weir.port}", "--admin", f"127.0.0.1:{weir.admin_port}"]
+            env["PGWEIR_PASSWORD"] = weir.password
+        done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, env=env, timeout=timeout)
+        assert "panicked" not in done.stderr, done.stderr
+        return done, json.loads(done.stdout) if done.stdout.startswith("{") else None
+    return play
+
+
+def schema(cluster):
+    return cluster.sql("select 1 from pg_namespace where nspname = 'pgweir_drill'", dbname="odoo")
+
+
+def weir_for(make_weir, **more):
+    leaks = {"warn": "500ms", "reset": "1s", "action": "rollback"}
+    return make_weir(lanes=[lane("web", match=[{"application": "odoo*"}], quota=20, idle_in_transaction=leaks),
+                            lane("other", default=True, quota=10)], **more)
+
+
+def test_refuses_what_does_not_say_it_is_staging(cluster, drill):
+    done, _ = drill(PHASES + WEB)
+    assert done.returncode == REFUSED and "--i-know-this-is-staging" in done.stderr
+    assert not schema(cluster)
+
+
+def test_refuses_a_schema_that_no_drill_made(cluster, drill, staging):
+    cluster.sql("create schema pgweir_drill; create table pgweir_drill.precious (id int)", dbname="odoo")
+    try:
+        done, _ = drill(PHASES + WEB)
+        assert done.returncode == REFUSED and "pgweir_drill" in done.stderr
+        assert cluster.sql("select * from pgweir_drill.precious", dbname="odoo") == []
+    finally:
+        cluster.sql("drop schema pgweir_drill cascade", dbname="odoo")
+
+
+def test_a_wrong_scenario_is_told_with_every_line(drill, staging):
+    done, _ = drill(PHASES + WEB + "colour = 1\n[[actor]]\nkind = \"wombat\"\n")
+    assert done.returncode == REFUSED
+    assert "colour" in done.stderr and "wombat" in done.stderr
+
+
+def test_the_same_seed_is_the_same_load_and_the_schema_is_gone(cluster, drill, staging):
+    text = PHASES + WEB.replace("hot = 0.3", "hot = 0.0") + '[expect]\nrules = ["web.failures == 0", "lost.commits == 0"]\n'
+    seen = [drill(text, "--seed", seed)[1]["runs"][0]["lanes"] for seed in (7, 7, 8)]
+    counts = [(lanes["web"]["ok"], lanes["notify"]["ok"]) for lanes in seen]
+    assert counts[0] == counts[1] != counts[2]
+    assert not schema(cluster)
+
+
+def test_the_object_has_the_contracts_shape(drill, staging):
+    done, out = drill(PHASES + WEB + '[expect]\nrules = ["web.failures == 0"]\nrecover_within = "20s"\n')
+    # How fast this machine is at the moment is not the question: a slow last second is no recovery.
+    assert done.returncode == (HELD if all(rule["held"] for rule in out["expect"]) else NOT_HELD), done.stdout
+    (run,) = out["runs"]
+    assert run["through"] == "direct" and run["upstream_peak"] > 0 and run["recovered_after_s"] in (0, None)
+    web = run["lanes"]["web"]
+    assert {"attempts", "ok", "user_failures", "failures", "p50_ms", "p90_ms", "p99_ms", "max_ms", "wait_p99_ms"} <= set(web)
+    assert web["attempts"] == web["ok"] + sum(web["failures"].values())
+    assert run["details"]["orders_told_saved"] == web["ok"] and run["details"]["orders_lost"] == 0
+    assert {"rule", "through", "held", "measured"} <= set(out["expect"][0])
+
+
+def test_refusals_reach_the_user_as_odoo_shows_them(cluster, drill, staging):
+    """Bypass fills PostgreSQL: a notification that is refused fails a request whose data is there."""
+    text = PHASES + WEB.replace("hot = 0.3", "notify = 1.0") + '[[actor]]\nkind = "bypass"\nphases = ["incident"]\ncount = 60\n'
+    done, out = drill(text + '[expect]\nrules = ["web.failures == 0"]\n')
+    assert done.returncode == NOT_HELD
+    lanes = out["runs"][0]["lanes"]
+    assert lanes["notify"]["failures"]["53300"] > 0 and lanes["web"]["user_failures"] > 0
+    # 40 less 3 reserved and the drill's own two are 35; seen four times a second.
+    assert 33 <= out["runs"][0]["upstream_peak"] <= 35
+
+
+def test_connections_are_bounded_and_the_drill_says_that_it_was_the_bottleneck(drill, staging):
+    text = PHASES + WEB + '[[actor]]\nkind = "hoard"\ncount = 30\n'
+    _, out = drill(text, "--max-connections", 12)
+    run = out["runs"][0]
+    assert run["upstream_peak"] <= 12
+    assert "--max-connections" in run["details"]["generator"]["bottleneck"]
+
+
+def test_a_leak_is_reset_through_pgweir_and_not_in_observe_mode(make_weir, drill, staging):
+    """The same expectation holds with the guard and fails without: the drill can fail."""
+    text = PHASES + WEB + LEAK + '[expect]\nrules = ["web.failures == 0", "locks.blocked <= 2500ms"]\n'
+    done, out = drill(text, "--skip-direct", weir=weir_for(make_weir))
+    assert done.returncode == HELD, out["verdict"]
+    done, out = drill(text, "--skip-direct", weir=weir_for(make_weir, mode="observe"))
+    assert done.returncode == NOT_HELD
+    assert not any(verdict["held"] for verdict in out["expect"])
+
+
+def test_the_operators_acts_reach_the_console(make_weir, drill, staging):
+    weir = weir_for(make_weir)
+    act = '[[action]]\nat = "1s"\nconsole = "{}"\n'
+    done, out = drill(PHASES + WEB + act.format("NOTE 'from the drill'"), "--skip-direct", weir=weir)
+    assert done.returncode == HELD and weir.timeline_has("from the drill")
+    done, out = drill(PHASES + WEB + act.format("PAUSE LANE nosuch"), "--skip-direct", weir=weir)
+    assert done.returncode == NOT_HELD and "nosuch" in out["verdict"]
+
+
+def test_commands_need_permission(tmp_path, drill, staging):
+    mark = tmp_path / "mark"
+    text = PHASES + WEB + f"[[action]]\nat = \"1s\"\nrun = 'echo $DRILL_WAY > {mark}'\n"
+    assert drill(text)[0].returncode == NOT_HELD and not mark.exists()
+    assert drill(text, "--allow-commands")[0].returncode == HELD and mark.read_text() == "direct\n"
+
+
+def test_killed_workers_leave_orphans_and_the_report_is_one_file(cluster, drill, staging, tmp_path):
+    page = tmp_path / "report.html"
+    text = PHASES + WEB + '[[actor]]\nkind = "killed"\nphases = ["incident"]\ncount = 3\nwork = "8s"\n'
+    _, out = drill(text, "--report", page)
+    assert out["runs"][0]["lanes"]["killed"]["ok"] == 3
+    html = page.read_text()
+    assert "web requests, direct" in html and "uPlot" in html and "src=" not in html.split("<script>")[0]
+    eventually(lambda: cluster.count("odoo-%") == 0, timeout=20)
+
+
+def test_what_a_crash_left_is_cleared_at_the_next_start(cluster, tmp_path, drill, staging):
+    file = tmp_path / "crash.toml"
+    file.write_text(PHASES + WEB)
+    url = f"postgres://odoo@127.0.0.1:{cluster.port}/odoo"
+    process = subprocess.Popen([str(BINARY), "drill", str(file), "--target", url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    eventually(lambda: schema(cluster))
+    process.kill()
+    process.wait(10)
+    assert schema(cluster)
+    eventually(lambda: cluster.count("pgweir drill") == 0)
+    assert drill(PHASES + WEB)[0].returncode == HELD
+    assert not schema(cluster)
+
+# -- each shipped scenario, short --------------------------------------------------------------------------------
+
+SCENARIOS = sorted((ROOT / "config" / "drills").glob("*.toml"))
+# What a guard must hold on any machine. How fast is for a quiet one: rules on times are loosened or left to the comparison in docs/drill.md.
+TIMES = ("p99", "p90", "p50", "max")
+SHORT = {"runbook": "24s", "leak": "16s"}
+
+
+@pytest.fixture(scope="module")
+def ground():
+    """A staging server of the size the shipped scenarios want, with hands on it, and a pgweir as config/odoo.toml has it."""
+    cluster = rehearsal.staging(**rehearsal.Hands.SETTINGS)
+    hands = rehearsal.Hands(cluster)
+    weirs = []
+
+    def weir(**more):
+        weirs.append(Weir(cluster, **{**rehearsal.odoo_config(QUICK), **more}).start())
+        return weirs[-1]
+
+    try:
+        yield cluster, hands, weir
+    finally:
+        hands.close()
+        for one in weirs:
+            one.close()
+        cluster.close()
+
+
+QUICK = {"warn": "500ms", "reset": "1s", "when": "harm", "cap": "10m", "action": "rollback"}
+
+
+def shortened(path, tmp_path, rates=0.5):
+    """The scenario for a slow machine: half the load, and no rule on percentiles."""
+    scenario = tomllib.loads(path.read_text())
+    for actor in scenario["actor"]:
+        if "rate" in actor and actor["kind"] != "leak":
+            # Each lane that a rule speaks of must have had something to do.
+            actor["rate"] = max(0.8, actor["rate"] * rates)
+    rules = [rule for rule in scenario["expect"]["rules"] if not any(f".{figure}" in rule for figure in TIMES)]
+    # Nor on recovery, which a busy machine's last second decides.
+    scenario["expect"] = {"rules": rules}
+    file = tmp_path / path.name
+    file.write_text(toml(scenario))
+    return file, rules
+
+
+def rehearse(file, cluster, *args, env=None, weir=None):
+    argv, env = rehearsal.drill(file, cluster, "--json", "--drain", "3s", "--allow-commands", *args, weir=weir, env=env)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=80)
+    assert "panicked" not in done.stderr and done.stdout.startswith("{"), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_every_shipped_scenario_holds_through_pgweir(path, ground, tmp_path):
+    cluster, hands, make = ground
+    file, rules = shortened(path, tmp_path)
+    weir = make()
+    status, out = rehearse(file, cluster, "--skip-direct", "--duration", SHORT.get(path.stem, "10s"), env=hands.commands, weir=weir)
+    (run,) = out["runs"]
+    assert status == HELD, (out["verdict"], run)
+    assert {verdict["rule"] for verdict in out["expect"]} >= set(rules)
+    assert run["lanes"]["web"]["ok"] > 50 and all(act["outcome"] == "done" for act in run["details"]["actions"])
+    if path.stem == "upstream-restart":
+        assert hands.restarts == 1
+    weir.close()
+
+
+# -- that a drill can fail ---------------------------------------------------------------------------------------
+
+FILL = PHASES.replace('duration = "4s"', 'duration = "6s"') + """
+[[actor]]
+kind = "web"
+workers = 6
+rate = 20
+notify = 1.0
+[[actor]]
+kind = "storm"
+phases = ["incident"]
+workers = 150
+work = "2s"
+"""
+# Users that want one of twenty rows seldom meet each other there, and each leak now and then: without a guard both workers wait in the end.
+# The longest a user may wait where leaks are reset after 1 s leaves room for Odoo's sleeps between tries; where they are not, it is 15 s.
+LOCK = PHASES.replace('duration = "4s"', 'duration = "8s"').replace('name = "recovery"\nduration = "2s"', 'name = "recovery"\nduration = "6s"') \
+    + WEB.replace("workers = 4", "workers = 2").replace("0.3", "0.1") + LEAK.replace("count = 4", "count = 8")
+# Each kind of rule, on the incident it is about.
+MUST_FAIL = {
+    "upstream.peak": (FILL, "upstream.peak <= 70"),
+    "upstream.peak_percent": (FILL, "upstream.peak_percent < 75"),
+    "failures": (LOCK, "web.failures == 0"),
+    "failures in a phase": (LOCK, "web.failures in incident == 0"),
+    "max": (LOCK, "web.max in incident <= 10s"),
+    "p99": (LOCK, "web.p99 in incident <= 9s"),
+    "times steady": (LOCK, "web.p90 <= 30 * steady"),
+    "unfinished": (LOCK, "web.unfinished == 0"),
+    "locks.held": (LOCK, "locks.held <= 6s"),
+    "locks.blocked": (LOCK, "locks.blocked <= 6s"),
+    "recover_within": (LOCK, None),
+}
+
+
+@pytest.mark.parametrize("scenario", [FILL, LOCK], ids=["full", "locked"])
+def test_each_kind_of_rule_holds_in_enforce_and_fails_in_observe(scenario, ground, tmp_path):
+    cluster, _, make = ground
+    rules = [rule for of, rule in MUST_FAIL.values() if of is scenario and rule]
+    file = tmp_path / "must-fail.toml"
+    within = 'recover_within = "6s"\n' if scenario is LOCK else ""
+    file.write_text(scenario + f"[expect]\nrules = {json.dumps(rules)}\n{within}")
+    for mode in ("enforce", "observe"):
+        # Left alone, a leak that does no harm has its victim later, perhaps in the run's last second.
+        weir = make(mode=mode, limits={"max_resets_per_minute": 60}, lanes=rehearsal.odoo_config({**QUICK, "when": "always"})["lanes"])
+        status, out = rehearse(file, cluster, "--skip-direct", "--max-connections", 300, weir=weir)
+        weir.close()
+        seen = {verdict["rule"]: (verdict["held"], verdict["measured"]) for verdict in out["expect"]}
+        assert len(seen) == len(rules) + bool(within)
+        wrong = {rule: measured for rule, (held, measured) in seen.items() if held != (mode == "enforce")}
+        assert not wrong and status == (HELD if mode == "enforce" else NOT_HELD), mode
