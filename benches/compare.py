@@ -3,10 +3,13 @@ runs, because nothing else helps on a busy machine, on a throw-away PostgreSQL. 
 same round: median over the rounds, and the quartiles."""
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import pathlib
 import platform
+import random
 import shlex
 import subprocess
 import sys
@@ -49,20 +52,37 @@ def name(mode, clients):
     return f"-S {mode}, {clients} client{'s' if clients > 1 else ''}"
 
 
+@contextlib.contextmanager
+def fresh(cluster):
+    """New processes, warmed up: where a process's pages happen to lie is worth a tenth at one client, and must not become a figure
+    of all rounds."""
+    live = []
+    try:
+        for kind in targets.ALL:
+            live.append(kind(cluster).start())
+        for target in live:
+            load.pgbench(target, "simple", 8, 1, latency=False)
+        yield live
+    finally:
+        for target in live:
+            target.close()
+
+
 def one_round(args, results, live, number):
-    """Every load once, target by target; each round begins with another target."""
-    order = live[number % len(live):] + live[:number % len(live)]
+    """Every load once, target by target, in an order that is drawn anew for each load: who runs behind whom matters too."""
+    draw = random.Random(number)
+    shuffled = functools.partial(draw.sample, live, len(live))
     for mode in load.MODES:
         for clients in (1, 8) if mode in args.only else ():
-            for target in order:
+            for target in shuffled():
                 note(f"round {number + 1}: {name(mode, clients)}: {target.name}")
                 results.add(name(mode, clients), target.name, load.pgbench(target, mode, clients, args.seconds))
     if "churn" in args.only:
-        for target in order:
+        for target in shuffled():
             note(f"round {number + 1}: churn: {target.name}")
             results.add("-S -C, 8 clients", target.name, load.pgbench(target, "simple", 8, args.seconds, reconnect=True, latency=False))
     for rows in load.ROWS if "copy" in args.only else ():
-        for target in order:
+        for target in shuffled():
             note(f"round {number + 1}: COPY, {rows}: {target.name}")
             results.add(f"COPY out, {rows} rows", target.name, load.copy_out(target, rows, args.copy_mb / args.rounds))
 
@@ -116,20 +136,16 @@ def main():
     if not BINARY.exists():
         sys.exit(f"{BINARY} is not built: cargo build --release")
     fake.raise_file_limit()
-    results, live = report.Results(), []
+    results = report.Results()
     cluster = prepare()
     try:
-        for kind in targets.ALL:
-            live.append(kind(cluster).start())
-        for target in live:
-            load.pgbench(target, "simple", 8, 1, latency=False)
         for number in range(args.rounds):
-            one_round(args, results, live, number)
+            with fresh(cluster) as live:
+                one_round(args, results, live, number)
             save(args, results)
-        once(args, results, live)
+        with fresh(cluster) as live:
+            once(args, results, live)
     finally:
-        for target in live:
-            target.close()
         cluster.close()
     results.derive()
     print(f"`{shlex.join(['benches/compare', *sys.argv[1:]])}`\n")

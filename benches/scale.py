@@ -1,186 +1,237 @@
 #!/usr/bin/env python3
-"""Ten thousand links beside 200 busy ones: does anybody notice? Two pgweirs before one fake PostgreSQL, one of them with links queued,
-held, idle and idle in transaction; the busy clients run against either in turn. Run with .venv/bin/python benches/scale.py."""
+"""Ten thousand links beside 200 busy ones: does anybody notice? And what do admission, samples and the console cost as links grow, and
+a connect storm against a full lane?
+
+Two pgweirs, each before a fake PostgreSQL of its own, their monitors on a real one that lists the fakes' backends. One has a crowd: a
+third each live (half of those inside a transaction), held by a paused lane, and queued. Busy clients run against either in turn,
+while the other one is stopped (SIGSTOP) and costs nothing. PostgreSQL's own work for a sample of the crowd is on the crowd's side only, though
+it is not pgweir's: a third run, beside the crowd but without samples, tells what samples have to do with it. The storm has a control: the same storm against a listener that does nothing
+but refuse, while the busy clients use pgweir. Generators, proxy and PostgreSQL share the machine's cores: what differs from the control
+is pgweir's doing. Exit status 1 if a goal is missed, 3 if the storm was not the one asked for.
+
+Run with .venv/bin/python benches/scale.py."""
 
 import argparse
-import multiprocessing
+import contextlib
+import json
 import pathlib
-import socket
 import statistics
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from measure import fake, load, process  # noqa: E402
-from harness import Weir, eventually, lane  # noqa: E402
-from harness.cluster import bindir  # noqa: E402
-from harness.wire import query, startup_packet  # noqa: E402
+from measure import fake, storm  # noqa: E402
+from measure.crowd import Side  # noqa: E402
+from measure.sampled import Sampled  # noqa: E402
 
-QUEUE_SLOTS = 5
-BUSY = 200
+P99_GOAL = 1.10
+STORM_CORES_GOAL = 0.25
+# After SIGCONT: what piled up meanwhile is done with.
+AWAKE_S = 1.2
+# Of max_connections, beside the crowd's.
+SPARE_CONNECTIONS = 1000
+# pgbench connects first, and ends when its last transaction does.
+STORM_EXTRA_S = 0.5
+COSTS = [
+    ("login_cpu_ms", "login to an open lane and its end: CPU, ms", 3), ("login_ms", "login to an open lane: wall, ms", 2),
+    ("refusal_cpu_ms", "refusal by a full lane: CPU, ms", 3), ("refusal_ms", "refusal by a full lane: wall, ms", 2),
+    ("sample_ms", "a sample: CPU of the control thread, ms", 2), ("control_ms_s", "control thread at rest: CPU, ms/s", 1),
+    ("rest_ms_s", "all threads at rest: CPU, ms/s", 1), ("lanes_cpu_ms", "SHOW LANES: CPU, ms", 2), ("lanes_ms", "SHOW LANES: wall, ms", 2),
+    ("clients_cpu_ms", "SHOW CLIENTS: CPU, ms", 1), ("clients_ms", "SHOW CLIENTS: wall, ms", 1), ("resident_mb", "resident, MB", 1),
+]
 
 
 def arguments():
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--links", type=int, default=10_000, help="links that do nothing (default 10000)")
-    parser.add_argument("--rate", type=int, default=2000, help="transactions per second of the busy clients together (default 2000)")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=int, default=5, help="of each busy run (default 5)")
-    parser.add_argument("--storm", type=int, default=2000, help="connects per second against a full lane (default 2000)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="costs,busy,storm", help="of these, comma-separated (default all)")
+    parser.add_argument("--links", default="100,1000,3000,10000", help="sizes of the crowd; the last one sits beside the busy clients (default %(default)s)")
+    parser.add_argument("--busy", type=int, default=200, help="busy clients (default %(default)s)")
+    parser.add_argument("--rate", type=int, default=2000, help="transactions per second of the busy clients together (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="of the busy clients with and without the crowd (default %(default)s)")
+    parser.add_argument("--storm-rounds", type=int, default=5, help="of calm, control and storm (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=5, help="of each busy run (default %(default)s)")
+    parser.add_argument("--storm", type=int, default=2000, help="connects per second against a full lane (default %(default)s)")
+    parser.add_argument("--storm-processes", type=int, default=2, help="that generate the storm (default %(default)s)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures of all rounds there")
     return parser.parse_args()
 
 
-class Side:
-    """A pgweir with lanes for everybody."""
-
-    def __init__(self, name, cluster):
-        self.name = name
-        self.cluster = cluster
-        lanes = [lane("busy", match=[{"application": load.APPLICATION}], quota=400, priority=1), lane("live", quota=12_000), lane("held", quota=12_000),
-                 lane("queue", quota=QUEUE_SLOTS, max_waiting=12_000, wait_timeout="1h"),
-                 lane("storm", quota=1, wait_timeout="0"), lane("other", default=True, quota=10)]
-        limits = {"max_clients": 15_000, "max_logins": 15_000}
-        self.weir = Weir(cluster, lanes=lanes, upstream={"headroom": 0}, monitor={"user": None}, limits=limits, env={"RUST_LOG": "error"})
-        self.port = self.weir.port
-        self.socks = []
-
-    def start(self):
-        """Starts it; itself."""
-        self.weir.start(wait=False)
-        eventually(lambda: self.weir.http("/healthz")[0] == 200, what="pgweir up")
-        self.socks.append(fake.login(self.port, "storm"))
-        return self
-
-    def close(self):
-        """Ends it and its clients."""
-        for sock in self.socks:
-            sock.close()
-        self.weir.close()
-
-    def cpu_ns(self):
-        """CPU time so far."""
-        return process.cpu_ns(self.weir.pid)
-
-    def crowd(self, links):
-        """A third each queued, held, and live (every other one of those inside a transaction)."""
-        third = links // 3
-        for number in range(third):
-            self.socks.append(fake.login(self.port, "live"))
-            fake.ask(self.socks[-1], "BEGIN" if number % 2 else "SELECT 1")
-        held = [fake.login(self.port, "held") for _ in range(third)]
-        self.weir.admin("PAUSE LANE held")
-        for sock in held:
-            sock.sendall(query("SELECT 1"))
-        self.socks += held
-        for number in range(links - 2 * third):
-            self.socks.append(fake.login(self.port, "queue", wait=number < QUEUE_SLOTS))
-        queued = links - 2 * third - QUEUE_SLOTS
-        eventually(lambda: self.weir.lane("queue")["waiting"] == queued, timeout=60, what=f"{queued} queued")
-        return {name: {k: row[k] for k in ("slots", "waiting", "idle", "idle_in_transaction")} for name, row in self.weir.lanes().items()}
-
-    def busy(self, args):
-        """The busy clients, at a fixed rate: the fake upstream is no match for more."""
-        script = self.weir.base / "select.sql"
-        script.write_text("select 1;\n")
-        return load.pgbench(self, "simple", BUSY, args.seconds, script=("-f", script, "-R", args.rate))
-
-    def idle_cpu_percent(self, seconds=5):
-        """Percent of a core while nothing happens."""
-        before = self.cpu_ns()
-        time.sleep(seconds)
-        return (self.cpu_ns() - before) / 1e7 / seconds
-
-    def median_ms(self, what, times=40):
-        """Median duration of something in ms."""
-        took = []
-        for _ in range(times):
-            began = time.perf_counter()
-            what()
-            took.append((time.perf_counter() - began) * 1000)
-        return statistics.median(took)
-
-    def connect(self):
-        """One client comes and goes."""
-        sock = fake.login(self.port, "live-too")
-        sock.close()
+def note(text):
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def storm(port, rate, seconds, done):
-    """Connects at a fixed rate, each refused; how many were is put into `done`."""
-    packet = startup_packet("odoo", "bench", "storm")
-    began, count = time.monotonic(), 0
-    while (now := time.monotonic()) < began + seconds:
-        if count >= (now - began) * rate:
-            time.sleep(0.0005)
-            continue
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            sock.sendall(packet)
-            # Refused, or the storm hits nothing.
-            assert sock.recv(4096)[:1] == b"E"
-        count += 1
-    done.value = count
+def spread(values, decimals=2):
+    """Median and, in brackets, quartiles."""
+    text = f"{statistics.median(values):,.{decimals}f}"
+    if len(values) >= 4:
+        low, _, high = statistics.quantiles(values, n=4)
+        text += f" ({low:,.{decimals}f}–{high:,.{decimals}f})"
+    return text
 
 
-def stormy(args, side, rounds):
-    """Median p99 of the busy clients with and without a storm, in turn; what the storm itself costs, in cores; its rate."""
-    calm, rough, cores, rates = [], [], [], []
-    for _ in range(rounds):
-        before = side.cpu_ns()
-        calm.append(side.busy(args))
-        quiet_ns = side.cpu_ns() - before
-        done = multiprocessing.Value("i", 0)
-        child = multiprocessing.Process(target=storm, args=(side.port, args.storm, args.seconds, done))
-        before = side.cpu_ns()
-        child.start()
-        rough.append(side.busy(args))
-        child.join()
-        cores.append((side.cpu_ns() - before - quiet_ns) / 1e9 / args.seconds)
-        rates.append(done.value / args.seconds)
-    return median(calm, "p99_us"), median(rough, "p99_us"), statistics.median(cores), statistics.median(rates)
+def verdict(values, bound, strict=False):
+    """met, missed, or open where the quartiles lie on both sides of the bound."""
+    if len(values) >= 4:
+        low, _, high = statistics.quantiles(values, n=4)
+        if low <= bound < high:
+            return "open"
+    middle = statistics.median(values)
+    return "met" if middle < bound or middle == bound and not strict else "**missed**"
 
 
-def median(figures, key):
-    """Median of one figure."""
-    return statistics.median(f[key] for f in figures)
+def column(runs, key):
+    """One figure of each round."""
+    return [run[key] for run in runs]
+
+
+def ratios(runs, bases, key="p99_us"):
+    """Round by round."""
+    return [a / b for a, b in zip(column(runs, key), column(bases, key))]
+
+
+def costs(side, sizes, wanted):
+    """Lets the crowd grow, and measures at each size if that is wanted; figures by size."""
+    found = {}
+    for size in sizes:
+        began = time.monotonic()
+        side.grow(size)
+        note(f"{size:,} links in {time.monotonic() - began:.1f} s: {side.crowd()}")
+        if wanted:
+            found[size] = side.costs()
+            note(f"  {({k: round(v, 3) for k, v in found[size].items()})}")
+    return found
+
+
+def costs_table(found):
+    """Figures by size of the crowd."""
+    lines = ["| links | " + " | ".join(f"{size:,}" for size in found) + " |", "| --- |" + " ---: |" * len(found)]
+    for key, words, decimals in COSTS:
+        lines.append(f"| {words} | " + " | ".join(f"{figures[key]:,.{decimals}f}" for figures in found.values()) + " |")
+    return "\n".join(lines)
+
+
+def busy(args, empty, crowded):
+    """Rounds of the busy clients without the crowd, with it, and with it but without samples."""
+    runs = {"without": [], "with": [], "unsampled": []}
+    conditions = [("without", empty, crowded), ("with", crowded, empty), ("unsampled", crowded, empty)]
+    for number in range(args.rounds):
+        for name, side, other in conditions[number % 3:] + conditions[:number % 3]:
+            with other.stopped(), side.unsampled() if name == "unsampled" else contextlib.nullcontext():
+                time.sleep(AWAKE_S)
+                runs[name].append(side.busy(args.busy, args.rate, args.seconds))
+        note(f"busy {number + 1}, p99 in µs: " + ", ".join(f"{name} {found[-1]['p99_us']:.0f}" for name, found in runs.items()))
+    return runs
+
+
+def busy_table(args, runs, links):
+    """The three side by side, and whether the goal is met."""
+    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | without | with {links:,} links | the same, no samples | with / without | no samples / without |",
+             "| --- |" + " ---: |" * 5]
+    for key, words in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction, idle work included")):
+        cells = [spread(column(found, key), 0) for found in runs.values()]
+        cells += [spread(ratios(runs[name], runs["without"], key)) for name in ("with", "unsampled")]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    found = verdict(ratios(runs["with"], runs["without"]), P99_GOAL)
+    return "\n".join(lines) + f"\n\nGoal: p99 with / without ≤ {P99_GOAL:.2f}: {found}", found
+
+
+def stormy(args, side, listener):
+    """Rounds of the busy clients: calm, beside the control's storm, beside a storm against pgweir's full lane."""
+    runs = {"calm": [], "control": [], "storm": []}
+    kinds = [("calm", None), ("control", listener.port), ("storm", side.port)]
+    for number in range(args.storm_rounds):
+        for name, port in kinds[number % 3:] + kinds[:number % 3]:
+            runs[name].append(one_storm(args, side, port))
+        note(f"storm {number + 1}: " + "; ".join(f"{name} p99 {found[-1]['p99_us']:.0f} µs, {found[-1]['cores']:.3f} cores" for name, found in runs.items()))
+    return runs
+
+
+def one_storm(args, side, port):
+    """The busy clients' figures, pgweir's cores meanwhile, and the storm's own figures where there was one."""
+    seconds = args.seconds + STORM_EXTRA_S
+    made = storm.Storm(port, "storm", args.storm, seconds, args.storm_processes) if port else None
+    try:
+        before, began = side.cpu_ns(), time.monotonic()
+        if made:
+            made.go()
+        out = side.busy(args.busy, args.rate, args.seconds)
+        found = made.result() if made else {}
+        time.sleep(max(0, began + seconds - time.monotonic()))
+        return out | {"cores": (side.cpu_ns() - before) / 1e9 / (time.monotonic() - began)} | {f"storm_{k}": v for k, v in found.items()}
+    finally:
+        if made:
+            made.close()
+
+
+def storm_table(args, runs):
+    """The three side by side, and whether the goals are met."""
+    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | calm | control | storm | storm / calm | storm / control |", "| --- |" + " ---: |" * 5]
+    for key, words, decimals in (("p50_us", "p50, µs", 0), ("p99_us", "p99, µs", 0), ("cores", "pgweir's CPU, cores", 3)):
+        cells = [spread(column(found, key), decimals) for found in runs.values()]
+        cells += [spread(ratios(runs["storm"], runs[base], key)) for base in ("calm", "control")]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    for key, words, decimals in (("storm_rate", "connects/s, all refused", 0), ("storm_p50_ms", "refusal p50, ms", 2), ("storm_p99_ms", "refusal p99, ms", 2)):
+        cells = [spread(column(runs[name], key), decimals) for name in ("control", "storm")]
+        lines.append(f"| {words} | – | {' | '.join(cells)} | – | – |")
+    cores = [a["cores"] - b["cores"] for a, b in zip(runs["storm"], runs["control"])]
+    latency = ratios(runs["storm"], runs["control"])
+    found = [verdict(cores, STORM_CORES_GOAL, strict=True), verdict(latency, P99_GOAL)]
+    return "\n".join(lines) + (f"\n\nGoals: the storm's own cost, storm less control, {spread(cores, 3)} cores < {STORM_CORES_GOAL}: {found[0]};"
+                               f" p99 storm / control ≤ {P99_GOAL:.2f}: {found[1]}"), found
 
 
 def main():
     """Measures and prints."""
     args = arguments()
-    fake.raise_file_limit()
-    cluster = fake.FakeCluster(bindir()).start()
-    empty, crowded = Side("without", cluster), Side("with", cluster)
+    wanted = set(args.only.split(","))
+    sizes = sorted(int(size) for size in args.links.split(","))
+    files = fake.raise_file_limit()
+    if files < 2 * sizes[-1]:
+        note(f"warning: only {files} file descriptors a process: {sizes[-1]} links may not fit")
+    made, results, verdicts = [], {}, []
     try:
+        listener, sampled = keep(made, storm.Listener()), keep(made, Sampled(sizes[-1] + SPARE_CONNECTIONS))
+        listener.start()
+        sampled.start()
+        empty, crowded = keep(made, Side(sampled, database="odoo")), keep(made, Side(sampled))
         empty.start()
         crowded.start()
-        began = time.monotonic()
-        print("lanes:", crowded.crowd(args.links), file=sys.stderr)
-        print(f"{args.links} links in {time.monotonic() - began:.1f} s", file=sys.stderr)
-        runs = {side.name: [] for side in (empty, crowded)}
-        for number in range(args.rounds):
-            for side in (empty, crowded) if number % 2 else (crowded, empty):
-                runs[side.name].append(side.busy(args))
-        ratio = statistics.median(b["p99_us"] / a["p99_us"] for a, b in zip(runs["without"], runs["with"]))
-        print(f"| {BUSY} busy clients, {args.rate}/s | without | with {args.links:,} links |\n| --- | ---: | ---: |")
-        for key, words in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction")):
-            print(f"| {words} | {median(runs['without'], key):.1f} | {median(runs['with'], key):.1f} |")
-        rows = [("idle CPU, % of a core", Side.idle_cpu_percent),
-                ("SHOW LANES with its login, ms", lambda s: s.median_ms(lambda: s.weir.admin("SHOW LANES"))),
-                ("SHOW CLIENTS with its login, ms", lambda s: s.median_ms(lambda: s.weir.admin("SHOW CLIENTS"), 10)),
-                ("login of a client, ms", lambda s: s.median_ms(s.connect, 200)),
-                ("resident MB", lambda s: process.resident_bytes(s.weir.pid) / 1e6)]
-        for words, figure in rows:
-            print(f"| {words} | {figure(empty):.2f} | {figure(crowded):.2f} |")
-        print(f"\np99 with by without, median of the rounds: {ratio:.2f} (goal ≤ 1.10)")
-        calm, rough, cores, rate = stormy(args, empty, max(2, args.rounds // 2))
-        print(f"storm of {rate:.0f} connects/s against a full lane: {cores:.3f} cores of pgweir's (goal < 0.25); p99 {calm:.0f} → {rough:.0f} µs")
+        if wanted & {"costs", "busy"}:
+            with empty.stopped():
+                results["costs"] = costs(crowded, sizes if "costs" in wanted else sizes[-1:], "costs" in wanted)
+            if results["costs"]:
+                print(costs_table(results["costs"]) + "\n", flush=True)
+        if "busy" in wanted:
+            results["busy"] = busy(args, empty, crowded)
+            text, found = busy_table(args, results["busy"], sizes[-1])
+            print(text + "\n", flush=True)
+            verdicts.append(found)
+        if "storm" in wanted:
+            with crowded.stopped():
+                results["storm"] = stormy(args, empty, listener)
+            text, found = storm_table(args, results["storm"])
+            print(text, flush=True)
+            verdicts += found
+        if args.json:
+            args.json.write_text(json.dumps(results))
+    except storm.Missed as missed:
+        sys.stdout.flush()
+        note(f"benches/scale.py: {missed}")
+        return 3
     finally:
-        for side in (empty, crowded):
-            side.close()
-        cluster.close()
+        for thing in reversed(made):
+            thing.close()
+    return 1 if "**missed**" in verdicts else 0
+
+
+def keep(made, thing):
+    """`thing`, which is to be closed in the end."""
+    made.append(thing)
+    return thing
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,11 @@ def cpu_ns(pid):
     return total
 
 
+def thread_ns(pid, thread):
+    """CPU time of one thread so far in ns."""
+    return int(pathlib.Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+
+
 def resident_bytes(pid):
     """Resident memory now. smaps_rollup walks the pages; VmRSS is a batched counter that lags by megabytes."""
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -12,6 +12,8 @@ PARAMETERS = {
     "standard_conforming_strings": "on", "TimeZone": "UTC",
 }
 SSL, GSS, CANCEL = 80877103, 80877104, 80877102
+# Above Linux's greatest pid, so that none of these is also a process.
+PID_FIRST = 10_000_000
 
 
 def message(tag, body):
@@ -28,7 +30,7 @@ ROW = (message(b"T", struct.pack("!H", 1) + b"abalance\0" + struct.pack("!IHIhih
 class Backend(asyncio.Protocol):
     """One connection."""
 
-    count = 0
+    count = PID_FIRST
 
     def connection_made(self, transport):
         self.transport = transport
