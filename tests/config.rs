@@ -2,35 +2,11 @@
 
 #![allow(clippy::panic, reason = "tests say what they found")]
 
-use std::path::Path;
+mod common;
 
-use pgweir::config::{Config, Problem, Warning, check, check_against};
+use common::config::{BASE, checked, problems};
+use pgweir::config::check_against;
 use pgweir::lanes::settings::LeakAction;
-
-/// A configuration without a fault; problems are put into it.
-const BASE: &str = r#"[[listen]]
-address = "127.0.0.1:6432"
-[upstream]
-address = "127.0.0.1:5432"
-[monitor]
-user = "pgweir"
-[[lane]]
-name = "web"
-quota = 10
-match = [{ application = "shop*" }]
-[[lane]]
-name = "other"
-default = true
-quota = 5
-"#;
-
-fn checked(text: &str) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
-    check(text, Path::new("pgweir.toml"))
-}
-
-fn problems(text: &str) -> Vec<String> {
-    checked(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
-}
 
 fn warnings(text: &str) -> Vec<String> {
     let (_, warnings) = checked(text).unwrap_or_else(|problems| panic!("{problems:#?}"));

@@ -2,37 +2,15 @@
 
 #![allow(clippy::panic, reason = "tests say what they found")]
 
+mod common;
+
 use std::path::Path;
 use std::time::Duration;
 
-use pgweir::config::{Config, Problem, Warning, check, check_against, load};
+use common::config::{BASE, checked, problems};
+use pgweir::config::{Problem, check, check_against, load};
 use pgweir::lanes::settings::{Disposition, LeakAction, ResetWhen};
 use proptest::prelude::*;
-
-/// A configuration without a fault.
-const BASE: &str = r#"[[listen]]
-address = "127.0.0.1:6432"
-[upstream]
-address = "127.0.0.1:5432"
-[monitor]
-user = "pgweir"
-[[lane]]
-name = "web"
-quota = 10
-match = [{ application = "shop*" }]
-[[lane]]
-name = "other"
-default = true
-quota = 5
-"#;
-
-fn checked(text: &str) -> Result<(Config, Vec<Warning>), Vec<Problem>> {
-    check(text, Path::new("pgweir.toml"))
-}
-
-fn problems(text: &str) -> Vec<String> {
-    checked(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
-}
 
 #[test]
 fn what_is_absent_has_its_documented_default() {

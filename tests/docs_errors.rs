@@ -1,7 +1,10 @@
 //! The documentation of errors is complete and says what the program says.
 
+mod common;
+
 use std::path::Path;
 
+use common::config::BASE;
 use pgweir::admin::parse::script;
 use pgweir::cli::verdict::Word;
 use pgweir::clock::Moment;
@@ -37,23 +40,6 @@ fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
     let cells = section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
     cells.filter(|(first, _)| !first.starts_with("---")).skip(1).collect()
 }
-
-/// A configuration without a fault.
-const BASE: &str = r#"[[listen]]
-address = "127.0.0.1:6432"
-[upstream]
-address = "127.0.0.1:5432"
-[monitor]
-user = "pgweir"
-[[lane]]
-name = "web"
-quota = 10
-match = [{ application = "shop*" }]
-[[lane]]
-name = "other"
-default = true
-quota = 5
-"#;
 
 /// What `check` says of a text: problems, else warnings.
 fn said(text: &str) -> (&'static str, String) {
