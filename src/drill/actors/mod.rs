@@ -24,8 +24,12 @@ pub fn enter(post: &Post, windows: &[(std::time::Duration, std::time::Duration)]
         match post.actor.kind {
             Kind::Web => drop(tasks.spawn(worker::work(post.clone(), web::Web::new(post)))),
             Kind::Cron => drop(tasks.spawn(worker::work(post.clone(), cron::Cron::new(post)))),
-            Kind::Report => drop(tasks.spawn(worker::work(post.clone(), batch::Report::new(post)))),
-            Kind::Import => drop(tasks.spawn(worker::work(post.clone(), batch::Import::new(post)))),
+            Kind::Report => {
+                drop(tasks.spawn(worker::work(post.clone(), batch::Batch::new(post, batch::Job::Report))));
+            }
+            Kind::Import => {
+                drop(tasks.spawn(worker::work(post.clone(), batch::Batch::new(post, batch::Job::Import))));
+            }
             Kind::Leak => drop(tasks.spawn(worker::work(post.clone(), leak::Leak::new(post)))),
             Kind::Killed => drop(tasks.spawn(worker::work(post.clone(), holders::Killed::new(post)))),
             Kind::Live => {
