@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::cancel;
 use super::hub::{Hub, Slot};
@@ -167,10 +167,11 @@ async fn discard(reader: &mut (impl AsyncReadExt + Unpin)) -> io::Result<()> {
 
 async fn keep_cancelling(hub: &Hub, pid: i32, key: &[u8]) {
     let mut every = interval(CANCEL_EVERY);
+    // One at a time: those whose time came while the last one was on its way are left out, not made up for.
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let settings = hub.settings.load_full();
-        let _ = cancel::send(&settings, pid, key).await;
+        cancel::orphan(hub, pid, key).await;
     }
 }
 
@@ -182,5 +183,54 @@ pub async fn killed(shared: &LinkShared) -> Refusal {
                 return refusal;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use tokio::net::TcpListener;
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::link::cancel::ORPHANS_MAX;
+    use crate::link::hub::{LinkSettings, Upstream, tests::hub};
+
+    /// Hears every cancel that is on its way; whom each one means.
+    async fn heard(postgres: &TcpListener, open: &mut Vec<(i32, tokio::net::TcpStream)>) {
+        // Whoever is about to dial has done so by then.
+        for _ in 0..2000 {
+            if let Ok(Ok((mut stream, _))) = timeout(Duration::ZERO, postgres.accept()).await {
+                let mut request = [0; 13];
+                stream.read_exact(&mut request).await.expect("a request");
+                open.push((i32::from_be_bytes([request[8], request[9], request[10], request[11]]), stream));
+            }
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_storm_of_hang_ups_is_cancelled_a_few_at_a_time_and_each_once() {
+        let (hub, _events) = hub();
+        let postgres = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = postgres.local_addr().expect("bound").port();
+        let upstream = Upstream::Tcp("127.0.0.1".to_owned(), port);
+        let connect_timeout = Duration::from_secs(60);
+        let settings = LinkSettings { upstream, connect_timeout, ..(**hub.settings.load()).clone() };
+        hub.settings.store(Arc::new(settings));
+        for pid in 0..50 {
+            let hub = hub.clone();
+            tokio::spawn(async move { keep_cancelling(&hub, pid, &[1]).await });
+        }
+        let mut open = Vec::new();
+        heard(&postgres, &mut open).await;
+        assert_eq!(open.len(), ORPHANS_MAX);
+        let mut meant: HashSet<i32> = open.iter().map(|(pid, _)| *pid).collect();
+        assert_eq!(meant.len(), ORPHANS_MAX, "none has two under way");
+        open.clear();
+        heard(&postgres, &mut open).await;
+        meant.extend(open.iter().map(|(pid, _)| *pid));
+        assert_eq!(meant.len(), 2 * ORPHANS_MAX, "the next ones' turn has come");
     }
 }
