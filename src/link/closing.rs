@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::yield_now;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::cancel;
@@ -26,6 +27,9 @@ const CANCELLED_CLOSE: Duration = Duration::from_secs(60);
 const ORDERLY_CLOSE: Duration = Duration::from_secs(24 * 3600);
 /// How often a cancel is repeated: the first may have come before the query.
 const CANCEL_EVERY: Duration = Duration::from_millis(500);
+/// Bytes of a reply that nobody waits for read before others on the thread get their turn. Logins are among them, and have several:
+/// behind a hundred huge replies each of these is a few milliseconds.
+const TURN: usize = 64 * 1024;
 
 /// How upstream is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,7 @@ async fn deliver(
         return discard(upstream).await;
     }
     let mut buf = vec![0; 16 * 1024];
+    let mut turn = 0;
     loop {
         match upstream.read(&mut buf).await {
             Ok(0) => return Ok(()),
@@ -141,6 +146,7 @@ async fn deliver(
                 if client.write_all(&buf[..n]).await.is_err() {
                     return discard(upstream).await;
                 }
+                breathe(&mut turn, n).await;
             }
             Err(error) if is_close(&error) => return Ok(()),
             Err(error) => return Err(error),
@@ -155,13 +161,23 @@ fn is_close(error: &io::Error) -> bool {
 /// Reads to EOF (or RST), which PostgreSQL sends after it has freed the backend.
 async fn discard(reader: &mut (impl AsyncReadExt + Unpin)) -> io::Result<()> {
     let mut buf = vec![0; 16 * 1024];
+    let mut turn = 0;
     loop {
         match reader.read(&mut buf).await {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            Ok(n) => breathe(&mut turn, n).await,
             Err(error) if is_close(&error) => return Ok(()),
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Lets others on this thread have their turn once `TURN` bytes were read in one: `turn` counts them.
+async fn breathe(turn: &mut usize, n: usize) {
+    *turn += n;
+    if *turn >= TURN {
+        *turn = 0;
+        yield_now().await;
     }
 }
 
@@ -190,12 +206,46 @@ pub async fn killed(shared: &LinkShared) -> Refusal {
 mod tests {
     use std::collections::HashSet;
 
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, ReadBuf};
     use tokio::net::TcpListener;
-    use tokio::task::yield_now;
 
     use super::*;
     use crate::link::cancel::ORPHANS_MAX;
     use crate::link::hub::{LinkSettings, Upstream, tests::hub};
+
+    /// A reply of which more is always there.
+    struct Reply {
+        left: usize,
+        read: Arc<AtomicUsize>,
+    }
+
+    impl AsyncRead for Reply {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let n = buf.remaining().min(self.left);
+            buf.put_slice(&vec![0; n]);
+            self.left -= n;
+            self.read.fetch_add(n, Ordering::Relaxed);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_huge_reply_that_nobody_waits_for_holds_up_nobody() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let seen = read.clone();
+        let neighbour = tokio::spawn(async move { seen.load(Ordering::Relaxed) });
+        discard(&mut Reply { left: 16 * TURN, read: read.clone() }).await.expect("an end");
+        assert_eq!(neighbour.await.expect("no panic"), TURN);
+        assert_eq!(read.load(Ordering::Relaxed), 16 * TURN);
+    }
 
     /// Hears every cancel that is on its way; whom each one means.
     async fn heard(postgres: &TcpListener, open: &mut Vec<(i32, tokio::net::TcpStream)>) {
