@@ -32,7 +32,7 @@ pub struct LeakFacts {
     pub idle_since: Moment,
     /// Since when it is in a transaction.
     pub transaction_since: Option<Moment>,
-    /// A pipeline without Sync: only `disconnect` is possible.
+    /// A pipeline without Sync, an open COPY or a message cut in the middle: only `disconnect` is possible.
     pub stalled: bool,
     /// Its last statement is one that idles for a living.
     pub exempt: bool,

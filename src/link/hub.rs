@@ -131,6 +131,8 @@ pub struct Counters {
     pub too_many_clients: AtomicU64,
     /// Cancel requests under way.
     pub cancels: AtomicU32,
+    /// Whose turn it is to cancel for clients that are gone.
+    pub orphans: super::cancel::Turns,
     /// Clients refused before their lane was known, by reason.
     pub strangers_refused: DashMap<Reason, u64>,
 }
@@ -493,7 +495,7 @@ impl Drop for Client {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::lanes::guard::{Arrival, Arrived};
     use crate::lanes::settings::Settings;
@@ -508,8 +510,8 @@ mod tests {
             .settings
     }
 
-    fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
-        let settings = settings();
+    pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
+        let mut settings = settings();
         let (events, queue) = mpsc::unbounded_channel();
         let link_settings = LinkSettings {
             upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
@@ -522,14 +524,13 @@ mod tests {
         };
         let rules = Rules::new(&settings);
         // Without a monitor, so that nobody waits for a first sample.
-        let mut settings = settings;
         settings.limits.monitored = false;
         let guard = Guard::new(settings, 1, clock::now());
         (Arc::new(Hub::new(guard, rules, link_settings, events)), queue)
     }
 
     /// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
-    fn link(hub: &Arc<Hub>) -> (Registered, Slot) {
+    pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
         let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
         let word: Arc<str> = "odoo".into();
         let id = hub.next_link();
@@ -545,7 +546,7 @@ mod tests {
         let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
         let mut registered = Registered::new(hub.clone(), shared);
         registered.set_process(&ProcessKey::Pid(7));
-        registered.set_key(42, CancelKeys::new(&[1], &[2]));
+        registered.set_key(pid, CancelKeys::new(&[1], &[2]));
         let who = Arrival {
             lane,
             application: word.clone(),
@@ -559,7 +560,7 @@ mod tests {
         (registered, Slot::new(hub.clone(), id))
     }
 
-    fn slots(hub: &Hub) -> u32 {
+    pub(crate) fn slots(hub: &Hub) -> u32 {
         hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
     }
 
@@ -567,10 +568,10 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_one_link_gives_everything_back_and_ends_that_link_only() {
         let (hub, _events) = hub();
-        let other = link(&hub);
+        let other = link(&hub, 42);
         let doomed = hub.clone();
         let task = tokio::spawn(async move {
-            let _held = link(&doomed);
+            let _held = link(&doomed, 42);
             assert_eq!((slots(&doomed), doomed.links.len()), (2, 2));
             panic!("a bug");
         });
@@ -586,12 +587,12 @@ mod tests {
     #[test]
     fn a_dialled_slot_that_is_only_dropped_stays_counted_until_postgresql_confirms() {
         let (hub, _events) = hub();
-        let (registered, mut slot) = link(&hub);
+        let (registered, mut slot) = link(&hub, 42);
         slot.dialled(None);
         drop(slot);
         drop(registered);
         assert_eq!(slots(&hub), 1, "a zombie");
-        let (_registered, mut slot) = link(&hub);
+        let (_registered, mut slot) = link(&hub, 42);
         slot.dialled(None);
         slot.released();
         assert_eq!(slots(&hub), 1, "only the zombie is left");

@@ -1,6 +1,7 @@
 //! One client and its upstream connection.
 
 pub mod cancel;
+mod carry;
 pub mod closing;
 pub mod cycles;
 mod desk;
