@@ -1,6 +1,7 @@
 //! Wiring: configuration in, threads and tasks out. The only place that knows every other.
 
 mod accept;
+mod auth;
 mod commands;
 mod control;
 mod drain;

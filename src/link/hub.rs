@@ -12,6 +12,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
@@ -48,6 +49,8 @@ pub struct LinkSettings {
     pub dead_after: Duration,
     /// Whether remote clients may use an upstream that asks for no password.
     pub allow_trust: bool,
+    /// How pgweir itself authenticates clients; none leaves it to PostgreSQL.
+    pub own_auth: Option<OwnAuth>,
     /// Whether statements are shown with their literals.
     pub log_literals: bool,
     /// Client links at most.
@@ -156,6 +159,8 @@ pub struct Hub {
     pub counters: Counters,
     /// Looks client processes up.
     pub lookups: Lookups,
+    /// Who may log in, where pgweir itself authenticates.
+    pub authority: Authority,
     processes: Mutex<HashMap<ProcessKey, Weak<Process>>>,
     sparing: Mutex<Sparing>,
     stage: AtomicU8,
@@ -183,6 +188,7 @@ impl Hub {
             settings: ArcSwap::from_pointee(settings),
             counters: Counters::default(),
             lookups: Lookups::default(),
+            authority: Authority::default(),
             processes: Mutex::new(HashMap::new()),
             sparing: Mutex::new(Sparing::default()),
             stage: AtomicU8::new(Stage::Running as u8),
@@ -324,6 +330,7 @@ impl Hub {
     /// somebody who looked at the link's labels meanwhile, left.
     pub fn forget_processes(&self) {
         self.facts.clean();
+        self.authority.clean();
         self.processes.lock().retain(|_, process| process.strong_count() > 0);
     }
 
@@ -517,6 +524,7 @@ mod tests {
             startup_timeout: Duration::from_secs(1),
             dead_after: Duration::ZERO,
             allow_trust: false,
+            own_auth: None,
             log_literals: false,
             max_clients: 10,
         };

@@ -1,5 +1,7 @@
 //! One client and its upstream connection.
 
+pub mod authenticate;
+pub mod authority;
 pub mod cancel;
 pub mod closing;
 pub mod cycles;
