@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use zeroize::Zeroizing;
 
 use crate::admin::{AdminSettings, AdminUser};
 use crate::auth::scram::Verifier;
@@ -59,7 +60,8 @@ pub(super) fn users(config: &Config) -> Result<(Users, Vec<String>), Vec<String>
 pub(super) fn monitor_settings(config: &Config) -> anyhow::Result<Option<MonitorSettings>> {
     let Some(monitor) = &config.monitor else { return Ok(None) };
     let password = monitor.password_file.as_deref().map(read_password).transpose();
-    let password = password.context("[monitor] password_file")?.map(|secret| secret.expose().to_owned());
+    let password =
+        password.context("[monitor] password_file")?.map(|secret| Zeroizing::new(secret.expose().to_owned()));
     let address = match &monitor.endpoint {
         Endpoint::Tcp { host, port } => MonitorAddress::Tcp { host: host.to_string(), port: *port },
         Endpoint::Unix { directory, port } => {
@@ -80,7 +82,7 @@ pub(super) fn monitor_settings(config: &Config) -> anyhow::Result<Option<Monitor
 pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
     let mut users = Vec::new();
     for user in &config.admin.users {
-        let password = if user.generated {
+        let password = Zeroizing::new(if user.generated {
             let (password, new) = state::admin_password(&config.state_directory)?;
             if new {
                 tracing::info!(file = %user.password_file.display(), "made a password for the admin port");
@@ -88,7 +90,7 @@ pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
             password.reveal().to_owned()
         } else {
             read_password(&user.password_file)?.expose().to_owned()
-        };
+        });
         users.push(AdminUser {
             name: user.name.to_string(),
             verifier: Verifier::from_password(&password),

@@ -59,8 +59,9 @@ impl Memory {
         self.entries.clear();
     }
 
-    /// Forgets what is fresh no more, secrets with it.
+    /// Forgets what is fresh no more, secrets with it, and keys nobody has proved to have for long.
     pub fn clean(&mut self, now: Moment) {
+        self.entries.values().filter_map(|entry| entry.stored.as_ref()).for_each(|stored| stored.clean(now));
         self.entries.retain(|_, entry| now.since(entry.at) < FRESH);
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
@@ -9,6 +10,7 @@ use zeroize::Zeroizing;
 use super::keys::{Key, Keys};
 use super::md5::Shadow;
 use super::scram::{MECHANISM, Mock, Verifier};
+use crate::clock::Moment;
 
 /// A secret, with what was derived from it so far. Shared by all logins of the user.
 pub struct Stored {
@@ -17,9 +19,12 @@ pub struct Stored {
     verifier: OnceLock<Verifier>,
     /// Of a plain password: keys for the salt PostgreSQL asked for last.
     upstream: Mutex<Option<Derived>>,
-    /// The ClientKey a client proved to have, for logins upstream without a client of its own.
-    proven: Mutex<Option<Zeroizing<Key>>>,
+    /// The ClientKey a client proved to have, and when, for logins upstream without a client of its own.
+    proven: Mutex<Option<(Zeroizing<Key>, Moment)>>,
 }
+
+/// How long a ClientKey is remembered after its last proof.
+pub const KEY_KEPT: Duration = Duration::from_secs(600);
 
 /// The forms.
 #[derive(PartialEq, Eq)]
@@ -108,15 +113,20 @@ impl Stored {
     }
 
     /// Keeps a ClientKey that a client has proved to have.
-    pub fn remember(&self, client_key: &Zeroizing<Key>) {
+    pub fn remember(&self, client_key: &Zeroizing<Key>, now: Moment) {
         if matches!(self.secret, Secret::Scram(_)) {
-            *self.proven.lock() = Some(client_key.clone());
+            *self.proven.lock() = Some((client_key.clone(), now));
         }
     }
 
     /// The ClientKey remembered, if any.
     pub fn proven(&self) -> Option<Zeroizing<Key>> {
-        self.proven.lock().clone()
+        self.proven.lock().as_ref().map(|(key, _)| key.clone())
+    }
+
+    /// Forgets a ClientKey that nobody has proved to have for [`KEY_KEPT`].
+    pub fn clean(&self, now: Moment) {
+        self.proven.lock().take_if(|(_, at)| now.since(*at) >= KEY_KEPT);
     }
 
     /// Forgets it: PostgreSQL did not take it.
@@ -166,6 +176,24 @@ mod tests {
         for text in ["hunter2", &format!("md5{}", "0a".repeat(16))] {
             assert!(!format!("{:?}", of(text)).contains(&text[..5]), "{text}");
         }
+    }
+
+    #[test]
+    fn a_proven_key_is_kept_for_a_while_and_only_where_it_is_needed() {
+        let key = Zeroizing::new([1; 32]);
+        let at = |s: u64| Moment::from_micros(s * 1_000_000);
+        let scram = of(&postgres_protocol::password::scram_sha_256(b"secret"));
+        scram.remember(&key, at(0));
+        scram.clean(at(599));
+        assert!(scram.proven().is_some());
+        scram.clean(at(600));
+        assert!(scram.proven().is_none());
+        scram.remember(&key, at(601));
+        scram.forget();
+        assert!(scram.proven().is_none());
+        let plain = of("secret");
+        plain.remember(&key, at(0));
+        assert!(plain.proven().is_none());
     }
 
     #[test]

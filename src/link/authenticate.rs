@@ -62,6 +62,8 @@ struct Login<'a> {
     binding: Option<Vec<u8>>,
     input: Zeroizing<Vec<u8>>,
     out: Vec<u8>,
+    /// The auth query has not answered yet.
+    looks_up: bool,
 }
 
 /// What the exchange came to.
@@ -96,10 +98,13 @@ pub async fn authenticate(
     let mut input = Zeroizing::new(Vec::with_capacity(INPUT_LEN.max(behind.len())));
     input.extend_from_slice(&behind);
     let user = startup.user();
-    let mut login = Login { hub, own, client, user, address, binding, input, out };
+    let mut login = Login { hub, own, client, user, address, binding, input, out, looks_up: false };
     let bound = hub.settings.load().startup_timeout;
     let outcome = match timeout(bound, login.run()).await {
         Ok(outcome) => outcome?,
+        Err(_) if login.looks_up => {
+            return Err(login.unavailable("the monitor has no connection, or PostgreSQL does not answer"));
+        }
         Err(_) => {
             let detail = format!("the login took longer than startup_timeout, {} s", bound.as_secs_f64());
             return Err(Refusal::new(Reason::StartupTimeout, detail, "").into());
@@ -112,7 +117,7 @@ pub async fn authenticate(
                 authentication(&mut words, 12, server_final.as_bytes());
             }
             if let Some(client_key) = &proof.client_key {
-                stored.remember(client_key);
+                stored.remember(client_key, clock::now());
             }
             let rest = std::mem::take(&mut *login.input);
             let credentials = Credentials { user: user.into(), stored, client_key: proof.client_key };
@@ -136,10 +141,12 @@ impl Login<'_> {
     async fn run(&mut self) -> Result<Outcome, Denied> {
         let internal = || Refusal::new(Reason::Internal, "no random numbers", "");
         let mock = self.hub.authority.mock().ok_or_else(internal)?;
+        self.looks_up = true;
         let stored = match self.hub.authority.find(self.own.query.as_ref(), self.user).await {
             Ok(stored) => stored,
             Err(why) => return Err(self.unavailable(&why)),
         };
+        self.looks_up = false;
         let random = random().ok_or_else(internal)?;
         let (mut exchange, ask) =
             Exchange::begin(self.user, stored.as_ref(), &mock, random, self.binding.take());

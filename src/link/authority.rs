@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::auth::exchange::Random;
 use crate::auth::memory::Memory;
 use crate::auth::scram::{ITERATIONS, Mock};
-use crate::auth::stored::{BadVerifier, Stored};
+use crate::auth::stored::{BadVerifier, Secret, Stored};
 use crate::auth::throttle::Throttle;
 use crate::auth::upstream::Credentials;
 use crate::auth::users::Users;
@@ -21,6 +22,8 @@ use crate::clock;
 
 /// Auth queries under way at most; others wait for their turn.
 const QUERIES_MAX: usize = 16;
+/// Longest name of a role, in bytes (NAMEDATALEN less one).
+const NAME_LEN_MAX: usize = 63;
 /// Pause before a query is put again to a monitor that is not connected.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -54,6 +57,8 @@ pub struct Authority {
     mock: OnceLock<Mock>,
     ask: OnceLock<Ask>,
     asking: Semaphore,
+    /// Iterations of the last verifier the query answered with; 0 before.
+    iterations: AtomicU32,
 }
 
 impl Default for Authority {
@@ -65,6 +70,7 @@ impl Default for Authority {
             mock: OnceLock::new(),
             ask: OnceLock::new(),
             asking: Semaphore::new(QUERIES_MAX),
+            iterations: AtomicU32::new(0),
         }
     }
 }
@@ -98,7 +104,9 @@ impl Authority {
             getrandom::fill(&mut secret).ok()?;
             let _ = self.mock.set(Mock::new(secret, ITERATIONS));
         }
-        self.mock.get().map(|mock| mock.with_iterations(self.users.load().iterations()))
+        let seen = Some(self.iterations.load(Ordering::Relaxed)).filter(|count| *count > 0);
+        let iterations = self.users.load().iterations().or(seen).unwrap_or(ITERATIONS);
+        self.mock.get().map(|mock| mock.with_iterations(iterations))
     }
 
     /// A user's secret: from the file, else from the query. An error is for the operator.
@@ -106,6 +114,9 @@ impl Authority {
     /// # Errors
     /// The query failed. While the monitor is not connected this waits; the caller has the bound.
     pub async fn find(&self, query: Option<&Arc<str>>, user: &str) -> Result<Option<Arc<Stored>>, String> {
+        if !is_possible(user) {
+            return Ok(None);
+        }
         if let Some(found) = self.users.load().find(user) {
             return Ok(found);
         }
@@ -129,6 +140,9 @@ impl Authority {
         let stored = text.as_deref().map(|text| Stored::parse(text)).transpose();
         let stored =
             stored.map_err(|error: BadVerifier| format!("the secret of {user:?} {error}"))?.flatten();
+        if let Some(Secret::Scram(verifier)) = stored.as_deref().map(Stored::secret) {
+            self.iterations.store(verifier.derivation().1, Ordering::Relaxed);
+        }
         Ok(self.memory.lock().put(user, stored, clock::now()))
     }
 
@@ -137,9 +151,11 @@ impl Authority {
         self.memory.lock().forget(user);
     }
 
-    /// Forgets answers that are fresh no more.
+    /// Forgets answers that are fresh no more, and keys nobody has proved to have for long.
     pub fn clean(&self) {
-        self.memory.lock().clean(clock::now());
+        let now = clock::now();
+        self.memory.lock().clean(now);
+        self.users.load().iter().for_each(|(_, stored)| stored.clean(now));
     }
 
     /// What pgweir itself may log in to PostgreSQL with in a user's name, without a client of that user: its stored password, or the key
@@ -154,6 +170,12 @@ impl Authority {
     }
 }
 
+/// Whether PostgreSQL could have such a role under that very name: it cuts longer ones off, and what is not UTF-8 reaches it as other
+/// bytes than were looked up here.
+fn is_possible(user: &str) -> bool {
+    user.len() <= NAME_LEN_MAX && !user.contains(char::REPLACEMENT_CHARACTER)
+}
+
 /// Random bytes for a login; none when the system has no more.
 pub fn random() -> Option<Random> {
     use base64::Engine;
@@ -166,7 +188,6 @@ pub fn random() -> Option<Random> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn authority(answer: fn(u32) -> Result<Option<&'static str>, AskError>) -> (Authority, Arc<AtomicU32>) {
         let (authority, asked) = (Authority::default(), Arc::new(AtomicU32::new(0)));
@@ -194,6 +215,19 @@ mod tests {
         let second = authority.find(Some(&query), "other").await.expect("found").expect("a secret");
         assert!(!second.is_same(&first));
         assert!(authority.credentials("other").is_some() && authority.credentials("locked").is_none());
+    }
+
+    #[tokio::test]
+    async fn names_that_postgresql_would_take_for_others_are_nobodys() {
+        let (authority, asked) = authority(|_| Ok(Some("secret")));
+        let (long, query) = ("x".repeat(64), Arc::<str>::from("select"));
+        authority.set_users(
+            Users::parse(&format!("\"{long}\" \"x\"\n\"caf\u{fffd}\" \"x\"")).expect("well-formed").0,
+        );
+        for name in [long.as_str(), "caf\u{fffd}"] {
+            assert!(authority.find(Some(&query), name).await.expect("no query").is_none(), "{name}");
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
+pub use super::tally::{Client, Tally};
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
 use crate::lanes::gate::LaneGate;
@@ -453,49 +454,6 @@ impl Drop for Slot {
         } else {
             self.hub.guard(|guard, now| guard.hang_up(now, link));
         }
-    }
-}
-
-/// A tally on one of [`Counters`]' gauges, given back when it goes.
-pub struct Tally(Arc<Hub>, fn(&Counters) -> &AtomicU32);
-
-impl Tally {
-    /// A connection of whom nothing is known.
-    pub fn stranger(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.strangers)
-    }
-
-    /// A link on its way out.
-    pub fn leaving(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.leaving)
-    }
-
-    fn take(hub: Arc<Hub>, of: fn(&Counters) -> &AtomicU32) -> Self {
-        of(&hub.counters).fetch_add(1, Ordering::Relaxed);
-        Self(hub, of)
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        (self.1)(&self.0.counters).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A tally on client connections, taken at accept.
-pub struct Client(Arc<Hub>);
-
-impl Client {
-    /// Counts a client in.
-    pub fn new(hub: Arc<Hub>) -> Self {
-        hub.counters.clients.fetch_add(1, Ordering::Relaxed);
-        Self(hub)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.0.counters.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -25,4 +25,5 @@ pub mod shared;
 mod side;
 pub mod sparing;
 pub mod stream;
+pub mod tally;
 pub mod welcome;

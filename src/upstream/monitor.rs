@@ -146,7 +146,7 @@ impl MonitorHandle {
         let query = async { client.query_typed(statement, &[(&user, Type::TEXT)]).await };
         let rows = match bounded(self.shared.limit, query).await {
             Ok(Ok(rows)) => rows,
-            Ok(Err(error)) if error.is_closed() => return Err(LookUpError::NotConnected),
+            Ok(Err(error)) if is_lost(&error) => return Err(LookUpError::NotConnected),
             Ok(Err(error)) => return Err(LookUpError::Failed(explain(&error))),
             Err(why) => return Err(LookUpError::Failed(why)),
         };
@@ -173,6 +173,12 @@ impl MonitorHandle {
             self.shared.user
         )
     }
+}
+
+/// Whether an error is the connection's end and not the query's.
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    let ending = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
+    error.is_closed() || error.code().is_some_and(|code| ending.contains(&code))
 }
 
 /// Why a user could not be looked up.

@@ -3,21 +3,16 @@
 import base64
 import hashlib
 import hmac
-import json
 import os
-import re
-import socket
+import signal
 import struct
-import threading
 import time
 
-import psycopg
 import psycopg2
 import pytest
 
 from harness import background, eventually, lane
 from harness import wire
-from harness.weir import BINARY
 
 pytestmark = pytest.mark.weir
 
@@ -166,7 +161,7 @@ def test_reload_takes_a_changed_file_whole_or_not_at_all(scram):
     weir = scram({"a_plain": PASSWORDS["a_plain"]})
     assert "authentication failed" in refused(weir, "a_trust", "x")
     weir.users.write(a_trust="new")
-    weir.signal(1)
+    weir.signal(signal.SIGHUP)
     eventually(lambda: log_in_or_not(weir, "a_trust", "new"))
     assert "authentication failed" in refused(weir, "a_plain", PASSWORDS["a_plain"])
     weir.users.path.write_text('"a_trust" "other"\n"a_trust" "hunter2"\n')
@@ -399,3 +394,106 @@ def test_a_client_waits_for_a_full_or_absent_postgresql_after_its_login(scram, c
     eventually(lambda: weir.lane("other")["waiting"] == 1)
     cluster.start()
     assert waiting.result(30) == "a_scram"
+
+
+# -- secrets -----------------------------------------------------------------------------------------------------
+
+class KeyRing:
+    """Every secret of a SCRAM verifier and its password, in the forms in which somebody might print it."""
+
+    def __init__(self):
+        self.words = set()
+
+    def password(self, text):
+        self.words.add(text)
+        return text
+
+    def bytes(self, raw):
+        self.words |= {raw.hex(), base64.b64encode(raw).decode(), ", ".join(map(str, raw))}
+
+    def verifier(self, text, password):
+        """The keys inside a verifier, and those that the password gives with its salt."""
+        head, keys = text.split("$")[1:]
+        count, salt = head.split(":")
+        for key in keys.split(":"):
+            self.bytes(base64.b64decode(key))
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(salt), int(count))
+        self.bytes(salted)
+        self.bytes(hmac.new(salted, b"Client Key", hashlib.sha256).digest())
+        return text
+
+    def md5(self, text):
+        self.words |= {text, text[3:]}
+        return text
+
+    def found_in(self, text):
+        return sorted(word for word in self.words if word.lower() in text.lower())
+
+
+def test_no_secret_appears_anywhere_at_trace(scram, cluster, tmp_path):
+    ring = KeyRing()
+    for password in (*PASSWORDS.values(), "s3cret-guess", "m0nitor-Pass", "0perator-Pass", "stale-Password-9", "qu3ry-Pass"):
+        ring.password(password)
+    cluster.sql("drop role if exists q_trace; create role q_trace login password 'qu3ry-Pass'")
+    cluster.sql("alter role pgweir password 'm0nitor-Pass'")
+    stored = {user: secret(cluster, user) for user in (*PASSWORDS, "q_trace")}
+    for user, text in stored.items():
+        ring.md5(text) if text.startswith("md5") else ring.verifier(text, PASSWORDS.get(user, "qu3ry-Pass"))
+    files = {"monitor": "m0nitor-Pass", "admin": "0perator-Pass"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    weir = scram({"a_plain": PASSWORDS["a_plain"], "a_md5": stored["a_md5"], "a_scram": stored["a_scram"], "a_clear": PASSWORDS["a_clear"],
+                  "a_trust": "stale-Password-9", "odoo": ring.verifier(verifier("stale-Password-9"), "stale-Password-9")},
+                 QUERY, env={"RUST_LOG": "trace"}, log_literals=True, admin={"password_file": str(tmp_path / "admin")},
+                 monitor={"password_file": str(tmp_path / "monitor")})
+    weir.state.mkdir(exist_ok=True)
+    (weir.state / "admin.password").write_text("0perator-Pass\n")
+    said = []
+    for user in ("a_plain", "a_md5", "a_scram", "a_clear"):
+        log_in(weir, user, PASSWORDS[user])
+    log_in(weir, "q_trace", "qu3ry-Pass")
+    log_in(weir, "a_trust", "stale-Password-9", unix=True)
+    held = weir.connect("held", user="a_plain", password=PASSWORDS["a_plain"])
+    for user in ("a_plain", "a_md5", "a_scram", "q_trace", "nobody"):
+        said.append(refused(weir, user, "s3cret-guess"))
+    # What PostgreSQL does not take, what pgweir cannot give, and messages that are none.
+    weir.users.write(a_plain="stale-Password-9", a_scram=ring.verifier(verifier("stale-Password-9"), "stale-Password-9"),
+                     a_clear=stored["a_clear"], a_md5=ring.verifier(verifier(PASSWORDS["a_md5"]), PASSWORDS["a_md5"]))
+    said += weir.admin("RELOAD")
+    said += [refused(weir, user, "stale-Password-9") for user in ("a_plain", "a_scram")]
+    said += [refused(weir, user, PASSWORDS[user]) for user in ("a_clear", "a_md5")]
+    with weir.socket() as client:
+        client.send(wire.startup_packet("a_plain", "postgres"))
+        client.receive()
+        client.send(wire.packet("p", b"stale-Password-9\0"))
+        said.append(str(client.error()))
+    weir.users.path.write_text('"a_plain" "stale-Password-9\n')
+    with pytest.raises(psycopg2.Error) as error:
+        weir.admin("RELOAD")
+    said.append(str(error.value))
+    with pytest.raises(psycopg2.Error) as error:
+        weir.admin_connection(password="s3cret-guess")
+    said.append(str(error.value))
+    for what in ("CONFIG", "CLIENTS", "LANES", "STATUS", "TIMELINE", "APPLICATIONS", "USAGE", "LEAKS", "REASONS", "VERSION", "HELP"):
+        try:
+            said.append(str(weir.admin(f"SHOW {what}")))
+        except psycopg2.Error as error:
+            said.append(str(error))
+    assert "auth.mode" in str(said) and "scram" in str(said)
+    said += [weir.http("/metrics")[1], weir.cli("check").stdout, weir.cli("check").stderr]
+    held.close()
+    weir.stop()
+    said.append(weir.log())
+    assert "TRACE" in weir.log() or "DEBUG" in weir.log()
+    said += [path.read_text(errors="replace") for path in weir.state.rglob("*") if path.is_file() and path.name != "admin.password"]
+    text = "\n".join(said)
+    assert ring.found_in(text) == []
+
+
+def test_the_process_leaves_no_core_dump(scram):
+    weir = scram({"a": "b"}, prefix=["prlimit", "--core=unlimited"])
+    assert "Max core file size        0                    0" in open(f"/proc/{weir.pid}/limits").read()
+    weir.signal(signal.SIGABRT)
+    assert weir.process.wait(10) == -signal.SIGABRT
+    assert not list(weir.base.glob("core*"))
