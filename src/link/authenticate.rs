@@ -120,9 +120,10 @@ pub async fn authenticate(
             if let Some(client_key) = &proof.client_key {
                 stored.remember(client_key, clock::now());
             }
-            let rest = std::mem::take(&mut *login.input);
+            // A copy: the buffer itself, which held proofs, is overwritten.
+            let rest = login.input.to_vec();
             let credentials = Credentials { user: user.into(), stored, client_key: proof.client_key };
-            Ok(Authenticated { credentials, words, rest: rest.to_vec() })
+            Ok(Authenticated { credentials, words, rest })
         }
         Outcome::Wrong => Err(login.wrong().await),
     }
