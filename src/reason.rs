@@ -133,6 +133,14 @@ reasons! {
     Unsupported, "unsupported", b"08P01", Fatal, "unsupported protocol";
     /// Wrong password for the admin port.
     AdminPassword, "admin_password", b"28P01", Fatal, "password authentication failed";
+    /// Wrong password, or no such user, where pgweir authenticates.
+    Password, "password", b"28P01", Fatal, "password authentication failed";
+    /// Too many failed logins from the client's address.
+    LoginThrottled, "login_throttled", b"28000", Fatal, "too many logins from this address failed";
+    /// The auth query cannot be asked.
+    AuthQuery, "auth_query", b"57P03", Fatal, "users cannot be looked up at the moment";
+    /// PostgreSQL refuses what pgweir has stored of an authenticated user.
+    UpstreamLogin, "upstream_login", b"28P01", Fatal, "pgweir could not log in upstream";
     /// Transaction rolled back as a leak.
     LeakReset, "leak_reset", b"40001", Error, "the transaction was rolled back because it sat idle for too long";
     /// Disconnected as a leak.

@@ -9,6 +9,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/reason.rs", &[]),
     ("src/snapshot.rs", &["clock", "reason", "lanes::ids"]),
     ("src/wire/", &["wire", "reason"]),
+    ("src/auth/", &["auth", "clock"]),
     ("src/lanes/", &["lanes", "reason", "clock", "snapshot"]),
     ("src/leaks/", &["leaks", "lanes", "reason", "clock"]),
     ("src/link/session", &["link", "wire", "reason"]),
@@ -17,11 +18,11 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/link/rollback.rs", &["link", "wire"]),
     ("src/link/gate.rs", &[]),
     ("src/link/heads.rs", &["link", "wire"]),
-    ("src/link/", &["link", "wire", "lanes", "reason", "clock", "listen"]),
+    ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen"]),
     ("src/listen/", &["listen", "reason"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
-    ("src/admin/", &["admin", "snapshot", "wire", "reason", "clock", "lanes::settings"]),
+    ("src/admin/", &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings"]),
     ("src/config/", &["config", "lanes::settings", "reason"]),
     ("src/cli/", &["cli", "admin::command", "admin::parse"]),
     // A rehearsal knows the wire and the clock, and nothing of the guard: what it learns of pgweir, the console says.
@@ -29,7 +30,7 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
+            "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
             "listen", "reason", "snapshot", "upstream", "wire",
         ],
     ),
@@ -40,6 +41,7 @@ const PURE: &[&str] = &[
     "src/reason.rs",
     "src/snapshot.rs",
     "src/wire/",
+    "src/auth/",
     "src/lanes/",
     "src/leaks/",
     "src/link/session",

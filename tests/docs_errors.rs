@@ -189,14 +189,33 @@ const MISTAKES: &[Mistake] = &[
     ("short links", "shop*", "odoo-*", "warning", "waits for itself"),
     ("an admin address", END, "quota = 5\n[admin]\naddress = \"0.0.0.0:6433\"\n", "warning", "in the clear"),
     ("a feature", WEB, "quota = 10\npooling = \"session\"\n", "problem", "not available yet"),
-    ("a feature", END, "quota = 5\n[auth]\nmode = \"scram\"\n", "problem", "not available yet"),
+    (
+        "`mode = \"scram\"`",
+        END,
+        "quota = 5\n[auth]\nmode = \"scram\"\n",
+        "problem",
+        "neither users_file nor query",
+    ),
+    (
+        "`mode = \"scram\"`",
+        MONITOR,
+        "[auth]\nmode = \"scram\"\nquery = \"select $1\"\n",
+        "problem",
+        "there is no [monitor]",
+    ),
+    ("`mode = \"scram\"`", END, "quota = 5\n[auth]\nquery = \"select $1\"\n", "problem", "belongs to mode"),
     ("a feature", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "to come"),
     ("a feature", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
 ];
 
 /// Rows that take PostgreSQL or a file; other tests hold them.
-const NOT_OF_THE_TEXT: &[&str] =
-    &["reserves of all lanes", "the monitor's role", "PostgreSQL cannot be reached", "a password file"];
+const NOT_OF_THE_TEXT: &[&str] = &[
+    "reserves of all lanes",
+    "the monitor's role",
+    "PostgreSQL cannot be reached",
+    "a password file",
+    "a users file",
+];
 
 #[test]
 fn check_says_of_each_mistake_what_its_row_says() {

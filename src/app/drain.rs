@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::accept::{Door, Listening, accept};
 use super::workers::Workers;
-use super::{App, setup};
+use super::{App, auth, setup};
 use crate::admin;
 use crate::admin::control::Control;
 use crate::clock;
@@ -47,6 +47,9 @@ pub(super) async fn live(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("[state] directory {}", state_directory.display()))?;
     let admin_settings = setup::admin_settings(&config)?;
     setup::monitor_settings(&config)?;
+    let (users, doubts) =
+        setup::users(&config).map_err(|problems| anyhow::anyhow!("{}", problems.join("\n")))?;
+    doubts.iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let doors = open_doors(&config)?;
     let admin_listener = bind(&config.admin.endpoint).context("[admin] address")?;
     let state_file = StateFile::new(&state_directory);
@@ -54,6 +57,8 @@ pub(super) async fn live(config: Config) -> anyhow::Result<()> {
     let (events, event_queue) = mpsc::unbounded_channel();
     let app = Arc::new(new_app(config, state_file, events)?);
     count_panics(&app.hub);
+    app.set_users(users);
+    auth::connect(&app);
     app.restore_pauses(&pauses);
     app.note("start", "", None, &format!("pgweir {}", env!("CARGO_PKG_VERSION")));
 

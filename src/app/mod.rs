@@ -1,6 +1,7 @@
 //! Wiring: configuration in, threads and tasks out. The only place that knows every other.
 
 mod accept;
+mod auth;
 mod commands;
 mod control;
 mod drain;
@@ -9,6 +10,7 @@ mod metrics;
 mod persist;
 mod reload;
 mod rows;
+mod secrecy;
 mod setup;
 mod sweep;
 mod watch;
@@ -135,6 +137,8 @@ pub fn run(path: &Path) -> ExitCode {
         }
     };
     setup::start_log(&config);
+    // Before any secret is read: the configuration holds none.
+    secrecy::seal();
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -36,12 +36,15 @@ impl App {
         let (mut new, warnings) = config::load(&old.path)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         setup::monitor_settings(&new).map_err(|error| vec![format!("{error:#}")])?;
+        let (users, doubts) = setup::users(&new)?;
         let fixed = keep_what_needs_restart(&old, &mut new);
         let rules = Rules::new(&new.settings);
         self.hub.guard(|guard, now| guard.reload(now, new.settings.clone()).map(drop))?;
         // Lanes before rules: who is classified meanwhile must find the lane the rules name.
         self.hub.refresh_lanes();
         self.hub.rules.store(Arc::new(rules));
+        // Users before the mode: who is asked for a password must find it here.
+        self.set_users(users);
         self.hub.settings.store(Arc::new(setup::link_settings(&new)));
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
         let limits = &new.settings.limits;
@@ -56,6 +59,7 @@ impl App {
         }
         let mut lines = vec!["the configuration was reloaded".to_owned()];
         lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.extend(doubts);
         lines.extend(fixed);
         Ok(lines)
     }

@@ -63,7 +63,13 @@ impl Config {
             lines.time("monitor.interval", monitor.interval);
             lines.time("monitor.stale_after", limits.stale_after);
         }
-        lines.put("auth.mode", "passthrough");
+        lines.put("auth.mode", if self.auth.own.is_some() { "scram" } else { "passthrough" });
+        let own = self.auth.own.clone().unwrap_or_default();
+        lines.put(
+            "auth.users_file",
+            own.users_file.map(|file| file.display().to_string()).unwrap_or_default(),
+        );
+        lines.put("auth.query", own.query.as_deref().unwrap_or_default());
         lines.put("auth.allow_trust", self.auth.allow_trust);
         lines.put("limits.max_clients", limits.max_clients);
         lines.put("limits.max_logins", limits.max_logins);

@@ -12,11 +12,13 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
+pub use super::tally::{Client, Tally};
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
 use crate::lanes::gate::LaneGate;
@@ -48,6 +50,8 @@ pub struct LinkSettings {
     pub dead_after: Duration,
     /// Whether remote clients may use an upstream that asks for no password.
     pub allow_trust: bool,
+    /// How pgweir itself authenticates clients; none leaves it to PostgreSQL.
+    pub own_auth: Option<OwnAuth>,
     /// Whether statements are shown with their literals.
     pub log_literals: bool,
     /// Client links at most.
@@ -158,6 +162,8 @@ pub struct Hub {
     pub counters: Counters,
     /// Looks client processes up.
     pub lookups: Lookups,
+    /// Who may log in, where pgweir itself authenticates.
+    pub authority: Authority,
     processes: Mutex<HashMap<ProcessKey, Weak<Process>>>,
     sparing: Mutex<Sparing>,
     stage: AtomicU8,
@@ -185,6 +191,7 @@ impl Hub {
             settings: ArcSwap::from_pointee(settings),
             counters: Counters::default(),
             lookups: Lookups::default(),
+            authority: Authority::default(),
             processes: Mutex::new(HashMap::new()),
             sparing: Mutex::new(Sparing::default()),
             stage: AtomicU8::new(Stage::Running as u8),
@@ -326,6 +333,7 @@ impl Hub {
     /// somebody who looked at the link's labels meanwhile, left.
     pub fn forget_processes(&self) {
         self.facts.clean();
+        self.authority.clean();
         self.processes.lock().retain(|_, process| process.strong_count() > 0);
     }
 
@@ -451,49 +459,6 @@ impl Drop for Slot {
     }
 }
 
-/// A tally on one of [`Counters`]' gauges, given back when it goes.
-pub struct Tally(Arc<Hub>, fn(&Counters) -> &AtomicU32);
-
-impl Tally {
-    /// A connection of whom nothing is known.
-    pub fn stranger(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.strangers)
-    }
-
-    /// A link on its way out.
-    pub fn leaving(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.leaving)
-    }
-
-    fn take(hub: Arc<Hub>, of: fn(&Counters) -> &AtomicU32) -> Self {
-        of(&hub.counters).fetch_add(1, Ordering::Relaxed);
-        Self(hub, of)
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        (self.1)(&self.0.counters).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A tally on client connections, taken at accept.
-pub struct Client(Arc<Hub>);
-
-impl Client {
-    /// Counts a client in.
-    pub fn new(hub: Arc<Hub>) -> Self {
-        hub.counters.clients.fetch_add(1, Ordering::Relaxed);
-        Self(hub)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.0.counters.clients.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -519,6 +484,7 @@ pub(super) mod tests {
             startup_timeout: Duration::from_secs(1),
             dead_after: Duration::ZERO,
             allow_trust: false,
+            own_auth: None,
             log_literals: false,
             max_clients: 10,
         };

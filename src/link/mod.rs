@@ -1,5 +1,7 @@
 //! One client and its upstream connection.
 
+pub mod authenticate;
+pub mod authority;
 pub mod cancel;
 mod carry;
 pub mod closing;
@@ -24,4 +26,5 @@ pub mod shared;
 mod side;
 pub mod sparing;
 pub mod stream;
+pub mod tally;
 pub mod welcome;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
+use zeroize::Zeroizing;
 
 use crate::clock::Moment;
 use crate::lanes::sample::{Sample, Session};
@@ -125,6 +126,31 @@ fn read_session(row: &Row, known: &mut Known) -> Result<Session, tokio_postgres:
         blocked_by: row.try_get(18)?,
         advisory_lock: row.try_get(19)?,
     })
+}
+
+/// The secret in the one row of an auth query: the user's name, and its secret. None without a row, or where the secret is NULL.
+///
+/// # Errors
+/// A sentence, where the answer is none; it never holds what was answered.
+pub fn read_secret(rows: &[Row], user: &str) -> Result<Option<Zeroizing<String>>, String> {
+    let row = match rows {
+        [] => return Ok(None),
+        [row] => row,
+        _ => return Err("the auth query gave more than one row".to_owned()),
+    };
+    if row.len() < 2 {
+        return Err("the auth query must give two columns, name and secret".to_owned());
+    }
+    let column = |at: usize, what: &str| {
+        let text = row.try_get::<_, Option<String>>(at);
+        text.map(|text| text.map(Zeroizing::new)).map_err(|_| format!("the auth query's {what} is no text"))
+    };
+    let (name, secret) = (column(0, "first column, the name,")?, column(1, "second column, the secret,")?);
+    match (name, secret) {
+        (_, None) => Ok(None),
+        (Some(name), secret) if *name == user => Ok(secret),
+        _ => Err("the auth query answered with another user's name".to_owned()),
+    }
 }
 
 /// Limits are never negative.
