@@ -160,10 +160,24 @@ impl App {
         found.into_iter().map(|(link, _, facts, _)| (link, facts)).collect()
     }
 
+    /// Judges at once, where a sample was asked for so that this could be done.
+    pub(super) fn judge_by_fresh_sample(&self, sample: &Sample) {
+        if self.seeks_harm.swap(false, Ordering::Relaxed) {
+            self.judge_leaks(clock::now(), Some(sample));
+        }
+    }
+
     fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) {
         let facts = self.leak_facts(now, sample, true);
         let lanes = self.hub.lanes.load_full();
         let only: Vec<LeakFacts> = facts.iter().map(|(_, facts)| *facts).collect();
+        let looked_at = sample.map(|sample| sample.asked_at);
+        if self.judge.lock().wants_look(now, looked_at, &only, |lane| policy(&lanes, lane))
+            && let Some(monitor) = self.monitor.load_full()
+        {
+            self.seeks_harm.store(true, Ordering::Relaxed);
+            monitor.sample_now();
+        }
         let verdicts = self.judge.lock().sweep(now, &only, |lane| policy(&lanes, lane));
         for judged in verdicts {
             if let Some((link, facts)) = facts.iter().find(|(link, _)| link.id == judged.link) {

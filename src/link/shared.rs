@@ -162,6 +162,8 @@ pub struct Process {
     pub key: ProcessKey,
     /// Links inside a transaction that a hold would have stopped but did not have to.
     pub in_transaction: AtomicU32,
+    /// Its links, waiting ones included.
+    pub links: AtomicU32,
 }
 
 /// Words about a link, for people.
@@ -535,7 +537,9 @@ pub(super) mod tests {
             link.with_labels(|labels| {
                 let facts = Facts { process: line.map(Into::into), ..facts(&"x".into()) };
                 labels.facts = Arc::new(facts);
-                labels.process = key.map(|key| Arc::new(Process { key, in_transaction: AtomicU32::new(0) }));
+                labels.process = key.map(|key| {
+                    Arc::new(Process { key, in_transaction: AtomicU32::new(0), links: AtomicU32::new(0) })
+                });
                 labels.process_line()
             })
         };

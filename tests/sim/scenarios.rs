@@ -169,6 +169,30 @@ fn an_earmark_holds_back_a_lane_that_could_log_in() {
 }
 
 #[test]
+fn a_process_more_waits_outside_and_those_inside_find_room() {
+    let cron = lane("cron", 9, |lane| lane.links_per_process = 3);
+    let sim = Sim::new(vec![cron]).alone(true).connect("cron", 5).expect("cron", 3, 2);
+    let sim = sim.expect_waiting(Reason::ProcessLimit);
+    // Without the limit five first links would leave four slots for ten more: nobody would have its third.
+    let sim = sim.alone(false).connect("cron", 6).expect("cron", 9, 2);
+    let sim = sim.arrive("cron", 1).expect_waiting(Reason::LaneFull).expect("cron", 9, 3);
+    let sim = sim.close(6).expect("cron", 9, 2);
+    sim.close(1).expect("cron", 9, 1);
+}
+
+#[test]
+fn a_process_that_needs_more_than_there_is_comes_in_alone() {
+    let cron = lane("cron", 2, |lane| lane.links_per_process = 3);
+    Sim::new(vec![cron])
+        .alone(true)
+        .connect("cron", 2)
+        .expect("cron", 1, 1)
+        .alone(false)
+        .connect("cron", 1)
+        .expect("cron", 2, 1);
+}
+
+#[test]
 fn connect_rate_spreads_new_connections() {
     Sim::new(vec![lane("web", 40, |lane| lane.connect_rate = Some(2.0))])
         .connect("web", 4)
