@@ -28,6 +28,8 @@ pub struct Generator {
     pub timers_late_p99_ms: f64,
     /// CPU time of this process, as a share of all cores.
     pub cpu_share: f64,
+    /// Most connections that were open at once.
+    pub connections_peak: usize,
     /// Connections that had to wait for `--max-connections`.
     pub held_back: u64,
     /// Why the figures may say more of the drill than of the target; none if they do not.
@@ -60,8 +62,13 @@ impl Watch {
         Self { timers, late, cpu: cpu_time(), since: clock::now() }
     }
 
-    /// Ends; with the schedule's lateness and the number of connections held back.
-    pub fn finish(self, schedule: Option<&Histogram<u32>>, held_back: u64) -> Generator {
+    /// Ends; with the schedule's lateness, the most connections open at once and the number of those held back.
+    pub fn finish(
+        self,
+        schedule: Option<&Histogram<u32>>,
+        connections_peak: usize,
+        held_back: u64,
+    ) -> Generator {
         self.timers.abort();
         let ms = |micros: u64| micros as f64 / 1e3;
         let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
@@ -72,6 +79,7 @@ impl Watch {
             schedule_late_max_ms: schedule.map_or(0.0, |late| ms(late.max())),
             timers_late_p99_ms: ms(self.late.lock().value_at_quantile(0.99)),
             cpu_share: if wall > 0.0 { cpu / wall } else { 0.0 },
+            connections_peak,
             held_back,
             bottleneck: None,
         };

@@ -219,7 +219,7 @@ impl World {
         let replication = self.dice.one_in(12);
         self.next_link += 1;
         let id = self.next_link;
-        let alone = !nested && id % 2 == 0;
+        let alone = !nested && id.is_multiple_of(2);
         let shadow = Shadow {
             lane: lane.clone(),
             visiting: None,
