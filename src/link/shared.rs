@@ -82,6 +82,8 @@ pub mod flag {
     pub const BLOCKED: u16 = 64;
     /// In a transaction.
     pub const IN_TRANSACTION: u16 = 128;
+    /// Told to end at its next transaction boundary, for a better lane's reserve.
+    pub const YIELDING: u16 = 256;
 }
 
 /// What others ask of a link.
@@ -113,6 +115,8 @@ pub enum Command {
     },
     /// End at the next transaction boundary.
     Drain,
+    /// The same, for a better lane's reserve.
+    Yield,
     /// The client of this phase's held statement cancelled it.
     CancelHeld(u32),
     /// Rules changed: classify again at the next boundary.

@@ -516,6 +516,26 @@ fn reclaim_counts_closing_slots_and_asks_worse_lanes_only_for_the_budget() {
 }
 
 #[test]
+fn batch_gives_its_links_back_where_strangers_took_what_is_reserved() {
+    let web = |lane: &mut pgweir::lanes::settings::LaneSettings| (lane.priority, lane.reserve) = (0, 4);
+    let batch = |lane: &mut pgweir::lanes::settings::LaneSettings| lane.reclaim_idle_after = Some(ms(60_000));
+    let mut settings = settings(vec![lane("web", 10, web), lane("batch", 10, batch)]);
+    settings.limits.monitored = true;
+    let sim = Sim::with(settings).sample(20, 2).connect("batch", 8).sample(20, 14);
+    assert_eq!(sim.guard.wants_yield(sim.now), None, "nobody waits");
+    let sim = sim.arrive("batch", 1).expect_waiting(Reason::UpstreamBudget);
+    assert_eq!(sim.guard.wants_yield(sim.now), None, "nobody better waits");
+    let sim = sim.arrive("web", 6).expect_waiting(Reason::UpstreamBudget);
+    let batch = sim.lane("batch");
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 8)], 4)), "no more than the reserve");
+    let sim = sim.call(|guard, now| guard.closing(now, LinkId(1)));
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 8)], 3)));
+    // Two are too many for the budget; the third makes room.
+    let sim = sim.close(1).close(2).expect("web", 0, 6).close(3).expect("web", 1, 5);
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 5)], 3)));
+}
+
+#[test]
 fn harm_is_a_full_lane_with_waiters_or_usage() {
     let sim = Sim::new(vec![lane("web", 1, |_| {})]).connect("web", 1);
     let web = sim.lane("web");
