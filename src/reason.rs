@@ -97,6 +97,8 @@ reasons! {
     DatabaseLimit, "database_limit", b"53300", Fatal, "the lane's limit per database is reached";
     /// The lane's `per_address`.
     AddressLimit, "address_limit", b"53300", Fatal, "the lane's limit per client address is reached";
+    /// The lane has no room for as many links of one more client process as it may need (`links_per_process`).
+    ProcessLimit, "process_limit", b"53300", Fatal, "the lane's connections are kept for the processes that are in it";
     /// PostgreSQL has no connection to spare beyond reserves and headroom.
     UpstreamBudget, "upstream_budget", b"53300", Fatal, "PostgreSQL's connections are used up or reserved for other lanes";
     /// PostgreSQL itself answered "too many clients".

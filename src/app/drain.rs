@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -112,6 +112,7 @@ fn new_app(
         monitor: ArcSwapOption::empty(),
         sample: ArcSwapOption::empty(),
         judge: Mutex::new(judge),
+        seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
         saving: tokio::sync::Mutex::new(()),
         ticker: Notify::new(),

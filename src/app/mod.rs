@@ -19,6 +19,7 @@ mod workers;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -53,6 +54,8 @@ pub struct App {
     monitor: ArcSwapOption<MonitorHandle>,
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
+    /// A sample was asked for to see whether a leak does harm.
+    seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,

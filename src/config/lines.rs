@@ -137,6 +137,7 @@ fn lane_lines(lines: &mut Lines, lane: &LaneSettings) {
         ("per_user", lane.per_user),
         ("per_database", lane.per_database),
         ("per_address", lane.per_address),
+        ("links_per_process", lane.links_per_process),
     ];
     for (name, count) in counts {
         lines.put(key(name), count);

@@ -324,7 +324,11 @@ impl Hub {
         if let Some(known) = processes.get(key).and_then(Weak::upgrade) {
             return known;
         }
-        let process = Arc::new(Process { key: key.clone(), in_transaction: AtomicU32::new(0) });
+        let process = Arc::new(Process {
+            key: key.clone(),
+            in_transaction: AtomicU32::new(0),
+            links: AtomicU32::new(0),
+        });
         processes.insert(key.clone(), Arc::downgrade(&process));
         process
     }
@@ -379,6 +383,7 @@ impl Registered {
     /// Enters its client process.
     pub fn set_process(&mut self, key: &ProcessKey) -> Arc<Process> {
         let process = self.hub.process(key);
+        process.links.fetch_add(1, Ordering::Relaxed);
         self.shared.with_labels(|labels| labels.process = Some(process.clone()));
         process
     }
@@ -399,6 +404,7 @@ impl Drop for Registered {
             self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);
         }
         if let Some(process) = self.shared.with_labels(|labels| labels.process.take()) {
+            process.links.fetch_sub(1, Ordering::Relaxed);
             let key = process.key.clone();
             drop(process);
             self.hub.forget_process(&key);
@@ -521,6 +527,7 @@ pub(super) mod tests {
             address: None,
             replication: false,
             nested: false,
+            alone: false,
         };
         assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
         (registered, Slot::new(hub.clone(), id))

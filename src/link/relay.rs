@@ -435,7 +435,12 @@ impl Relay {
                 self.desk.reset_is_off(Some(period));
                 Ok(false)
             }
-            Command::Drain => self.drain(),
+            Command::Drain => self.drain(Refusal::new(Reason::Drained, "", "connect again")),
+            Command::Yield => {
+                self.shared().set_flag(flag::YIELDING, true);
+                let detail = "PostgreSQL is full, and a better lane waits for its reserve";
+                self.drain(Refusal::new(Reason::Reclaimed, detail, "connect again"))
+            }
             Command::Reclassify => {
                 self.desk.ask_reclassify();
                 Ok(false)
@@ -489,8 +494,7 @@ impl Relay {
         Ok(true)
     }
 
-    fn drain(&mut self) -> Turn {
-        let refusal = Refusal::new(Reason::Drained, "", "connect again");
+    fn drain(&mut self, refusal: Refusal) -> Turn {
         let (state, _) = self.shared().state();
         let outside = matches!(state, LinkState::Idle | LinkState::Held) && self.session.status() == b'I';
         if outside && self.session.is_quiet() && (state == LinkState::Held || self.client.is_silent()) {

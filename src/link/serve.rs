@@ -268,6 +268,7 @@ impl<'a> Newcomer<'a> {
             address: self.facts.address,
             replication: self.facts.replication,
             nested,
+            alone: self.process.as_ref().is_some_and(|p| p.links.load(Ordering::Relaxed) <= 1),
         };
         let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
         loop {
