@@ -24,6 +24,8 @@ use crate::lanes::guard::{Action, Guard};
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
+use crate::tls::client::ClientTls;
+use crate::tls::server::ServerTls;
 use crate::reason::Reason;
 
 /// Where PostgreSQL is.
@@ -35,11 +37,26 @@ pub enum Upstream {
     Unix(PathBuf),
 }
 
+/// TLS at a listener.
+#[derive(Clone, Debug)]
+pub struct DoorTls {
+    /// The listener, as written in the configuration.
+    pub listener: Arc<str>,
+    /// Certificate and demands.
+    pub tls: ServerTls,
+    /// Whether sessions without it are refused.
+    pub required: bool,
+}
+
 /// What links need of the configuration.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
     /// Where to dial.
     pub upstream: Upstream,
+    /// TLS asked of it; none where there can be none.
+    pub upstream_tls: Option<ClientTls>,
+    /// Listeners with TLS.
+    pub doors: Vec<DoorTls>,
     /// Bound on a dial.
     pub connect_timeout: Duration,
     /// Bound on a login, queueing not counted.
@@ -52,6 +69,13 @@ pub struct LinkSettings {
     pub log_literals: bool,
     /// Client links at most.
     pub max_clients: u32,
+}
+
+impl LinkSettings {
+    /// TLS at a listener, if it has any.
+    pub fn door(&self, listener: &str) -> Option<&DoorTls> {
+        self.doors.iter().find(|door| &*door.listener == listener)
+    }
 }
 
 /// What the control thread is told.
@@ -513,6 +537,8 @@ mod tests {
         let (events, queue) = mpsc::unbounded_channel();
         let link_settings = LinkSettings {
             upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
+            upstream_tls: None,
+            doors: Vec::new(),
             connect_timeout: Duration::from_secs(1),
             startup_timeout: Duration::from_secs(1),
             dead_after: Duration::ZERO,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::binding::{self, Binding};
 use super::hub::Hub;
 use super::keys::CancelKeys;
 use super::shared::LinkShared;
@@ -74,6 +75,8 @@ pub struct Login<'a> {
     pub may_skip_password: bool,
     /// Asks for replication.
     pub replication: bool,
+    /// What SCRAM's channel binding would be bound to.
+    pub binding: Binding,
     /// Bound on the whole login.
     pub bound: Duration,
 }
@@ -88,6 +91,8 @@ struct Exchange<'a> {
     key: Option<(i32, CancelKeys)>,
     asked: bool,
     awaits_answer: bool,
+    /// The client's next answer chooses among SASL's mechanisms.
+    first_answer: bool,
     healthy: bool,
 }
 
@@ -119,6 +124,7 @@ impl Login<'_> {
             key: None,
             asked: false,
             awaits_answer: false,
+            first_answer: false,
             healthy: false,
         };
         match timeout(self.bound, exchange.run()).await {
@@ -226,7 +232,13 @@ impl Exchange<'_> {
 
     async fn authentication(&mut self, message: &[u8], body: &[u8]) -> Result<Next, LoginError> {
         let code = body.first_chunk::<4>().map_or(u32::MAX, |code| u32::from_be_bytes(*code));
-        self.kept_back.extend_from_slice(message);
+        if code == binding::SASL {
+            self.first_answer = true;
+            let offer = self.login.binding.offer(message).map_err(LoginError::Refuse)?;
+            self.kept_back.extend_from_slice(&offer);
+        } else {
+            self.kept_back.extend_from_slice(message);
+        }
         match code {
             // AuthenticationOk.
             0 => {
@@ -312,6 +324,9 @@ impl Exchange<'_> {
                 Ok(Some(header)) if self.from_client.len() >= header.total_len() => {
                     self.awaits_answer = false;
                     let answer: Vec<u8> = self.from_client.drain(..header.total_len()).collect();
+                    if std::mem::take(&mut self.first_answer) {
+                        self.login.binding.judge(&answer).map_err(LoginError::Refuse)?;
+                    }
                     return match self.upstream.write_all(&answer).await {
                         Ok(()) => Ok(()),
                         Err(error) => Err(self.not_now(&error.to_string(), false)),

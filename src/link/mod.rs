@@ -1,5 +1,6 @@
 //! One client and its upstream connection.
 
+pub mod binding;
 pub mod cancel;
 pub mod closing;
 pub mod cycles;
