@@ -190,13 +190,14 @@ const MISTAKES: &[Mistake] = &[
     ("an admin address", END, "quota = 5\n[admin]\naddress = \"0.0.0.0:6433\"\n", "warning", "in the clear"),
     ("a feature", WEB, "quota = 10\npooling = \"session\"\n", "problem", "not available yet"),
     ("a feature", END, "quota = 5\n[auth]\nmode = \"scram\"\n", "problem", "not available yet"),
-    ("a feature", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "to come"),
-    ("a feature", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
+    ("TLS without", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "is missing"),
+    ("TLS without", "5432\"\n", "5432\"\ntls = \"verify-full\"\n", "problem", "needs a ca_file"),
+    ("keys of TLS", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
 ];
 
 /// Rows that take PostgreSQL or a file; other tests hold them.
 const NOT_OF_THE_TEXT: &[&str] =
-    &["reserves of all lanes", "the monitor's role", "PostgreSQL cannot be reached", "a password file"];
+    &["reserves of all lanes", "the monitor's role", "PostgreSQL cannot be reached", "a password file", "a certificate or key", "a listener whose certificate"];
 
 #[test]
 fn check_says_of_each_mistake_what_its_row_says() {

@@ -58,6 +58,8 @@ pub struct Session {
     owed: usize,
     /// The peer has closed: close_notify.
     closed: bool,
+    /// It has sent what is no TLS: what still comes is dropped.
+    broken: bool,
     /// Bytes of a record came, and no plaintext.
     piece: bool,
     /// The certificate shown to the client.
@@ -188,6 +190,7 @@ impl Session {
             out: Vec::new(),
             owed: 0,
             closed: false,
+            broken: false,
             piece: false,
             presented,
         }
@@ -282,8 +285,7 @@ impl Session {
     fn take(&mut self, wire: &mut [u8], into: &mut [u8]) -> io::Result<usize> {
         let (used, put, done) = self.drive(wire, into, Wish::Nothing);
         if let Err(error) = done {
-            // The alert that tells the peer why. What was begun stays where it is: rustls remembers places in it.
-            let _ = self.drive(&mut wire[used..], &mut [], Wish::Nothing);
+            self.give_up(&mut wire[used..]);
             return Err(error);
         }
         let rest = if self.closed { &[] } else { &wire[used..] };
@@ -295,6 +297,33 @@ impl Session {
         }
         self.piece = put == 0 && self.plain.is_empty() && !self.carry.is_empty();
         Ok(put)
+    }
+
+    /// Collects what is left to be sent, the alert that tells the peer why above all. `wire` is what was begun, in its place: rustls
+    /// remembers places in it, and must not look at it again.
+    fn give_up(&mut self, wire: &mut [u8]) {
+        self.broken = true;
+        self.carry = Vec::new();
+        let Self { conn, plain, out, closed, .. } = self;
+        let mut sink = Sink { into: &mut [], put: 0, rest: plain };
+        let mut at = 0;
+        while match conn {
+            Conn::Server(conn) => conn.wants_write(),
+            Conn::Client(conn) => conn.wants_write(),
+        } {
+            let (discard, done) = match conn {
+                Conn::Server(conn) => {
+                    step(conn.process_tls_records(&mut wire[at..]), &mut Wish::Nothing, &mut sink, out, closed)
+                }
+                Conn::Client(conn) => {
+                    step(conn.process_tls_records(&mut wire[at..]), &mut Wish::Nothing, &mut sink, out, closed)
+                }
+            };
+            at += discard;
+            if done.is_err() {
+                return;
+            }
+        }
     }
 
     /// Works on what is there already: begins a handshake.
@@ -320,11 +349,28 @@ impl Session {
             if self.closed {
                 return Ok(Some(0));
             }
+            if self.broken {
+                return self.drop_rest(&mut recv);
+            }
             match self.read_once(into, &mut recv)? {
                 None => return Ok(None),
                 Some(Read::End) => return Ok(Some(0)),
                 Some(Read::Plain(0)) => {}
                 Some(Read::Plain(n)) => return Ok(Some(n)),
+            }
+        }
+    }
+
+    fn drop_rest(
+        &mut self,
+        recv: &mut impl FnMut(&mut [u8]) -> io::Result<Option<usize>>,
+    ) -> io::Result<Option<usize>> {
+        let mut sink = [0; 4096];
+        loop {
+            match recv(&mut sink)? {
+                Some(0) => return Ok(Some(0)),
+                Some(_) => {}
+                None => return Ok(None),
             }
         }
     }
@@ -376,6 +422,9 @@ impl Session {
     ) -> io::Result<Option<usize>> {
         if !self.flush_with(&mut send)? {
             return Ok(None);
+        }
+        if self.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         let owed = std::mem::take(&mut self.owed);
         if owed > 0 || bytes.is_empty() {
@@ -446,6 +495,9 @@ impl Session {
 
     /// Says that nothing more will be written: close_notify, to be flushed.
     pub fn close(&mut self) {
+        if self.broken {
+            return;
+        }
         let mut words = [0; 256];
         let mut carry = std::mem::take(&mut self.carry);
         let (used, _, done) = self.drive(&mut carry, &mut [], Wish::Close(&mut words));

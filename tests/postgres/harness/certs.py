@@ -1,5 +1,6 @@
 """Certificates made with openssl: an authority, servers and clients."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -65,3 +66,9 @@ def for_postgres(cluster, pair):
             os.chown(target, user.pw_uid, user.pw_gid)
         out[setting] = str(target)
     return out
+
+
+@functools.cache
+def suite():
+    """The certificate of a suite that runs over TLS (PGWEIR_TLS)."""
+    return Authority().issue("suite", san="DNS:localhost,IP:127.0.0.1")
