@@ -279,17 +279,31 @@ fn tls_of_those_who_serve_needs_a_certificate_and_its_key() {
     let (text, _) = edited("6432\"\n", missing);
     let found = problems(&text);
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].contains("listen[1].certificate_file") && found[1].contains("listen[1].key_file"), "{found:?}");
+    assert!(
+        found[0].contains("listen[1].certificate_file") && found[1].contains("listen[1].key_file"),
+        "{found:?}"
+    );
     let (text, _) = edited("6432\"\n", &format!("6432\"\ntls = \"allow\"\n{FILES}"));
     let (config, _) = checked(&text).expect("fine");
     let tls = config.listen[0].tls.as_ref().expect("on");
     assert!(!tls.required && tls.client_ca_file.is_none());
-    assert!(tls.certificate_file.ends_with("c.pem") && tls.key_file == Path::new("/k.pem"));
+    assert!(tls.certificate_file.ends_with("c.pem") && tls.key_file == std::path::Path::new("/k.pem"));
     let lines = config.lines();
     let line = |key: &str| lines.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
     assert_eq!((line("listen[1].tls"), line("listen[1].key_file")), (Some("allow"), Some("/k.pem")));
-    one("127.0.0.1:6432\"\n", &format!("unix:/run\"\ntls = \"allow\"\n{FILES}"), "tls", "listen[1].tls", "no TLS");
-    section(&format!("[admin]\ntls = \"allow\"\n{}", &FILES[..27]), "[admin]", "admin.key_file", "is missing");
+    one(
+        "127.0.0.1:6432\"\n",
+        &format!("unix:/run\"\ntls = \"allow\"\n{FILES}"),
+        "tls",
+        "listen[1].tls",
+        "no TLS",
+    );
+    section(
+        &format!("[admin]\ntls = \"allow\"\n{}", &FILES[..27]),
+        "[admin]",
+        "admin.key_file",
+        "is missing",
+    );
 }
 
 #[test]

@@ -196,8 +196,14 @@ const MISTAKES: &[Mistake] = &[
 ];
 
 /// Rows that take PostgreSQL or a file; other tests hold them.
-const NOT_OF_THE_TEXT: &[&str] =
-    &["reserves of all lanes", "the monitor's role", "PostgreSQL cannot be reached", "a password file", "a certificate or key", "a listener whose certificate"];
+const NOT_OF_THE_TEXT: &[&str] = &[
+    "reserves of all lanes",
+    "the monitor's role",
+    "PostgreSQL cannot be reached",
+    "a password file",
+    "a certificate or key",
+    "a listener whose certificate",
+];
 
 #[test]
 fn check_says_of_each_mistake_what_its_row_says() {

@@ -109,7 +109,8 @@ async fn startup_packet(wire: &mut Wire, shared: &Shared, mut is_secure: bool) -
         let wants_tls = packet == FirstPacket::Ssl;
         let asked = match packet {
             FirstPacket::Startup(_) if !is_secure && tls.as_ref().is_some_and(|tls| tls.required) => {
-                let (detail, hint) = ("the admin port takes connections over TLS only", "connect with sslmode=require");
+                let (detail, hint) =
+                    ("the admin port takes connections over TLS only", "connect with sslmode=require");
                 return Err(End::Refused(Refusal::new(Reason::TlsRequired, detail, hint)));
             }
             FirstPacket::Startup(startup) => return Ok(startup),

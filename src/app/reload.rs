@@ -40,7 +40,8 @@ impl App {
         setup::monitor_settings(&new, None).map_err(|error| vec![format!("{error:#}")])?;
         let fixed = keep_what_needs_restart(&old, &mut new);
         // Certificates are read anew, whether or not their names have changed: links that are there keep what they began with.
-        let tls = Tls::read(&new).map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let tls = Tls::read(&new)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let rules = Rules::new(&new.settings);
         self.hub.guard(|guard, now| guard.reload(now, new.settings.clone()).map(drop))?;
         // Lanes before rules: who is classified meanwhile must find the lane the rules name.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::admin::AdminTls;
 use crate::clock;
-use crate::config::{Problem, Warning};
 use crate::config::checked::Config;
 use crate::config::settings::{Endpoint, ServerTlsSettings, UpstreamTls};
+use crate::config::{Problem, Warning};
 use crate::link::hub::DoorTls;
 use crate::tls::client::{ClientFiles, ClientTls, Mode, server_name};
 use crate::tls::names::validity;
@@ -40,7 +40,9 @@ impl Tls {
                 Ok(tls) => {
                     doors.push(DoorTls { listener: listen.text.clone(), tls, required: settings.required });
                 }
-                Err(found) => problems.extend(told(config, &format!("listen[{}]", at + 1), "client_ca_file", found)),
+                Err(found) => {
+                    problems.extend(told(config, &format!("listen[{}]", at + 1), "client_ca_file", found))
+                }
             }
         }
         let mut admin = None;
@@ -71,8 +73,13 @@ impl Tls {
             let (_, ends) = validity(tls.leaf()).ok()?;
             let left = ends - now;
             let text = match left {
-                ..0 => format!("the certificate ended {} days ago: clients that verify it refuse", -left / 86_400),
-                _ if left < ENDS_SOON.as_secs() as i64 => format!("the certificate ends in {} days", left / 86_400),
+                ..0 => format!(
+                    "the certificate ended {} days ago: clients that verify it refuse",
+                    -left / 86_400
+                ),
+                _ if left < ENDS_SOON.as_secs() as i64 => {
+                    format!("the certificate ends in {} days", left / 86_400)
+                }
                 _ => return None,
             };
             Some(Warning(config.problem(&key, text, "renew it, then `pgweir reload`")))
@@ -151,7 +158,11 @@ fn nameless(config: &Config) -> Vec<Problem> {
             && config.upstream.tls != UpstreamTls::Disable
             && let Err(error) = server_name(host)
         {
-            problems.push(config.problem(key, error.to_string(), "write the name that PostgreSQL's certificate bears"));
+            problems.push(config.problem(
+                key,
+                error.to_string(),
+                "write the name that PostgreSQL's certificate bears",
+            ));
         }
     }
     problems
@@ -179,7 +190,6 @@ pub(super) fn pinned(settings: &ServerTlsSettings) -> Result<ClientTls, String> 
         ca: Some(settings.certificate_file.clone()),
         certificate: settings.client_ca_file.as_ref().map(|_| own()),
     };
-    ClientTls::load(&files).map_err(|found| {
-        found.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n")
-    })
+    ClientTls::load(&files)
+        .map_err(|found| found.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>().join("\n"))
 }

@@ -76,9 +76,9 @@ impl Console {
         config.user(&endpoint.user).password(password).dbname(DATABASE).application_name(application_name());
         config.ssl_mode(SslMode::Disable);
         let connecting = async {
-            let stream = dial(endpoint).await.map_err(|error| {
-                Failure::Unreachable(format!("cannot reach {address}: {error}"))
-            })?;
+            let stream = dial(endpoint)
+                .await
+                .map_err(|error| Failure::Unreachable(format!("cannot reach {address}: {error}")))?;
             config.connect_raw(stream, NoTls).await.map_err(|error| connect_failure(&address, &error))
         };
         let (client, mut connection) = match tokio::time::timeout(CONNECT_MAX, connecting).await {
@@ -167,7 +167,9 @@ async fn dial(endpoint: &AdminEndpoint) -> io::Result<Box<dyn Duplex>> {
     match secure(host, endpoint.port, known).await {
         // A renewed certificate that pgweir was not told of yet must not keep anybody from telling it.
         Err(error) if error.kind() == io::ErrorKind::InvalidData && is_loopback(host) => {
-            eprintln!("pgweir: the admin port does not show the certificate of the configuration ({error}); was it renewed? Run `pgweir reload`");
+            eprintln!(
+                "pgweir: the admin port does not show the certificate of the configuration ({error}); was it renewed? Run `pgweir reload`"
+            );
             secure(host, endpoint.port, &any()?).await
         }
         done => done,

@@ -7,7 +7,11 @@ use super::values;
 const FILES: [&str; 3] = ["certificate_file", "key_file", "client_ca_file"];
 
 /// The tls keys of a listener or of the admin port.
-pub(super) fn server(report: &mut Report<'_>, section: &mut Section<'_>, is_unix: bool) -> Option<ServerTlsSettings> {
+pub(super) fn server(
+    report: &mut Report<'_>,
+    section: &mut Section<'_>,
+    is_unix: bool,
+) -> Option<ServerTlsSettings> {
     let words = [("off", None), ("allow", Some(false)), ("require", Some(true))];
     let word = section.read(report, "tls", values::word(&words));
     let is_on = matches!(word, Some(Some(_)));
@@ -19,7 +23,11 @@ pub(super) fn server(report: &mut Report<'_>, section: &mut Section<'_>, is_unix
         for name in &FILES[..2] {
             if !section.has(name) {
                 let hint = format!("write {name} = \"/etc/pgweir/….pem\"");
-                report.problem_at(&section.key(name), "is missing: TLS needs a certificate and its key", hint);
+                report.problem_at(
+                    &section.key(name),
+                    "is missing: TLS needs a certificate and its key",
+                    hint,
+                );
             }
         }
     }

@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(Binding::ClientPlain.offer(&without), Ok(without.clone().into()));
         assert_eq!(Binding::Untouched.offer(&both), Ok(both.clone().into()));
         assert_eq!(Binding::TwoCertificates.offer(&both), Ok(both.clone().into()));
-        let refused = Binding::ClientPlain.offer(&offer(&["SCRAM-SHA-256-PLUS"])).expect_err("nothing left").reason;
+        let refused =
+            Binding::ClientPlain.offer(&offer(&["SCRAM-SHA-256-PLUS"])).expect_err("nothing left").reason;
         assert_eq!(refused, Reason::ChannelBinding);
         for cut in 0..both.len() {
             let _ = Binding::ClientPlain.offer(&both[..cut]);

@@ -30,7 +30,9 @@ async fn connect(settings: &LinkSettings) -> io::Result<(Stream, Option<SocketAd
     };
     let dead_after = settings.dead_after;
     let (mut stream, local) = connect_tcp(host, port, dead_after).await?;
-    let Some(tls) = settings.upstream_tls.as_ref().filter(|tls| tls.is_on()) else { return Ok((stream, local)) };
+    let Some(tls) = settings.upstream_tls.as_ref().filter(|tls| tls.is_on()) else {
+        return Ok((stream, local));
+    };
     match secure(&mut stream, tls, host).await {
         Ok(()) => Ok((stream, local)),
         // As libpq does it: "prefer" goes on without.

@@ -24,9 +24,9 @@ use crate::lanes::guard::{Action, Guard};
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
+use crate::reason::Reason;
 use crate::tls::client::ClientTls;
 use crate::tls::server::ServerTls;
-use crate::reason::Reason;
 
 /// Where PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]

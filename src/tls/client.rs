@@ -71,7 +71,10 @@ impl Eq for ClientTls {}
 impl fmt::Debug for ClientTls {
     /// Without the key: settings end up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientTls").field("mode", &self.mode).field("direct", &self.direct).finish_non_exhaustive()
+        f.debug_struct("ClientTls")
+            .field("mode", &self.mode)
+            .field("direct", &self.direct)
+            .finish_non_exhaustive()
     }
 }
 
@@ -150,7 +153,9 @@ impl ClientTls {
         let mut session = Box::new(Session::client(self.config.clone(), name).map_err(io::Error::other)?);
         handshake(io, &mut session).await.map_err(|error| wrap("TLS with the server", &error))?;
         if self.direct && session.alpn() != Some(ALPN_POSTGRESQL) {
-            return Err(refused("the server does not speak PostgreSQL's protocol behind direct TLS (no ALPN)"));
+            return Err(refused(
+                "the server does not speak PostgreSQL's protocol behind direct TLS (no ALPN)",
+            ));
         }
         Ok(Some(session))
     }
@@ -165,7 +170,9 @@ impl ClientTls {
             (1, b'S') => Ok(true),
             (1, b'N') if self.may_be_plain() => Ok(false),
             (1, b'N') => Err(refused("the server has no TLS, which `tls` asks for")),
-            (_, b'S' | b'N') => Err(refused("the server sent bytes behind its answer to the request for TLS")),
+            (_, b'S' | b'N') => {
+                Err(refused("the server sent bytes behind its answer to the request for TLS"))
+            }
             _ => Err(refused("the server does not answer the request for TLS")),
         }
     }

@@ -40,9 +40,15 @@ impl FileProblem {
     }
 }
 
-fn read(which: Which, path: &Path, may_read: impl FnOnce(&std::fs::Metadata) -> bool) -> Result<Vec<u8>, FileProblem> {
+fn read(
+    which: Which,
+    path: &Path,
+    may_read: impl FnOnce(&std::fs::Metadata) -> bool,
+) -> Result<Vec<u8>, FileProblem> {
     let shown = path.display();
-    let io = |error: std::io::Error| FileProblem::new(which, format!("{shown}: {error}"), "name a PEM file that pgweir may read");
+    let io = |error: std::io::Error| {
+        FileProblem::new(which, format!("{shown}: {error}"), "name a PEM file that pgweir may read")
+    };
     // Asked before opening, because opening a FIFO would wait for its writer.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(FileProblem::new(which, format!("{shown}: is not a regular file"), "name a PEM file"));
@@ -56,7 +62,11 @@ fn read(which: Which, path: &Path, may_read: impl FnOnce(&std::fs::Metadata) -> 
     let mut bytes = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > FILE_MAX {
-        return Err(FileProblem::new(which, format!("{shown}: has more than {FILE_MAX} bytes"), "name a PEM file"));
+        return Err(FileProblem::new(
+            which,
+            format!("{shown}: has more than {FILE_MAX} bytes"),
+            "name a PEM file",
+        ));
     }
     Ok(bytes)
 }
@@ -72,9 +82,11 @@ pub(super) fn certificates(which: Which, path: &Path) -> Result<Vec<CertificateD
             format!("{}: holds no certificate", path.display()),
             "it must be PEM: -----BEGIN CERTIFICATE-----",
         )),
-        Err(error) => {
-            Err(FileProblem::new(which, format!("{}: {error}", path.display()), "it must be a valid PEM file"))
-        }
+        Err(error) => Err(FileProblem::new(
+            which,
+            format!("{}: {error}", path.display()),
+            "it must be a valid PEM file",
+        )),
     }
 }
 
@@ -92,9 +104,17 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, FileProblem> {
         let shown = path.display();
         if encrypted {
             let text = format!("{shown}: the key is encrypted");
-            return FileProblem::new(Which::Key, text, "store it without a passphrase, readable by pgweir only");
+            return FileProblem::new(
+                Which::Key,
+                text,
+                "store it without a passphrase, readable by pgweir only",
+            );
         }
-        FileProblem::new(Which::Key, format!("{shown}: {error}"), "it must be a PEM private key: PKCS#8, PKCS#1 or SEC1")
+        FileProblem::new(
+            Which::Key,
+            format!("{shown}: {error}"),
+            "it must be a PEM private key: PKCS#8, PKCS#1 or SEC1",
+        )
     })
 }
 

@@ -14,6 +14,8 @@ pub mod session;
 pub mod stream;
 
 mod files;
+#[cfg(test)]
+pub(crate) mod testing;
 mod verify;
 
 pub use files::{FileProblem, Which};

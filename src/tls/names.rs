@@ -57,7 +57,8 @@ fn common_names(parsed: &X509Certificate<'_>) -> Vec<String> {
 pub(super) fn is_common_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     let Ok(parsed) = parse(certificate) else { return false };
     if let Ok(Some(alternative)) = parsed.subject_alternative_name() {
-        let of_server = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_) | GeneralName::IPAddress(_));
+        let of_server =
+            |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_) | GeneralName::IPAddress(_));
         if alternative.value.general_names.iter().any(of_server) {
             return false;
         }
@@ -72,9 +73,9 @@ pub(super) fn is_common_name(certificate: &CertificateDer<'_>, name: &ServerName
 /// A wildcard stands for the leftmost label, whole.
 fn host_matches(pattern: &str, host: &str) -> bool {
     match pattern.strip_prefix("*.") {
-        Some(domain) => host
-            .split_once('.')
-            .is_some_and(|(label, rest)| !label.is_empty() && domain.contains('.') && rest.eq_ignore_ascii_case(domain)),
+        Some(domain) => host.split_once('.').is_some_and(|(label, rest)| {
+            !label.is_empty() && domain.contains('.') && rest.eq_ignore_ascii_case(domain)
+        }),
         None => pattern.eq_ignore_ascii_case(host),
     }
 }

@@ -117,8 +117,9 @@ pub(super) fn certified(
     let key = rustls::crypto::ring::sign::any_supported_type(&key)
         .map_err(|error| FileProblem::new(Which::Key, format!("cannot be used: {error}"), hint))?;
     let ours = key.public_key().map(|key| key.as_ref().to_vec());
-    let theirs = names::public_key(&chain[0])
-        .map_err(|error| FileProblem::new(Which::Certificate, error, "it must be an X.509 certificate in PEM"))?;
+    let theirs = names::public_key(&chain[0]).map_err(|error| {
+        FileProblem::new(Which::Certificate, error, "it must be an X.509 certificate in PEM")
+    })?;
     if ours.is_some_and(|ours| ours != theirs) {
         return Err(FileProblem::new(
             Which::Key,

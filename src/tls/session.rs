@@ -312,12 +312,20 @@ impl Session {
             Conn::Client(conn) => conn.wants_write(),
         } {
             let (discard, done) = match conn {
-                Conn::Server(conn) => {
-                    step(conn.process_tls_records(&mut wire[at..]), &mut Wish::Nothing, &mut sink, out, closed)
-                }
-                Conn::Client(conn) => {
-                    step(conn.process_tls_records(&mut wire[at..]), &mut Wish::Nothing, &mut sink, out, closed)
-                }
+                Conn::Server(conn) => step(
+                    conn.process_tls_records(&mut wire[at..]),
+                    &mut Wish::Nothing,
+                    &mut sink,
+                    out,
+                    closed,
+                ),
+                Conn::Client(conn) => step(
+                    conn.process_tls_records(&mut wire[at..]),
+                    &mut Wish::Nothing,
+                    &mut sink,
+                    out,
+                    closed,
+                ),
             };
             at += discard;
             if done.is_err() {
@@ -517,7 +525,7 @@ impl Session {
         mut recv: impl FnMut(&mut [u8]) -> io::Result<Option<usize>>,
         mut send: impl FnMut(&[u8]) -> io::Result<Option<usize>>,
     ) -> io::Result<Option<()>> {
-        let mut moved = self.begin();
+        let mut moved = if self.broken { Err(io::ErrorKind::InvalidData.into()) } else { self.begin() };
         loop {
             let flushed = self.flush_with(&mut send);
             // Why it failed matters more than that the peer could not be told.
@@ -543,3 +551,6 @@ enum Read {
     Plain(usize),
     End,
 }
+
+#[cfg(test)]
+mod tests;

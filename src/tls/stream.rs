@@ -76,7 +76,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
 ///
 /// # Errors
 /// See [`Session::shake_with`].
-pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(io: &mut S, session: &mut Session) -> io::Result<()> {
+pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    io: &mut S,
+    session: &mut Session,
+) -> io::Result<()> {
     poll_fn(|cx| {
         // Reading and writing need the socket each in its turn.
         let socket = std::cell::RefCell::new((&mut *io, &mut *cx));
@@ -153,7 +156,11 @@ fn ready<T>(done: io::Result<Option<T>>) -> Poll<io::Result<T>> {
     }
 }
 
-fn recv<S: AsyncRead + Unpin>(io: &mut S, cx: &mut Context<'_>, room: &mut [u8]) -> io::Result<Option<usize>> {
+fn recv<S: AsyncRead + Unpin>(
+    io: &mut S,
+    cx: &mut Context<'_>,
+    room: &mut [u8],
+) -> io::Result<Option<usize>> {
     let mut buf = ReadBuf::new(room);
     match Pin::new(io).poll_read(cx, &mut buf) {
         Poll::Ready(Ok(())) => Ok(Some(buf.filled().len())),
