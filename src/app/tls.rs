@@ -9,7 +9,7 @@ use crate::clock;
 use crate::config::checked::Config;
 use crate::config::settings::{Endpoint, ServerTlsSettings, UpstreamTls};
 use crate::config::{Problem, Warning};
-use crate::link::hub::DoorTls;
+use crate::link::welcome::DoorTls;
 use crate::tls::client::{ClientFiles, ClientTls, Mode, server_name};
 use crate::tls::names::validity;
 use crate::tls::server::{ServerFiles, ServerTls};

@@ -25,8 +25,8 @@ pub struct AdminEndpoint {
     pub user: String,
     /// Its password, or why it is not known (a file this user may not read): asked for only where no other is given.
     pub password: Result<String, String>,
-    /// TLS by the configuration: with the certificate it names. None: TLS where the port has it, with whatever certificate; the login
-    /// (SCRAM) shows no password, and proves that the port knows it.
+    /// TLS by the configuration: with the certificate it names. None: TLS where the port has it, with whatever certificate, as libpq's
+    /// "prefer".
     pub tls: Option<ClientTls>,
 }
 

@@ -17,6 +17,7 @@ use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
+use super::welcome::DoorTls;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
 use crate::lanes::gate::LaneGate;
@@ -26,7 +27,6 @@ use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
 use crate::reason::Reason;
 use crate::tls::client::ClientTls;
-use crate::tls::server::ServerTls;
 
 /// Where PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,17 +35,6 @@ pub enum Upstream {
     Tcp(String, u16),
     /// Path of the socket file.
     Unix(PathBuf),
-}
-
-/// TLS at a listener.
-#[derive(Clone, Debug)]
-pub struct DoorTls {
-    /// The listener, as written in the configuration.
-    pub listener: Arc<str>,
-    /// Certificate and demands.
-    pub tls: ServerTls,
-    /// Whether sessions without it are refused.
-    pub required: bool,
 }
 
 /// What links need of the configuration.
@@ -69,13 +58,6 @@ pub struct LinkSettings {
     pub log_literals: bool,
     /// Client links at most.
     pub max_clients: u32,
-}
-
-impl LinkSettings {
-    /// TLS at a listener, if it has any.
-    pub fn door(&self, listener: &str) -> Option<&DoorTls> {
-        self.doors.iter().find(|door| &*door.listener == listener)
-    }
 }
 
 /// What the control thread is told.

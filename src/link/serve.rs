@@ -21,7 +21,7 @@ use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
 use super::stream::{Socket, Stream};
-use super::welcome::{self, NoWish, Wish};
+use super::welcome::{self, DoorTls, NoWish, Wish};
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
@@ -65,7 +65,7 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
     let stranger = Tally::stranger(hub.clone());
     let hub = &hub;
     let settings = hub.settings.load_full();
-    let door = settings.door(&accepted.listener);
+    let door = DoorTls::of(&settings.doors, &accepted.listener);
     let wish = match timeout(settings.startup_timeout, welcome::read(&mut accepted.stream, door)).await {
         Ok(Ok(wish)) => wish,
         Ok(Err(NoWish::Gone)) => return None,

@@ -1,17 +1,36 @@
 //! A client's first packet: encryption requests answered, cancel requests told from sessions.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::hub::DoorTls;
 use super::stream::{Peek, Stream};
 use crate::reason::{Reason, Refusal};
+use crate::tls::server::ServerTls;
 use crate::tls::{self, names};
 use crate::wire::startup::{self, FirstPacket, Startup};
 
 /// Bytes a client may send behind its startup packet before it was answered (optimistic clients do).
 const BEHIND_MAX: usize = 64 * 1024;
+
+/// TLS at a listener.
+#[derive(Clone, Debug)]
+pub struct DoorTls {
+    /// The listener, as written in the configuration.
+    pub listener: Arc<str>,
+    /// Certificate and demands.
+    pub tls: ServerTls,
+    /// Whether sessions without it are refused.
+    pub required: bool,
+}
+
+impl DoorTls {
+    /// That of a listener, if it has any.
+    pub fn of<'a>(doors: &'a [Self], listener: &str) -> Option<&'a Self> {
+        doors.iter().find(|door| &*door.listener == listener)
+    }
+}
 
 /// What a client wants.
 #[derive(Debug)]
