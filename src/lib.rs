@@ -14,5 +14,6 @@ pub mod link;
 pub mod listen;
 pub mod reason;
 pub mod snapshot;
+pub mod tls;
 pub mod upstream;
 pub mod wire;

@@ -131,6 +131,14 @@ reasons! {
     StartupTimeout, "startup_timeout", b"08P01", Fatal, "the login took too long";
     /// Upstream asked for no password and the client is not local.
     TrustRefused, "trust_refused", b"28000", Fatal, "PostgreSQL asked for no password, which is accepted from local clients only";
+    /// The listener takes sessions over TLS only.
+    TlsRequired, "tls_required", b"28000", Fatal, "this connection needs TLS";
+    /// No agreement on TLS. The client is told by an alert of TLS itself.
+    TlsFailed, "tls_failed", b"08P01", Fatal, "the TLS handshake failed";
+    /// The client's certificate does not name the user.
+    ClientCertificate, "client_certificate", b"28000", Fatal, "the client's certificate does not name the user";
+    /// The client insists on a channel binding that would bind it to another TLS connection than PostgreSQL's.
+    ChannelBinding, "channel_binding", b"28000", Fatal, "SCRAM's channel binding does not reach through pgweir";
     /// The client speaks a protocol or asks for a feature that is not served.
     Unsupported, "unsupported", b"08P01", Fatal, "unsupported protocol";
     /// Wrong password for the admin port.

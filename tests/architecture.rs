@@ -10,6 +10,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/snapshot.rs", &["clock", "reason", "lanes::ids"]),
     ("src/wire/", &["wire", "reason"]),
     ("src/auth/", &["auth", "clock"]),
+    ("src/tls/", &["tls"]),
     ("src/lanes/", &["lanes", "reason", "clock", "snapshot"]),
     ("src/leaks/", &["leaks", "lanes", "reason", "clock"]),
     ("src/link/session", &["link", "wire", "reason"]),
@@ -18,20 +19,23 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/link/rollback.rs", &["link", "wire"]),
     ("src/link/gate.rs", &[]),
     ("src/link/heads.rs", &["link", "wire"]),
-    ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen"]),
+    ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen", "tls"]),
     ("src/listen/", &["listen", "reason"]),
-    ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire"]),
+    ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
-    ("src/admin/", &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings"]),
+    (
+        "src/admin/",
+        &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings", "tls"],
+    ),
     ("src/config/", &["config", "lanes::settings", "reason"]),
-    ("src/cli/", &["cli", "admin::command", "admin::parse"]),
+    ("src/cli/", &["cli", "admin::command", "admin::parse", "tls"]),
     // A rehearsal knows the wire and the clock, and nothing of the guard: what it learns of pgweir, the console says.
     ("src/drill/", &["drill", "wire", "clock"]),
     (
         "src/app/",
         &[
             "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
-            "listen", "reason", "snapshot", "upstream", "wire",
+            "listen", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];

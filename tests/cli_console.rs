@@ -96,6 +96,11 @@ fn answer(out: &mut Vec<u8>, sql: &str) {
 
 /// Startup and password; none if the client may not come in.
 fn login(stream: &mut TcpStream, password: &str, said: &mpsc::Sender<String>) -> Option<()> {
+    // The CLI asks for TLS first, and goes on without where there is none.
+    let mut request = [0; 8];
+    stream.read_exact(&mut request).ok()?;
+    assert_eq!(request, [0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]);
+    stream.write_all(b"N").ok()?;
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut startup = vec![0; u32::from_be_bytes(length) as usize - 4];

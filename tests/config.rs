@@ -267,13 +267,66 @@ fn protected_lanes_are_left_alone() {
 #[test]
 fn what_is_to_come_says_so() {
     web("pooling = \"session\"", "pooling", "not available yet");
-    one("6432\"\n", "6432\"\ntls = \"require\"\n", "tls", "listen[1].tls", "TLS is to come");
-    section("[admin]\ntls = \"allow\"", "tls", "admin.tls", "TLS is to come");
-    one("5432\"\n", "5432\"\ntls = \"verify-full\"\n", "tls", "upstream.tls", "TLS is to come");
-    for plain in ["disable", "prefer"] {
-        let (text, _) = edited("5432\"\n", &format!("5432\"\ntls = \"{plain}\"\n"));
-        assert_eq!(problems(&text), Vec::<String>::new());
+}
+
+const FILES: &str = "certificate_file = \"c.pem\"\nkey_file = \"/k.pem\"\n";
+
+#[test]
+fn tls_of_those_who_serve_needs_a_certificate_and_its_key() {
+    let missing = "6432\"\ntls = \"require\"\n";
+    let (text, _) = edited("6432\"\n", missing);
+    let found = problems(&text);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(
+        found[0].contains("listen[1].certificate_file") && found[1].contains("listen[1].key_file"),
+        "{found:?}"
+    );
+    let (text, _) = edited("6432\"\n", &format!("6432\"\ntls = \"allow\"\n{FILES}"));
+    let (config, _) = checked(&text).expect("fine");
+    let tls = config.listen[0].tls.as_ref().expect("on");
+    assert!(!tls.required && tls.client_ca_file.is_none());
+    assert!(tls.certificate_file.ends_with("c.pem") && tls.key_file == std::path::Path::new("/k.pem"));
+    let lines = config.lines();
+    let line = |key: &str| lines.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+    assert_eq!((line("listen[1].tls"), line("listen[1].key_file")), (Some("allow"), Some("/k.pem")));
+    one(
+        "127.0.0.1:6432\"\n",
+        &format!("unix:/run\"\ntls = \"allow\"\n{FILES}"),
+        "tls",
+        "listen[1].tls",
+        "no TLS",
+    );
+    section(
+        &format!("[admin]\ntls = \"allow\"\n{}", &FILES[..27]),
+        "[admin]",
+        "admin.key_file",
+        "is missing",
+    );
+}
+
+#[test]
+fn what_is_asked_of_postgresql_must_make_sense() {
+    let upstream = |keys: &str, line: &str, key: &str, says: &str| {
+        one("5432\"\n", &format!("5432\"\n{keys}\n"), line, key, says);
+    };
+    upstream("tls = \"verify-full\"", "tls", "upstream.tls", "needs a ca_file");
+    upstream("tls = \"verify-ca\"", "tls", "upstream.tls", "needs a ca_file");
+    upstream("tls = \"allow\"", "tls", "upstream.tls", "is not served");
+    upstream("key_file = \"k\"", "key_file", "upstream.key_file", "needs certificate_file");
+    upstream("tls_negotiation = \"direct\"", "tls_neg", "upstream.tls_negotiation", "cannot be had");
+    for fine in [
+        "tls = \"disable\"",
+        "tls = \"prefer\"",
+        "tls = \"require\"\ntls_negotiation = \"direct\"",
+        "tls = \"verify-full\"\nca_file = \"ca.pem\"",
+        "certificate_file = \"c\"\nkey_file = \"k\"",
+    ] {
+        let (text, _) = edited("5432\"\n", &format!("5432\"\n{fine}\n"));
+        assert_eq!(problems(&text), Vec::<String>::new(), "{fine}");
     }
+    let (text, _) = edited("5432\"\n", "5432\"\nca_file = \"ca.pem\"\n");
+    let (_, warnings) = checked(&text).expect("fine");
+    assert!(warnings.iter().any(|w| w.to_string().contains("ca_file: has no effect")), "{warnings:?}");
 }
 
 #[test]

@@ -126,7 +126,10 @@ fn settings() -> AdminSettings {
         verifier: Verifier::from_password(password),
         may_change,
     };
-    AdminSettings { users: vec![user("admin", "pa ss'wörd", true), user("viewer", "look", false)] }
+    AdminSettings {
+        users: vec![user("admin", "pa ss'wörd", true), user("viewer", "look", false)],
+        ..AdminSettings::default()
+    }
 }
 
 /// Runs a test against a served port, on the kind of runtime the application uses.

@@ -204,8 +204,9 @@ const MISTAKES: &[Mistake] = &[
         "there is no [monitor]",
     ),
     ("`mode = \"scram\"`", END, "quota = 5\n[auth]\nquery = \"select $1\"\n", "problem", "belongs to mode"),
-    ("a feature", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "to come"),
-    ("a feature", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
+    ("TLS without", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "is missing"),
+    ("TLS without", "5432\"\n", "5432\"\ntls = \"verify-full\"\n", "problem", "needs a ca_file"),
+    ("keys of TLS", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
 ];
 
 /// Rows that take PostgreSQL or a file; other tests hold them.
@@ -215,6 +216,8 @@ const NOT_OF_THE_TEXT: &[&str] = &[
     "PostgreSQL cannot be reached",
     "a password file",
     "a users file",
+    "a certificate or key",
+    "a listener whose certificate",
 ];
 
 #[test]

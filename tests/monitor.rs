@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn settings(pg: &Pg, user: &str) -> MonitorSettings {
     MonitorSettings {
+        tls: None,
         address: MonitorAddress::Tcp { host: "127.0.0.1".into(), port: pg.port },
         user: user.into(),
         password: None,
@@ -291,6 +292,7 @@ async fn an_upstream_that_accepts_and_says_nothing_is_down() {
     let address =
         MonitorAddress::Tcp { host: "127.0.0.1".into(), port: listener.local_addr().expect("bound").port() };
     let (_handle, mut events) = spawn(MonitorSettings {
+        tls: None,
         address,
         user: "nobody".into(),
         password: None,

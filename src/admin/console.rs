@@ -29,9 +29,9 @@ const FAILURE_DELAY: Duration = Duration::from_secs(1);
 const LOGIN_MESSAGE_LEN_MAX: usize = 4096;
 
 /// Serves one connection to its end.
-pub(crate) async fn run(stream: Box<dyn Stream>, peer: SocketAddr, shared: &Shared) {
+pub(crate) async fn run(stream: Box<dyn Stream>, peer: SocketAddr, shared: &Shared, is_secure: bool) {
     let mut wire = Wire::new(stream);
-    let end = match timeout(STARTUP_TIMEOUT, login(&mut wire, peer, shared)).await {
+    let end = match timeout(STARTUP_TIMEOUT, login(&mut wire, peer, shared, is_secure)).await {
         Ok(Ok(login)) => {
             tracing::debug!(%peer, user = ?login.user, database = ?login.database, "admin console: login");
             let mut session = Session::new(wire, login, std::sync::Arc::clone(&shared.control));
@@ -63,8 +63,8 @@ pub(crate) async fn refuse_garbage(stream: Box<dyn Stream>) {
     Wire::new(stream).close(Reason::Malformed.into()).await;
 }
 
-async fn login(wire: &mut Wire, peer: SocketAddr, shared: &Shared) -> Result<Login, End> {
-    let startup = startup_packet(wire).await?;
+async fn login(wire: &mut Wire, peer: SocketAddr, shared: &Shared, is_secure: bool) -> Result<Login, End> {
+    let startup = startup_packet(wire, shared, is_secure).await?;
     let minor = startup.minor.min(MINOR_MAX);
     negotiate(&mut wire.out, &startup);
     if startup.user().is_empty() {
@@ -100,11 +100,19 @@ async fn login(wire: &mut Wire, peer: SocketAddr, shared: &Shared) -> Result<Log
     })
 }
 
-/// Reads up to the StartupMessage, answering `N` to requests for encryption, each at most once.
-async fn startup_packet(wire: &mut Wire) -> Result<Startup, End> {
-    let (mut ssl_asked, mut gss_asked) = (false, false);
+/// Reads up to the StartupMessage, answering requests for encryption, each at most once.
+async fn startup_packet(wire: &mut Wire, shared: &Shared, mut is_secure: bool) -> Result<Startup, End> {
+    let (mut ssl_asked, mut gss_asked) = (is_secure, is_secure);
     loop {
-        let asked = match startup::parse(&wire.packet().await?)? {
+        let packet = startup::parse(&wire.packet().await?)?;
+        let tls = shared.settings.tls.load_full();
+        let wants_tls = packet == FirstPacket::Ssl;
+        let asked = match packet {
+            FirstPacket::Startup(_) if !is_secure && tls.as_ref().is_some_and(|tls| tls.required) => {
+                let (detail, hint) =
+                    ("the admin port takes connections over TLS only", "connect with sslmode=require");
+                return Err(End::Refused(Refusal::new(Reason::TlsRequired, detail, hint)));
+            }
             FirstPacket::Startup(startup) => return Ok(startup),
             FirstPacket::Cancel { .. } => return Err(End::Gone),
             FirstPacket::Ssl => &mut ssl_asked,
@@ -118,8 +126,18 @@ async fn startup_packet(wire: &mut Wire) -> Result<Startup, End> {
             let detail = "bytes came behind the request for encryption";
             return Err(End::Refused(Refusal::new(Reason::Malformed, detail, "")));
         }
-        wire.out.push(b'N');
-        wire.flush().await?;
+        match tls {
+            Some(tls) if wants_tls => {
+                wire.out.push(b'S');
+                wire.flush().await?;
+                wire.secure(&tls.tls).await?;
+                (is_secure, gss_asked) = (true, true);
+            }
+            _ => {
+                wire.out.push(b'N');
+                wire.flush().await?;
+            }
+        }
     }
 }
 

@@ -12,7 +12,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::control::Control;
@@ -25,7 +24,7 @@ const CONNECTION_MAX: Duration = Duration::from_secs(15 * 60);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves one connection to its end. A request's head must come within [`STARTUP_TIMEOUT`], from the end of the last one.
-pub(crate) async fn run(stream: TcpStream, control: Arc<dyn Control>) {
+pub(crate) async fn run(stream: impl Stream + 'static, control: Arc<dyn Control>) {
     let service = TowerToHyperService::new(router(control));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(STARTUP_TIMEOUT).max_buf_size(MESSAGE_LEN_MAX);
@@ -47,6 +46,13 @@ pub(crate) async fn refuse(stream: Box<dyn Stream>) {
     let response =
         b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\n\
                      content-length: 32\r\n\r\n{\"error\":\"too many connections\"}";
+    say_and_close(stream, response).await;
+}
+
+/// Refuses a connection without TLS where it is demanded.
+pub(crate) async fn refuse_plain(stream: Box<dyn Stream>) {
+    let response = b"HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\nconnection: close\r\n\
+                     content-length: 40\r\n\r\n{\"error\":\"TLS is needed: use https://\"}\n";
     say_and_close(stream, response).await;
 }
 

@@ -8,6 +8,8 @@ use tokio::time::timeout;
 
 use super::parse::Failure;
 use crate::reason::{Reason, Refusal, Severity};
+use crate::tls::server::ServerTls;
+use crate::tls::stream::TlsStream;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::{reply, startup};
 
@@ -60,6 +62,25 @@ impl Wire {
     /// Takes a connection over.
     pub fn new(stream: Box<dyn Stream>) -> Self {
         Self { stream, inbox: BytesMut::new(), out: Vec::new() }
+    }
+
+    /// Goes on with TLS: the client has asked for it, and has been told `S`.
+    ///
+    /// # Errors
+    /// `Gone`: there was no agreement, which the client has been told.
+    pub async fn secure(&mut self, tls: &ServerTls) -> Result<(), End> {
+        let mut stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
+        match tls.accept(&mut stream, &[]).await {
+            Ok(session) => {
+                self.stream = Box::new(TlsStream::new(stream, session));
+                Ok(())
+            }
+            Err(error) => {
+                tracing::info!(%error, "admin console: no TLS with a client");
+                say_and_close(stream, &[]).await;
+                Err(End::Gone)
+            }
+        }
     }
 
     /// Reads one packet of the startup phase: a length that counts itself, and a body.

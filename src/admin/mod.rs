@@ -1,6 +1,7 @@
 //! The admin port: one port for psql, Prometheus and curl.
 //!
-//! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method. Pure: `command`, `parse`, `lex`,
+//! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
+//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`,
 //! `chatter`, `help`, `view`, `encode`. Shell: `io`, `console`, `session`, `answer`, `http`, and `serve` here.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
@@ -31,7 +32,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use arc_swap::ArcSwapOption;
+
 use crate::auth::scram::{ITERATIONS, Mock, Verifier};
+use crate::tls::FIRST_BYTE;
+use crate::tls::server::ServerTls;
+use crate::tls::stream::TlsStream;
 use control::Control;
 
 /// Connections to the admin port at most.
@@ -62,11 +68,22 @@ pub struct AdminUser {
     pub may_change: bool,
 }
 
+/// TLS of the admin port.
+#[derive(Clone, Debug)]
+pub struct AdminTls {
+    /// Certificate and demands.
+    pub tls: ServerTls,
+    /// Whether connections without it are refused.
+    pub required: bool,
+}
+
 /// Settings of the admin port.
 #[derive(Clone, Debug, Default)]
 pub struct AdminSettings {
     /// Users; names are unique.
     pub users: Vec<AdminUser>,
+    /// TLS, where there is any; may change at any time.
+    pub tls: Arc<ArcSwapOption<AdminTls>>,
 }
 
 /// What all connections share.
@@ -169,15 +186,21 @@ enum Protocol {
     Unknown,
 }
 
+impl Protocol {
+    fn of(first: u8) -> Self {
+        match first {
+            0 => Self::Console,
+            FIRST_BYTE => Self::Tls,
+            b'A'..=b'Z' => Self::Http,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 async fn protocol(stream: &TcpStream, patience: Duration) -> Option<Protocol> {
     let mut first = [0];
     match timeout(patience, stream.peek(&mut first)).await {
-        Ok(Ok(1)) => Some(match first[0] {
-            0 => Protocol::Console,
-            0x16 => Protocol::Tls,
-            b'A'..=b'Z' => Protocol::Http,
-            _ => Protocol::Unknown,
-        }),
+        Ok(Ok(1)) => Some(Protocol::of(first[0])),
         _ => None,
     }
 }
@@ -189,15 +212,50 @@ async fn connection(
     protocol: Protocol,
     _permit: OwnedSemaphorePermit,
 ) {
+    let tls = shared.settings.tls.load_full();
+    match (protocol, tls) {
+        (Protocol::Tls, Some(tls)) => secure(stream, peer, &shared, &tls).await,
+        (Protocol::Tls, None) => io::close_notify(Box::new(stream)).await,
+        (Protocol::Http, Some(tls)) if tls.required => http::refuse_plain(Box::new(stream)).await,
+        (protocol, _) => speak(stream, peer, &shared, protocol, false).await,
+    }
+}
+
+/// TLS without asking: browsers, and clients of PostgreSQL from 17 on. The first byte inside decides, as without it.
+async fn secure(mut stream: TcpStream, peer: SocketAddr, shared: &Shared, tls: &AdminTls) {
+    let shaken = timeout(STARTUP_TIMEOUT, tls.tls.accept(&mut stream, &[])).await;
+    let session = match shaken {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => {
+            tracing::info!(%peer, %error, "admin port: no TLS with a client");
+            return io::say_and_close(Box::new(stream), &[]).await;
+        }
+        Err(_) => return,
+    };
+    let mut stream = TlsStream::new(stream, session);
+    match timeout(STARTUP_TIMEOUT, stream.peek()).await {
+        Ok(Ok(Some(byte))) => match Protocol::of(byte) {
+            Protocol::Tls => console::refuse_garbage(Box::new(stream)).await,
+            protocol => speak(stream, peer, shared, protocol, true).await,
+        },
+        _ => io::say_and_close(Box::new(stream), &[]).await,
+    }
+}
+
+async fn speak(
+    stream: impl io::Stream + 'static,
+    peer: SocketAddr,
+    shared: &Shared,
+    protocol: Protocol,
+    is_secure: bool,
+) {
     match protocol {
-        Protocol::Console => Box::pin(console::run(Box::new(stream), peer, &shared)).await,
+        Protocol::Console => Box::pin(console::run(Box::new(stream), peer, shared, is_secure)).await,
         Protocol::Http => match Arc::clone(&shared.http).try_acquire_owned() {
             Ok(_permit) => Box::pin(http::run(stream, Arc::clone(&shared.control))).await,
             Err(_) => http::refuse(Box::new(stream)).await,
         },
-        // TLS goes here: accept it, peek at the first decrypted byte, and go on as above with the encrypted stream.
-        Protocol::Tls => io::close_notify(Box::new(stream)).await,
-        Protocol::Unknown => console::refuse_garbage(Box::new(stream)).await,
+        Protocol::Tls | Protocol::Unknown => console::refuse_garbage(Box::new(stream)).await,
     }
 }
 

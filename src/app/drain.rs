@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::accept::{Door, Listening, accept};
+use super::tls::Tls;
 use super::workers::Workers;
 use super::{App, auth, setup};
 use crate::admin;
@@ -39,14 +40,15 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// The whole life of a proxy.
-pub(super) async fn live(config: Config) -> anyhow::Result<()> {
+pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     let (before, after) = raise_file_limit();
     tracing::info!(before, after, "file limit");
     let state_directory = config.state_directory.clone();
     std::fs::create_dir_all(&state_directory)
         .with_context(|| format!("[state] directory {}", state_directory.display()))?;
     let admin_settings = setup::admin_settings(&config)?;
-    setup::monitor_settings(&config)?;
+    admin_settings.tls.store(tls.admin.clone());
+    setup::monitor_settings(&config, None)?;
     let (users, doubts) =
         setup::users(&config).map_err(|problems| anyhow::anyhow!("{}", problems.join("\n")))?;
     doubts.iter().for_each(|doubt| tracing::warn!("{doubt}"));
@@ -55,7 +57,7 @@ pub(super) async fn live(config: Config) -> anyhow::Result<()> {
     let state_file = StateFile::new(&state_directory);
     let pauses = state_file.load()?;
     let (events, event_queue) = mpsc::unbounded_channel();
-    let app = Arc::new(new_app(config, state_file, events)?);
+    let app = Arc::new(new_app(config, &tls, &admin_settings, state_file, events)?);
     count_panics(&app.hub);
     app.set_users(users);
     auth::connect(&app);
@@ -92,6 +94,8 @@ pub(super) async fn live(config: Config) -> anyhow::Result<()> {
 
 fn new_app(
     config: Config,
+    tls: &Tls,
+    admin_settings: &admin::AdminSettings,
     state_file: StateFile,
     events: mpsc::UnboundedSender<crate::link::hub::Event>,
 ) -> anyhow::Result<App> {
@@ -99,7 +103,7 @@ fn new_app(
     getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
     let started = clock::now();
     let guard = Guard::new(config.settings.clone(), u64::from_le_bytes(seed), started);
-    let hub = Hub::new(guard, Rules::new(&config.settings), setup::link_settings(&config), events);
+    let hub = Hub::new(guard, Rules::new(&config.settings), setup::link_settings(&config, tls), events);
     let not_seen_yet =
         config.monitor.as_ref().map(|_| Arc::new("PostgreSQL has not been seen yet".to_owned()));
     let limits = &config.settings.limits;
@@ -118,6 +122,7 @@ fn new_app(
         ticker: Notify::new(),
         shutdown: Notify::new(),
         restart_monitor: Notify::new(),
+        admin_tls: admin_settings.tls.clone(),
         unreachable: ArcSwapOption::from(not_seen_yet),
         notifier: Notifier::from_env(),
         started,

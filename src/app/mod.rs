@@ -13,6 +13,7 @@ mod rows;
 mod secrecy;
 mod setup;
 mod sweep;
+mod tls;
 mod watch;
 mod workers;
 
@@ -26,6 +27,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
+use crate::admin::AdminTls;
 use crate::clock::{self, Moment};
 use crate::config::{self, checked::Config};
 use crate::incident::growth::Growth;
@@ -62,6 +64,8 @@ pub struct App {
     ticker: Notify,
     shutdown: Notify,
     restart_monitor: Notify,
+    /// The admin port's certificate: a reload changes it.
+    admin_tls: Arc<ArcSwapOption<AdminTls>>,
     /// Why the monitor cannot reach PostgreSQL, as long as it cannot.
     unreachable: ArcSwapOption<String>,
     notifier: Notifier,
@@ -131,7 +135,11 @@ impl App {
 
 /// Runs the proxy with a configuration file until it is told to stop.
 pub fn run(path: &Path) -> ExitCode {
-    let (config, warnings) = match config::load(path) {
+    let loaded = config::load(path).and_then(|(config, warnings)| {
+        let tls = tls::Tls::read(&config)?;
+        Ok((config, tls, warnings))
+    });
+    let (config, tls, warnings) = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
             problems.iter().for_each(|problem| eprintln!("{problem}"));
@@ -140,9 +148,9 @@ pub fn run(path: &Path) -> ExitCode {
         }
     };
     setup::start_log(&config);
-    // Before any secret is read: the configuration holds none.
+    // Before any password is read.
     secrecy::seal();
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    warnings.iter().chain(&tls.expiries(&config)).for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -150,7 +158,7 @@ pub fn run(path: &Path) -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    match runtime.block_on(drain::live(config)) {
+    match runtime.block_on(drain::live(config, tls)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("cannot start: {error:#}");

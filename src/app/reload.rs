@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use super::tls::Tls;
 use super::{App, setup};
 use crate::admin::control::{CommandError, Outcome};
+use crate::config::settings::ListenSettings;
 use crate::config::{self, checked::Config};
 use crate::lanes::classify::Rules;
 use crate::link::shared::Command;
@@ -35,9 +37,12 @@ impl App {
         let old = self.config.load_full();
         let (mut new, warnings) = config::load(&old.path)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        setup::monitor_settings(&new).map_err(|error| vec![format!("{error:#}")])?;
+        setup::monitor_settings(&new, None).map_err(|error| vec![format!("{error:#}")])?;
         let (users, doubts) = setup::users(&new)?;
         let fixed = keep_what_needs_restart(&old, &mut new);
+        // Certificates are read anew, whether or not their names have changed: links that are there keep what they began with.
+        let tls = Tls::read(&new)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let rules = Rules::new(&new.settings);
         self.hub.guard(|guard, now| guard.reload(now, new.settings.clone()).map(drop))?;
         // Lanes before rules: who is classified meanwhile must find the lane the rules name.
@@ -45,11 +50,14 @@ impl App {
         self.hub.rules.store(Arc::new(rules));
         // Users before the mode: who is asked for a password must find it here.
         self.set_users(users);
-        self.hub.settings.store(Arc::new(setup::link_settings(&new)));
+        self.hub.settings.store(Arc::new(setup::link_settings(&new, &tls)));
+        self.admin_tls.store(tls.admin.clone());
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
         let limits = &new.settings.limits;
         self.judge.lock().configure(limits.max_resets_per_minute, limits.observe);
-        let monitor_changed = old.monitor != new.monitor || old.upstream != new.upstream;
+        let has_files = new.upstream.ca_file.is_some() || new.upstream.certificate.is_some();
+        let monitor_changed = old.monitor != new.monitor || old.upstream != new.upstream || has_files;
+        let expiries = tls.expiries(&new);
         self.config.store(Arc::new(new));
         if monitor_changed {
             self.restart_monitor.notify_one();
@@ -58,7 +66,7 @@ impl App {
             link.post(Command::Reclassify);
         }
         let mut lines = vec!["the configuration was reloaded".to_owned()];
-        lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
+        lines.extend(warnings.iter().chain(&expiries).map(|warning| format!("warning: {warning}")));
         lines.extend(doubts);
         lines.extend(fixed);
         Ok(lines)
@@ -76,8 +84,12 @@ fn keep_what_needs_restart(old: &Config, new: &mut Config) -> Vec<String> {
             }
         };
     }
-    keep!("[[listen]]", listen);
-    keep!("[admin]", admin);
+    let place = |listen: &ListenSettings| (listen.endpoint.clone(), listen.text.clone(), listen.lane.clone());
+    if old.listen.iter().map(place).ne(new.listen.iter().map(place)) {
+        keep!("[[listen]]", listen);
+    }
+    keep!("[admin] address", admin.endpoint);
+    keep!("[admin] users", admin.users);
     keep!("[state] directory", state_directory);
     keep!("[limits] workers", process.workers);
     keep!("log_format", log.json);

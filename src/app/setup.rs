@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use zeroize::Zeroizing;
 
+use super::tls::{self, Tls};
 use crate::admin::{AdminSettings, AdminUser};
 use crate::auth::scram::Verifier;
 use crate::auth::users::{Note, USERS_BYTES_MAX, Users};
@@ -16,11 +17,12 @@ use crate::config::{self, read_password};
 use crate::incident::state;
 use crate::link::authority::OwnAuth;
 use crate::link::hub::{LinkSettings, Upstream};
+use crate::tls::client::ClientTls;
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
 use crate::upstream::probe;
 
 /// What links need of the configuration.
-pub(super) fn link_settings(config: &Config) -> LinkSettings {
+pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
     let upstream = match &config.upstream.endpoint {
         Endpoint::Tcp { host, port } => Upstream::Tcp(host.to_string(), *port),
         unix @ Endpoint::Unix { .. } => Upstream::Unix(unix.socket_path().unwrap_or_default()),
@@ -28,6 +30,8 @@ pub(super) fn link_settings(config: &Config) -> LinkSettings {
     let limits = &config.settings.limits;
     LinkSettings {
         upstream,
+        upstream_tls: Some(tls.upstream.clone()),
+        doors: tls.doors.clone(),
         connect_timeout: config.upstream.connect_timeout,
         startup_timeout: limits.startup_timeout,
         dead_after: config.process.tcp_keepalive.unwrap_or_default(),
@@ -57,7 +61,10 @@ pub(super) fn users(config: &Config) -> Result<(Users, Vec<String>), Vec<String>
 }
 
 /// What the monitor needs; none without `[monitor]`.
-pub(super) fn monitor_settings(config: &Config) -> anyhow::Result<Option<MonitorSettings>> {
+pub(super) fn monitor_settings(
+    config: &Config,
+    tls: Option<ClientTls>,
+) -> anyhow::Result<Option<MonitorSettings>> {
     let Some(monitor) = &config.monitor else { return Ok(None) };
     let password = monitor.password_file.as_deref().map(read_password).transpose();
     let password =
@@ -70,6 +77,7 @@ pub(super) fn monitor_settings(config: &Config) -> anyhow::Result<Option<Monitor
     };
     Ok(Some(MonitorSettings {
         address,
+        tls,
         user: monitor.user.to_string(),
         password,
         database: monitor.database.to_string(),
@@ -97,7 +105,7 @@ pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
             may_change: user.role == Role::Operator,
         });
     }
-    Ok(AdminSettings { users })
+    Ok(AdminSettings { users, tls: Default::default() })
 }
 
 /// Logs to standard error, as text or JSON; `RUST_LOG` chooses what.
@@ -123,10 +131,12 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
                 Ok((_, doubts)) => warnings.extend(doubts),
                 Err(found) => problems.extend(found),
             }
-            match monitor_settings(&config) {
-                Ok(Some(monitor)) => check_postgres(&config, &monitor, &mut problems, &mut warnings),
-                Ok(None) => {}
-                Err(error) => problems.push(format!("{error:#}")),
+            match Tls::read(&config) {
+                Ok(tls) => {
+                    warnings.extend(tls.expiries(&config).iter().map(ToString::to_string));
+                    check_servers(&config, &tls, &mut problems, &mut warnings);
+                }
+                Err(found) => problems.extend(found.iter().map(ToString::to_string)),
             }
         }
         Err(found) => problems.extend(found.iter().map(ToString::to_string)),
@@ -143,6 +153,15 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
         }
     }
     ExitCode::from(u8::from(!problems.is_empty()))
+}
+
+fn check_servers(config: &Config, tls: &Tls, problems: &mut Vec<String>, warnings: &mut Vec<String>) {
+    match monitor_settings(config, Some(tls.upstream.clone())) {
+        Ok(Some(monitor)) => check_postgres(config, &monitor, problems, warnings),
+        Ok(None) => {}
+        Err(error) => problems.push(format!("{error:#}")),
+    }
+    problems.extend(tls.certificates_differ(config).iter().map(ToString::to_string));
 }
 
 /// What only PostgreSQL can tell: its limits and the monitor role's rights.
@@ -213,5 +232,6 @@ pub fn admin_endpoint(path: &Path) -> Result<AdminEndpoint, String> {
         }
         Endpoint::Unix { directory, port } => (directory.display().to_string(), *port),
     };
-    Ok(AdminEndpoint { host, port, user: user.name.to_string(), password })
+    let tls = admin.tls.as_ref().map(tls::pinned).transpose()?;
+    Ok(AdminEndpoint { host, port, user: user.name.to_string(), password, tls })
 }

@@ -12,7 +12,8 @@ impl App {
     /// Keeps a monitor running with the settings in force.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
-            let settings = match setup::monitor_settings(&self.config.load()) {
+            let tls = self.hub.settings.load().upstream_tls.clone();
+            let settings = match setup::monitor_settings(&self.config.load(), tls) {
                 Ok(settings) => settings,
                 Err(error) => {
                     tracing::error!("monitor: {error:#}");

@@ -208,11 +208,11 @@ fn adopt(
             let stream = tokio::net::TcpStream::from_std(fd.into())?;
             tune_tcp(&stream, hub.settings.load().dead_after)?;
             let local = stream.local_addr().ok();
-            Ok(Accepted { stream: Stream::Tcp(stream), peer, local, listener, listener_lane })
+            Ok(Accepted { stream: Stream::from(stream), peer, local, listener, listener_lane })
         }
         Socket::Unix(fd) => {
             let stream = tokio::net::UnixStream::from_std(fd.into())?;
-            Ok(Accepted { stream: Stream::Unix(stream), peer: None, local: None, listener, listener_lane })
+            Ok(Accepted { stream: Stream::from(stream), peer: None, local: None, listener, listener_lane })
         }
     }
 }

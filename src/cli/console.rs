@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::DbError;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
 
 use super::endpoint::{AdminEndpoint, application_name};
 use super::table::{Kind, Table};
+use crate::tls::client::{ClientFiles, ClientTls, Mode};
+use crate::tls::stream::TlsStream;
 
 /// Time for connecting and logging in.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -68,11 +73,16 @@ impl Console {
         let address = format!("{}:{}", endpoint.host, endpoint.port);
         let password = endpoint.password.as_ref().map_err(|why| Failure::Usage(why.clone()))?;
         let mut config = Config::new();
-        config.host(reachable(&endpoint.host)).port(endpoint.port).user(&endpoint.user).password(password);
-        config.dbname(DATABASE).application_name(application_name()).ssl_mode(SslMode::Disable);
-        let connecting = tokio::time::timeout(CONNECT_MAX, config.connect(NoTls)).await;
-        let (client, mut connection) = match connecting {
-            Ok(connected) => connected.map_err(|error| connect_failure(&address, &error))?,
+        config.user(&endpoint.user).password(password).dbname(DATABASE).application_name(application_name());
+        config.ssl_mode(SslMode::Disable);
+        let connecting = async {
+            let stream = dial(endpoint)
+                .await
+                .map_err(|error| Failure::Unreachable(format!("cannot reach {address}: {error}")))?;
+            config.connect_raw(stream, NoTls).await.map_err(|error| connect_failure(&address, &error))
+        };
+        let (client, mut connection) = match tokio::time::timeout(CONNECT_MAX, connecting).await {
+            Ok(connected) => connected?,
             Err(_) => return Err(Failure::Unreachable(format!("{address} does not answer"))),
         };
         let notices = Notices::default();
@@ -137,6 +147,46 @@ impl Console {
             Err(_) => Err(Failure::Unreachable(format!("{} took too long to answer", self.address))),
         }
     }
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Connects, with TLS where the port has it.
+async fn dial(endpoint: &AdminEndpoint) -> io::Result<Box<dyn Duplex>> {
+    let host = reachable(&endpoint.host);
+    if host.starts_with('/') {
+        let path = format!("{host}/.s.PGSQL.{}", endpoint.port);
+        return Ok(Box::new(UnixStream::connect(path).await?));
+    }
+    let any = || {
+        let files = ClientFiles { mode: Mode::Prefer, ..ClientFiles::default() };
+        ClientTls::load(&files).map_err(|_| io::Error::from(io::ErrorKind::Other))
+    };
+    let Some(known) = &endpoint.tls else { return secure(host, endpoint.port, &any()?).await };
+    match secure(host, endpoint.port, known).await {
+        // A renewed certificate that pgweir was not told of yet must not keep anybody from telling it.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData && is_loopback(host) => {
+            eprintln!(
+                "pgweir: the admin port does not show the certificate of the configuration ({error}); was it renewed? Run `pgweir reload`"
+            );
+            secure(host, endpoint.port, &any()?).await
+        }
+        done => done,
+    }
+}
+
+async fn secure(host: &str, port: u16, tls: &ClientTls) -> io::Result<Box<dyn Duplex>> {
+    let mut stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    match tls.negotiate(&mut stream, host).await? {
+        Some(session) => Ok(Box::new(TlsStream::new(stream, session))),
+        None => Ok(Box::new(stream)),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Where to connect for an address that is listened on.

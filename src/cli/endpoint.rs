@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::Global;
 use super::console::Failure;
+use crate::tls::client::ClientTls;
 
 /// Where a configuration is looked for when none is given.
 const CONFIG_FILES: [&str; 2] = ["./pgweir.toml", "/etc/pgweir/pgweir.toml"];
@@ -24,6 +25,9 @@ pub struct AdminEndpoint {
     pub user: String,
     /// Its password, or why it is not known (a file this user may not read): asked for only where no other is given.
     pub password: Result<String, String>,
+    /// TLS by the configuration: with the certificate it names. None: TLS where the port has it, with whatever certificate, as libpq's
+    /// "prefer".
+    pub tls: Option<ClientTls>,
 }
 
 impl fmt::Debug for AdminEndpoint {
@@ -75,6 +79,7 @@ fn by_option(admin: &str, user: Option<&str>, password: Option<String>) -> Resul
         port,
         user: user.unwrap_or("admin").into(),
         password: Ok(password),
+        tls: None,
     })
 }
 
@@ -125,7 +130,7 @@ mod tests {
 
     fn endpoint() -> AdminEndpoint {
         let password = Err("cannot read admin.password".into());
-        AdminEndpoint { host: "127.0.0.1".into(), port: 6433, user: "admin".into(), password }
+        AdminEndpoint { host: "127.0.0.1".into(), port: 6433, user: "admin".into(), password, tls: None }
     }
 
     #[test]

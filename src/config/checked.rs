@@ -164,18 +164,25 @@ fn bound_tables(report: &mut Report<'_>, config: &Config) {
     }
 }
 
+impl Config {
+    /// Something that is wrong with the value of a key, found when the file was read already.
+    pub fn problem(&self, key: &str, message: impl Into<String>, hint: &str) -> Problem {
+        Problem {
+            file: self.path.display().to_string().into(),
+            line: find_place(&self.places, key),
+            key: key.to_owned(),
+            message: message.into(),
+            hint: hint.to_owned(),
+        }
+    }
+}
+
 /// What is wrong with `config` once PostgreSQL's limits are known: `max_connections`, and `reserved` =
 /// superuser_reserved_connections + reserved_connections.
 pub fn check_against(config: &Config, max_connections: u32, reserved: u32) -> Vec<Problem> {
     let usable = max_connections.saturating_sub(reserved);
     let headroom = config.settings.limits.headroom;
-    let problem = |key: &str, message: String, hint: &str| Problem {
-        file: config.path.display().to_string().into(),
-        line: find_place(&config.places, key),
-        key: key.to_owned(),
-        message,
-        hint: hint.to_owned(),
-    };
+    let problem = |key: &str, message: String, hint: &str| config.problem(key, message, hint);
     if headroom >= usable {
         let text = format!(
             "{headroom} leaves nothing of the {usable} usable connections (max_connections {max_connections} less {reserved} reserved)"

@@ -1,9 +1,10 @@
 //! The configuration in force as lines for SHOW CONFIG: defaults filled in, no secrets.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
-use super::settings::{BypassAction, Config, Expect, Role, UpstreamTls};
+use super::settings::{BypassAction, Config, Expect, Role, ServerTlsSettings};
 use super::units::show_duration;
 use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings, ResetWhen};
 
@@ -15,9 +16,27 @@ impl Lines {
         self.0.push((key.into(), value.to_string()));
     }
 
+    fn file(&mut self, key: impl Into<String>, value: Option<&Path>) {
+        self.put(key, value.map(|file| file.display().to_string()).unwrap_or_default());
+    }
+
     fn time(&mut self, key: impl Into<String>, value: Duration) {
         self.put(key, show_duration(value));
     }
+}
+
+/// Names of files only: what is in them is nobody's business.
+fn tls_lines(lines: &mut Lines, section: &str, tls: Option<&ServerTlsSettings>) {
+    let word = match tls {
+        None => "off",
+        Some(tls) if tls.required => "require",
+        Some(_) => "allow",
+    };
+    lines.put(format!("{section}.tls"), word);
+    let Some(tls) = tls else { return };
+    lines.file(format!("{section}.certificate_file"), Some(&tls.certificate_file));
+    lines.file(format!("{section}.key_file"), Some(&tls.key_file));
+    lines.file(format!("{section}.client_ca_file"), tls.client_ca_file.as_deref());
 }
 
 fn opt_time(value: Option<Duration>) -> String {
@@ -42,16 +61,17 @@ impl Config {
         lines.put("log_literals", self.log.literals);
         for (at, listen) in self.listen.iter().enumerate() {
             lines.put(format!("listen[{}].address", at + 1), &listen.endpoint);
-            lines.put(format!("listen[{}].tls", at + 1), "off");
+            tls_lines(&mut lines, &format!("listen[{}]", at + 1), listen.tls.as_ref());
             lines.put(format!("listen[{}].lane", at + 1), listen.lane.as_deref().unwrap_or(""));
         }
         self.admin_lines(&mut lines);
         lines.put("upstream.address", &self.upstream.endpoint);
-        let tls = match self.upstream.tls {
-            UpstreamTls::Disable => "disable",
-            UpstreamTls::Prefer => "prefer",
-        };
-        lines.put("upstream.tls", tls);
+        lines.put("upstream.tls", self.upstream.tls.word());
+        lines.put("upstream.tls_negotiation", if self.upstream.direct { "direct" } else { "postgres" });
+        lines.file("upstream.ca_file", self.upstream.ca_file.as_deref());
+        let (certificate, key) = self.upstream.certificate.as_ref().map(|(c, k)| (&**c, &**k)).unzip();
+        lines.file("upstream.certificate_file", certificate);
+        lines.file("upstream.key_file", key);
         lines.time("upstream.connect_timeout", self.upstream.connect_timeout);
         lines.put("upstream.headroom", limits.headroom);
         if let Some(monitor) = &self.monitor {
@@ -100,6 +120,7 @@ impl Config {
 
     fn admin_lines(&self, lines: &mut Lines) {
         lines.put("admin.address", &self.admin.endpoint);
+        tls_lines(lines, "admin", self.admin.tls.as_ref());
         for user in &self.admin.users {
             let key = |name: &str| format!("admin.user.{}.{name}", user.name);
             lines.put(key("password_file"), user.password_file.display());

@@ -18,6 +18,7 @@ mod raw;
 mod reach;
 mod rule;
 mod sections;
+mod tls;
 mod values;
 
 use std::fs::File;

@@ -11,15 +11,13 @@ use super::settings::{
     ListenSettings, LogSettings, MonitorSettings, OwnAuthSettings, ProbeSettings, ProcessSettings, Role,
     UpstreamSettings, UpstreamTls,
 };
-use super::values;
+use super::{tls, values};
 use crate::lanes::settings::{ApplicationSettings, Limits};
 
 /// Admin users at most.
 const ADMINS_MAX: usize = 100;
 /// Probes at most: each costs a query.
 const PROBES_MAX: usize = 50;
-
-const TLS_TO_COME: &str = "TLS is to come: it is not available yet";
 
 /// Stands in for an address that could not be read; never seen, for a problem is on record.
 fn nowhere() -> (Endpoint, Arc<str>) {
@@ -55,9 +53,9 @@ pub(super) fn listen(report: &mut Report<'_>, root: &mut Section<'_>) -> (Vec<Li
                 ),
             }
         }
-        server_tls(report, &mut section);
+        let tls = tls::server(report, &mut section, matches!(endpoint, Endpoint::Unix { .. }));
         let lane = section.read(report, "lane", values::name);
-        all.push(ListenSettings { endpoint, text, lane });
+        all.push(ListenSettings { endpoint, text, lane, tls });
         section.finish(report);
     }
     if !root.has("listen") {
@@ -68,21 +66,6 @@ pub(super) fn listen(report: &mut Report<'_>, root: &mut Section<'_>) -> (Vec<Li
         );
     }
     (all, complete)
-}
-
-/// The tls keys of a listener or of the admin port.
-fn server_tls(report: &mut Report<'_>, section: &mut Section<'_>) {
-    let words = [("off", true), ("allow", false), ("require", false)];
-    let off = section.read(report, "tls", values::word(&words));
-    if off == Some(false) {
-        report.problem_at(&section.key("tls"), TLS_TO_COME, "write \"off\", or leave the key out");
-    }
-    for name in ["certificate_file", "key_file", "client_ca_file"] {
-        let file = section.read(report, name, values::text);
-        if file.is_some() && off != Some(false) {
-            report.warning_at(&section.key(name), "has no effect with tls = \"off\"", "remove it");
-        }
-    }
 }
 
 /// `[admin]`.
@@ -101,24 +84,26 @@ pub(super) fn admin(
         role: Role::Operator,
     };
     let Some(mut section) = root.table(report, "admin") else {
-        return AdminSettings { endpoint: default, users: vec![alone("admin".into(), None)] };
+        return AdminSettings { endpoint: default, users: vec![alone("admin".into(), None)], tls: None };
     };
     let endpoint = section.read(report, "address", values::endpoint(6433)).map_or(default, |(e, _)| e);
     let address = section.key("address");
+    let tls = tls::server(report, &mut section, false);
     match &endpoint {
         Endpoint::Unix { .. } => report.problem_at(
             &address,
             "must be host:port",
             "the admin port serves browsers too; write \"127.0.0.1:6433\"",
         ),
-        Endpoint::Tcp { host, .. } if !is_loopback(host) => report.warning_at(
-            &address,
-            "is not a loopback address: passwords of HTTP users cross the network in the clear",
-            "write \"127.0.0.1:6433\" and come through an SSH tunnel",
-        ),
+        Endpoint::Tcp { host, .. } if !is_loopback(host) && !tls.as_ref().is_some_and(|tls| tls.required) => {
+            report.warning_at(
+                &address,
+                "is not a loopback address: passwords of HTTP users cross the network in the clear",
+                "write tls = \"require\", or \"127.0.0.1:6433\" and come through an SSH tunnel",
+            );
+        }
         Endpoint::Tcp { .. } => {}
     }
-    server_tls(report, &mut section);
     let file = section.read(report, "password_file", values::path(path));
     let several =
         section.item(report, "user").is_some_and(|item| item.value.is_array() || item.value.is_table());
@@ -132,7 +117,7 @@ pub(super) fn admin(
         vec![alone(section.read(report, "user", values::name).unwrap_or_else(|| "admin".into()), file)]
     };
     section.finish(report);
-    AdminSettings { endpoint, users }
+    AdminSettings { endpoint, users, tls }
 }
 
 fn admin_users(
@@ -194,6 +179,9 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
     let mut settings = UpstreamSettings {
         endpoint: nowhere().0,
         tls: UpstreamTls::Prefer,
+        direct: false,
+        ca_file: None,
+        certificate: None,
         connect_timeout: Duration::from_secs(5),
     };
     let hint = "add [upstream] with address = \"127.0.0.1:5432\": where PostgreSQL listens";
@@ -206,26 +194,7 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
     if let Some((endpoint, _)) = section.require(report, "address", hint, values::endpoint(5432)) {
         settings.endpoint = endpoint;
     }
-    let words = [
-        ("disable", Some(UpstreamTls::Disable)),
-        ("prefer", Some(UpstreamTls::Prefer)),
-        ("allow", None),
-        ("require", None),
-        ("verify-ca", None),
-        ("verify-full", None),
-    ];
-    match section.read(report, "tls", values::word(&words)) {
-        Some(Some(tls)) => settings.tls = tls,
-        Some(None) => report.problem_at(
-            &section.key("tls"),
-            TLS_TO_COME,
-            "write \"disable\" or \"prefer\" (plain for now), or leave the key out",
-        ),
-        None => {}
-    }
-    if section.read(report, "ca_file", values::text).is_some() {
-        report.warning_at(&section.key("ca_file"), "has no effect: TLS is to come", "remove it");
-    }
+    tls::upstream(report, &mut section, &mut settings);
     if let Some(timeout) = section.read(report, "connect_timeout", values::positive_duration) {
         settings.connect_timeout = timeout;
     }

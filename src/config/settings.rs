@@ -56,6 +56,21 @@ pub struct ListenSettings {
     pub text: Arc<str>,
     /// The lane of everything that comes in here.
     pub lane: Option<Arc<str>>,
+    /// TLS, where there is any.
+    pub tls: Option<ServerTlsSettings>,
+}
+
+/// TLS of a listener or of the admin port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTlsSettings {
+    /// Whether connections without it are refused.
+    pub required: bool,
+    /// Certificate, PEM, with those between it and its authority.
+    pub certificate_file: PathBuf,
+    /// Its key, PEM.
+    pub key_file: PathBuf,
+    /// Authorities of clients' certificates; with it each client needs one.
+    pub client_ca_file: Option<PathBuf>,
 }
 
 /// What an admin user may do.
@@ -87,15 +102,39 @@ pub struct AdminSettings {
     pub endpoint: Endpoint,
     /// At least one.
     pub users: Vec<AdminUser>,
+    /// TLS, where there is any.
+    pub tls: Option<ServerTlsSettings>,
 }
 
-/// `tls` of `[upstream]`, in libpq's words. What asks for more than these is refused until TLS is there.
+/// `tls` of `[upstream]`, in libpq's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamTls {
     /// Plain.
     Disable,
-    /// TLS where the server has it; plain for now.
+    /// TLS where the server has it.
     Prefer,
+    /// TLS; with `ca_file` as verify-ca.
+    Require,
+    /// TLS with a certificate of an authority in `ca_file`.
+    VerifyCa,
+    /// The same, and it must name the host.
+    VerifyFull,
+}
+
+impl UpstreamTls {
+    /// The words of the file.
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("disable", Self::Disable),
+        ("prefer", Self::Prefer),
+        ("require", Self::Require),
+        ("verify-ca", Self::VerifyCa),
+        ("verify-full", Self::VerifyFull),
+    ];
+
+    /// The word of the file.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, tls)| *tls == self).map_or("", |(word, _)| word)
+    }
 }
 
 /// `[upstream]`; its `headroom` is in [`crate::lanes::settings::Limits`].
@@ -103,8 +142,14 @@ pub enum UpstreamTls {
 pub struct UpstreamSettings {
     /// PostgreSQL.
     pub endpoint: Endpoint,
-    /// TLS.
+    /// TLS, of the monitor and of cancels too.
     pub tls: UpstreamTls,
+    /// Whether TLS begins without asking.
+    pub direct: bool,
+    /// Authorities of PostgreSQL's certificate.
+    pub ca_file: Option<PathBuf>,
+    /// Own certificate and key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// Time for one dial, never zero.
     pub connect_timeout: Duration,
 }

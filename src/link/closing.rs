@@ -141,7 +141,13 @@ async fn deliver(
     let mut turn = 0;
     loop {
         match upstream.read(&mut buf).await {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                if client.tls().is_some() {
+                    // close_notify: without it the client must take the end for a cut.
+                    let _ = timeout(LAST_WORDS, client.shutdown()).await;
+                }
+                return Ok(());
+            }
             Ok(n) => {
                 if client.write_all(&buf[..n]).await.is_err() {
                     return discard(upstream).await;

@@ -19,6 +19,7 @@ use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
+use super::welcome::DoorTls;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
 use crate::lanes::gate::LaneGate;
@@ -27,6 +28,7 @@ use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
 use crate::reason::Reason;
+use crate::tls::client::ClientTls;
 
 /// Where PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,10 @@ pub enum Upstream {
 pub struct LinkSettings {
     /// Where to dial.
     pub upstream: Upstream,
+    /// TLS asked of it; none where there can be none.
+    pub upstream_tls: Option<ClientTls>,
+    /// Listeners with TLS.
+    pub doors: Vec<DoorTls>,
     /// Bound on a dial.
     pub connect_timeout: Duration,
     /// Bound on a login, queueing not counted.
@@ -486,6 +492,8 @@ pub(super) mod tests {
         let (events, queue) = mpsc::unbounded_channel();
         let link_settings = LinkSettings {
             upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
+            upstream_tls: None,
+            doors: Vec::new(),
             connect_timeout: Duration::from_secs(1),
             startup_timeout: Duration::from_secs(1),
             dead_after: Duration::ZERO,

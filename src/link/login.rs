@@ -13,10 +13,11 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::authority;
+use super::binding::{self, Binding};
 use super::hub::Hub;
 use super::keys::CancelKeys;
 use super::shared::LinkShared;
-use super::stream::Stream;
+use super::stream::{Socket, Stream};
 use crate::auth::upstream::{Answerer, Credentials};
 use crate::clock;
 use crate::listen::socket::is_local;
@@ -81,6 +82,8 @@ pub struct Login<'a> {
     pub may_skip_password: bool,
     /// Asks for replication.
     pub replication: bool,
+    /// What SCRAM's channel binding would be bound to.
+    pub binding: Binding,
     /// Bound on the whole login.
     pub bound: Duration,
     /// Where pgweir has authenticated the client: what PostgreSQL is answered with, and what goes to the client before its
@@ -98,6 +101,8 @@ struct Exchange<'a> {
     key: Option<(i32, CancelKeys)>,
     asked: bool,
     awaits_answer: bool,
+    /// The client's next answer chooses among SASL's mechanisms.
+    first_answer: bool,
     healthy: bool,
     /// Answers in the client's place.
     answerer: Option<Answerer>,
@@ -135,6 +140,7 @@ impl Login<'_> {
             key: None,
             asked: false,
             awaits_answer: false,
+            first_answer: false,
             healthy: false,
             answerer,
             let_in: false,
@@ -247,7 +253,13 @@ impl Exchange<'_> {
         if self.answerer.is_some() {
             return self.answer_ourselves(code, message, body.get(4..).unwrap_or_default()).await;
         }
-        self.kept_back.extend_from_slice(message);
+        if code == binding::SASL {
+            self.first_answer = true;
+            let offer = self.login.binding.offer(message).map_err(LoginError::Refuse)?;
+            self.kept_back.extend_from_slice(&offer);
+        } else {
+            self.kept_back.extend_from_slice(message);
+        }
         match code {
             // AuthenticationOk.
             0 => {
@@ -361,6 +373,9 @@ impl Exchange<'_> {
                 Ok(Some(header)) if self.from_client.len() >= header.total_len() => {
                     self.awaits_answer = false;
                     let answer: Vec<u8> = self.from_client.drain(..header.total_len()).collect();
+                    if std::mem::take(&mut self.first_answer) {
+                        self.login.binding.judge(&answer).map_err(LoginError::Refuse)?;
+                    }
                     return match self.upstream.write_all(&answer).await {
                         Ok(()) => Ok(()),
                         Err(error) => Err(self.not_now(&error.to_string(), false)),
@@ -406,9 +421,11 @@ impl Exchange<'_> {
 
 /// Whether nobody can listen on the way to PostgreSQL.
 fn is_private(upstream: &Stream) -> bool {
-    match upstream {
-        Stream::Unix(_) => true,
-        Stream::Tcp(socket) => socket.peer_addr().is_ok_and(|peer| is_local(peer.ip())),
+    match upstream.socket() {
+        Socket::Unix(_) => true,
+        Socket::Tcp(socket) => {
+            upstream.tls().is_some() || socket.peer_addr().is_ok_and(|peer| is_local(peer.ip()))
+        }
     }
 }
 

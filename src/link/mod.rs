@@ -2,6 +2,7 @@
 
 pub mod authenticate;
 pub mod authority;
+pub mod binding;
 pub mod cancel;
 mod carry;
 pub mod closing;

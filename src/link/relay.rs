@@ -282,7 +282,12 @@ impl Relay {
         let is_bounded = self.waits && !self.hung_up;
         let room = if is_bounded { CARRY_MAX.saturating_sub(carried).max(1) } else { READ_MAX };
         let n = match self.client.recv(&mut read[kept..kept + room]) {
-            Ok(None) => return Ok(false),
+            Ok(None) => {
+                if self.client.take_piece() {
+                    self.desk.heard_a_piece();
+                }
+                return Ok(false);
+            }
             Ok(Some(n)) if n > 0 => n,
             Ok(Some(_)) | Err(_) => return self.client_ended(),
         };

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::authenticate::{Denied, authenticate};
+use super::binding::Binding;
 use super::cancel;
 use super::closing;
 use super::desk::Desk;
@@ -20,8 +21,8 @@ use super::login::{self, LoggedIn, Login, LoginError};
 use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
-use super::stream::Stream;
-use super::welcome::{self, NoWish, Wish};
+use super::stream::{Socket, Stream};
+use super::welcome::{self, DoorTls, NoWish, Wish};
 use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
@@ -29,6 +30,7 @@ use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
+use crate::tls::names::end_point;
 use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
 
 /// A client's bytes kept while it waits in the queue.
@@ -65,13 +67,17 @@ pub async fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> Option<B
 async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>> {
     let stranger = Tally::stranger(hub.clone());
     let hub = &hub;
-    let startup_timeout = hub.settings.load().startup_timeout;
-    let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream)).await {
+    let settings = hub.settings.load_full();
+    let door = DoorTls::of(&settings.doors, &accepted.listener);
+    let wish = match timeout(settings.startup_timeout, welcome::read(&mut accepted.stream, door)).await {
         Ok(Ok(wish)) => wish,
         Ok(Err(NoWish::Gone)) => return None,
         Ok(Err(NoWish::Bad(reason))) => return refuse_stranger(hub, accepted, reason).await,
+        Ok(Err(NoWish::NoTls(why))) => return see_off_without_tls(hub, accepted, &why).await,
+        Ok(Err(NoWish::Refused(refusal))) => return refuse_stranger_for(hub, accepted, refusal).await,
         Err(_) => return refuse_stranger(hub, accepted, Reason::StartupTimeout).await,
     };
+    drop(settings);
     match wish {
         Wish::Cancel { pid, key } => {
             cancel::route(hub, pid, &key).await;
@@ -85,8 +91,8 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
-                // The hash of our certificate, once the client's TLS ends here.
-                let binding = None;
+                let ours = accepted.stream.tls().and_then(|tls| tls.presented());
+                let binding = ours.and_then(|leaf| end_point(leaf));
                 let client = &mut accepted.stream;
                 match authenticate(hub, settings, client, address, binding, &mut startup, behind).await {
                     Ok(done) => {
@@ -122,13 +128,28 @@ async fn refuse_unknown<T>(hub: &Hub, accepted: Accepted, user: &str, refusal: R
 
 /// Refuses a client of whom nothing is known yet.
 async fn refuse_stranger<T>(hub: &Hub, accepted: Accepted, reason: Reason) -> Option<T> {
+    let (detail, hint) = first_words(hub, reason);
+    refuse_stranger_for(hub, accepted, Refusal::new(reason, detail, hint)).await
+}
+
+async fn refuse_stranger_for<T>(hub: &Hub, accepted: Accepted, refusal: Refusal) -> Option<T> {
+    note_stranger(hub, &accepted, refusal.reason, "refused before startup", "");
+    closing::refuse(accepted.stream, &refusal).await;
+    None
+}
+
+/// A client with whom TLS could not be agreed upon has been told by an alert; a message of ours it could not read.
+async fn see_off_without_tls<T>(hub: &Hub, accepted: Accepted, why: &str) -> Option<T> {
+    note_stranger(hub, &accepted, Reason::TlsFailed, "no TLS with a client", why);
+    closing::dismiss(accepted.stream, &[]).await;
+    None
+}
+
+fn note_stranger(hub: &Hub, accepted: &Accepted, reason: Reason, what: &str, why: &str) {
     *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
     if hub.may_log(&"".into(), reason) {
-        info!(reason = reason.label(), address = ?accepted.peer, "refused before startup");
+        info!(reason = reason.label(), address = ?accepted.peer, listener = %accepted.listener, why, "{what}");
     }
-    let (detail, hint) = first_words(hub, reason);
-    closing::refuse(accepted.stream, &Refusal::new(reason, detail, hint)).await;
-    None
 }
 
 /// What a client refused before its session began can be told.
@@ -141,6 +162,10 @@ fn first_words(hub: &Hub, reason: Reason) -> (String, &'static str) {
         Reason::Oversized => {
             (format!("a startup packet has at most {STARTUP_LEN_MAX} bytes"), "is this a PostgreSQL client?")
         }
+        Reason::TlsRequired => (
+            "this listener takes sessions over TLS only".to_owned(),
+            "connect with sslmode=require or better",
+        ),
         Reason::Unsupported => ("protocol 3.0 and 3.2 are served".to_owned(), "use a newer client"),
         Reason::ShuttingDown => {
             ("no new connections are taken".to_owned(), "connect again when pgweir is back")
@@ -410,6 +435,7 @@ impl<'a> Newcomer<'a> {
             shared: &self.registered.shared,
             may_skip_password: self.may_skip_password,
             replication: self.facts.replication,
+            binding: Binding::between(&self.client, &upstream),
             bound: settings.startup_timeout,
             own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
         };
@@ -529,9 +555,9 @@ enum Failure {
 
 /// The client's process, where a rule asks for it: pid, and command line.
 async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Arc<str>>) {
-    let peer_pid = match &accepted.stream {
-        Stream::Unix(socket) => process::peer_of_unix(socket),
-        Stream::Tcp(_) => None,
+    let peer_pid = match accepted.stream.socket() {
+        Socket::Unix(socket) => process::peer_of_unix(socket),
+        Socket::Tcp(_) => None,
     };
     if !hub.rules.load().needs_process() {
         return (peer_pid, None);

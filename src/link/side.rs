@@ -2,6 +2,9 @@
 //!
 //! The reactor is told of changes only (edge-triggered epoll(7)), so that readiness is remembered here, and forgotten when a read comes
 //! back short or a write is not taken whole: no call is made only to learn that there is nothing to do.
+//!
+//! With TLS on it the same holds of the ciphertext. Plaintext for which the reader had no room stays in the session and comes first at
+//! the next read; bytes whose ciphertext the socket did not take whole count as not taken (`tls::session`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,8 +14,9 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use super::stream::{self, Family, Stream};
+use super::stream::{self, Family, Parts, Stream};
 use crate::listen::socket::{set_low_water, set_user_timeout};
+use crate::tls::session::Session;
 
 /// Bytes sent to a peer that has not spoken since, from which on it may be slow rather than dead: far less than a receive window.
 const PATIENCE_AFTER: usize = 16 * 1024;
@@ -20,11 +24,14 @@ const PATIENCE_AFTER: usize = 16 * 1024;
 const BULK_AFTER: usize = 256 * 1024;
 /// Bytes that are worth a wake-up in a bulk transfer: half of what one read takes. A window that is full before wakes us too.
 const BULK_LOW_WATER: u32 = 128 * 1024;
+/// Reads of one call at most that bring TLS records without a byte of plaintext: no honest peer sends so many.
+const EMPTY_READS_MAX: u32 = 8;
 
 /// A socket and its readiness.
 #[derive(Debug)]
 pub struct Side {
     fd: OwnedFd,
+    tls: Option<Box<Session>>,
     family: Family,
     readable: bool,
     writable: bool,
@@ -48,10 +55,14 @@ impl Side {
     /// # Errors
     /// The runtime cannot let go of it.
     pub fn new(stream: Stream) -> io::Result<Self> {
-        let (fd, family) = stream.into_parts()?;
-        Ok(Self {
-            fd,
-            family,
+        stream.into_parts().map(Self::from_parts)
+    }
+
+    fn from_parts(parts: Parts) -> Self {
+        Self {
+            fd: parts.fd,
+            tls: parts.tls,
+            family: parts.family,
             readable: true,
             writable: true,
             shut: false,
@@ -60,7 +71,7 @@ impl Side {
             moved: false,
             sent: 0,
             streak: 0,
-        })
+        }
     }
 
     /// Gives the socket to the runtime that runs here.
@@ -69,7 +80,7 @@ impl Side {
     /// The runtime cannot watch it.
     pub fn into_stream(mut self) -> io::Result<Stream> {
         self.calm();
-        Stream::from_parts(self.fd, self.family)
+        Stream::from_parts(Parts { fd: self.fd, family: self.family, tls: self.tls })
     }
 
     /// The descriptor.
@@ -92,6 +103,11 @@ impl Side {
     /// The connection broke.
     #[inline]
     pub fn recv(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        if self.tls.is_some() { self.recv_tls(into) } else { self.recv_raw(into) }
+    }
+
+    #[inline]
+    fn recv_raw(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         if !self.readable {
             return Ok(None);
         }
@@ -122,6 +138,11 @@ impl Side {
     /// The connection broke.
     #[inline]
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        if self.tls.is_some() { self.send_tls(bytes) } else { self.send_raw(bytes) }
+    }
+
+    #[inline]
+    fn send_raw(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
         if !self.writable {
             return Ok(None);
         }
@@ -140,6 +161,36 @@ impl Side {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    #[inline(never)]
+    fn recv_tls(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(mut session) = self.tls.take() else { return Ok(None) };
+        let mut reads = 0;
+        let done = session.read_with(into, |room| {
+            reads += 1;
+            if reads > EMPTY_READS_MAX { Ok(None) } else { self.recv_raw(room) }
+        });
+        if session.wants_write() {
+            // An answer to a key update, or the alert that says what was wrong: as far as it goes.
+            let _ = session.flush_with(|bytes| self.send_raw(bytes));
+        }
+        self.tls = Some(session);
+        done
+    }
+
+    #[inline(never)]
+    fn send_tls(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let Some(mut session) = self.tls.take() else { return Ok(None) };
+        let done = session.write_with(bytes, |bytes| self.send_raw(bytes));
+        self.tls = Some(session);
+        done
+    }
+
+    /// Whether the peer has begun to speak, and nothing of it can be read yet: a piece of a TLS record came since this was asked last.
+    #[inline]
+    pub fn take_piece(&mut self) -> bool {
+        self.tls.as_mut().is_some_and(|tls| tls.take_piece())
     }
 
     /// TCP_USER_TIMEOUT also ends a connection whose living peer keeps its window shut, and a client may well read slowly. So it is
@@ -201,12 +252,14 @@ impl Side {
 
     /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
     pub fn is_hung_up(&self) -> bool {
-        stream::is_hung_up(self.fd.as_fd())
+        self.tls.as_ref().is_some_and(|tls| tls.is_closed()) || stream::is_hung_up(self.fd.as_fd())
     }
 
-    /// Whether nothing can be read this instant: no byte, no EOF, no error. Asks the kernel.
+    /// Whether nothing can be read this instant: no byte, no EOF, no error. Asks the kernel. The beginning of a TLS record that was read
+    /// before is no speech: see [`Side::take_piece`].
     pub fn is_silent(&self) -> bool {
-        stream::peek(self.fd.as_fd()) == stream::Peek::Silent
+        let said = self.tls.as_ref().is_some_and(|tls| tls.is_closed() || !tls.pending().is_empty());
+        !said && stream::peek(self.fd.as_fd()) == stream::Peek::Silent
     }
 }
 
@@ -224,18 +277,7 @@ mod tests {
         let far = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         let (near, _) = listener.accept().expect("a client");
         near.set_nonblocking(true).expect("an option");
-        let side = Side {
-            fd: near.into(),
-            family: Family::Tcp,
-            readable: true,
-            writable: true,
-            shut: false,
-            patient: false,
-            bulk: false,
-            moved: false,
-            sent: 0,
-            streak: 0,
-        };
+        let side = Side::from_parts(Parts { fd: near.into(), family: Family::Tcp, tls: None });
         (side, far)
     }
 
@@ -307,6 +349,135 @@ mod tests {
         assert!(!side.is_bulk());
         side.ready(told(&epoll, 10).expect("told"));
         assert_eq!(side.recv(&mut buf).expect("alive"), Some(13));
+    }
+
+    /// A side with TLS, and the other end as rustls's own blocking stream.
+    fn tls_pair() -> (Side, rustls::StreamOwned<rustls::ClientConnection, TcpStream>) {
+        use crate::tls::testing::{Ends, ends, name};
+        let Ends { server, leaf, client } = ends();
+        let (mut side, far) = pair();
+        let connection = rustls::ClientConnection::new(client, name()).expect("settings");
+        let far = std::thread::spawn(move || {
+            let mut far = rustls::StreamOwned::new(connection, far);
+            far.write_all(b"hello").expect("agreed");
+            far
+        });
+        let mut session = Box::new(Session::server(server, leaf).expect("settings"));
+        let epoll = watch(&side);
+        loop {
+            let socket = std::cell::RefCell::new(&mut side);
+            let shaken = session.shake_with(
+                |room| socket.borrow_mut().recv_raw(room),
+                |bytes| socket.borrow_mut().send_raw(bytes),
+            );
+            if shaken.expect("agreed").is_some() {
+                break;
+            }
+            side.ready(told(&epoll, 10).expect("told"));
+        }
+        side.tls = Some(session);
+        let far = far.join().expect("agreed");
+        read_exactly(&mut side, &epoll, b"hello");
+        (side, far)
+    }
+
+    fn read_exactly(side: &mut Side, epoll: &OwnedFd, wanted: &[u8]) {
+        let (mut got, mut buf) = (Vec::new(), [0; 64]);
+        while got.len() < wanted.len() {
+            match side.recv(&mut buf).expect("alive") {
+                Some(n) => got.extend_from_slice(&buf[..n]),
+                None => side.ready(told(epoll, 10).expect("told")),
+            }
+        }
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
+    fn plaintext_that_is_left_is_readable_though_the_socket_is_not() {
+        let (mut side, mut far) = tls_pair();
+        let epoll = watch(&side);
+        assert!(side.is_silent());
+        far.write_all(b"0123456789").expect("room");
+        side.ready(told(&epoll, 10).expect("told"));
+        assert!(!side.is_silent());
+        let mut buf = [0; 4];
+        assert_eq!(side.recv(&mut buf).expect("alive"), Some(4));
+        assert_eq!(stream::peek(side.fd()), stream::Peek::Silent);
+        assert!(!side.is_silent());
+        read_exactly(&mut side, &epoll, b"456789");
+        assert!(side.is_silent());
+        assert_eq!(side.recv(&mut buf).expect("alive"), None);
+    }
+
+    #[test]
+    fn a_piece_of_a_record_is_speech_when_it_comes_and_silence_later() {
+        let (mut side, far) = tls_pair();
+        let epoll = watch(&side);
+        (&far.sock).write_all(&[0x17, 3, 3, 0, 40, 1, 2]).expect("room");
+        side.ready(told(&epoll, 10).expect("told"));
+        assert!(!side.is_silent());
+        assert_eq!(side.recv(&mut [0; 64]).expect("alive"), None);
+        assert!(side.take_piece() && !side.take_piece());
+        assert!(side.is_silent());
+    }
+
+    #[test]
+    fn a_good_bye_of_tls_alone_is_a_hang_up() {
+        let (mut side, mut far) = tls_pair();
+        let epoll = watch(&side);
+        far.conn.send_close_notify();
+        far.flush().expect("room");
+        side.ready(told(&epoll, 10).expect("told"));
+        assert!(!side.is_hung_up(), "it has not been read");
+        assert_eq!(side.recv(&mut [0; 64]).expect("alive"), Some(0));
+        assert!(side.is_hung_up() && !side.is_silent());
+    }
+
+    #[test]
+    fn new_keys_are_answered_and_change_nothing() {
+        let (mut side, mut far) = tls_pair();
+        let epoll = watch(&side);
+        far.conn.refresh_traffic_keys().expect("TLS 1.3");
+        far.write_all(b"with new keys").expect("room");
+        read_exactly(&mut side, &epoll, b"with new keys");
+        assert_eq!(side.send(b"reply").expect("alive"), Some(5));
+        let mut reply = [0; 5];
+        std::io::Read::read_exact(&mut far, &mut reply).expect("the same session");
+        assert_eq!(&reply, b"reply");
+    }
+
+    #[test]
+    fn a_slow_reader_gets_every_byte_once() {
+        let (mut side, mut far) = tls_pair();
+        let epoll = {
+            let epoll = epoll::create(CreateFlags::CLOEXEC).expect("a descriptor");
+            let interest = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+            epoll::add(&epoll, side.fd(), EventData::new_u64(0), interest).expect("watched");
+            epoll
+        };
+        let data: Vec<u8> = (0..30_000_000_u32).map(|n| (n >> 3) as u8).collect();
+        let mut sent = 0;
+        while let Some(n) = side.send(&data[sent..]).expect("alive") {
+            sent += n;
+        }
+        assert!(sent < data.len(), "it stops where nobody reads");
+        let wanted = data.clone();
+        let reader = std::thread::spawn(move || {
+            let mut got = vec![0; wanted.len()];
+            std::io::Read::read_exact(&mut far, &mut got).expect("alive");
+            assert!(got == wanted);
+        });
+        while sent < data.len() {
+            match side.send(&data[sent..]).expect("alive") {
+                Some(n) => sent += n,
+                None => {
+                    if let Some(flags) = told(&epoll, 10) {
+                        side.ready(flags);
+                    }
+                }
+            }
+        }
+        reader.join().expect("it got all");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A socket of either family. TLS will be a third and a fourth variant here, and nowhere else.
+//! A socket of either family, with or without TLS.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,13 +8,35 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A connection to a client or to PostgreSQL.
+use crate::tls::session::Session;
+use crate::tls::stream as tls;
+
+/// A socket under tokio.
 #[derive(Debug)]
-pub enum Stream {
+pub enum Socket {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
+}
+
+/// A connection to a client or to PostgreSQL.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    tls: Option<Box<Session>>,
+}
+
+impl From<TcpStream> for Stream {
+    fn from(socket: TcpStream) -> Self {
+        Self { socket: Socket::Tcp(socket), tls: None }
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(socket: UnixStream) -> Self {
+        Self { socket: Socket::Unix(socket), tls: None }
+    }
 }
 
 /// What a peer has sent that was not read yet.
@@ -37,45 +59,82 @@ pub enum Family {
     Unix,
 }
 
+/// A connection that no runtime knows.
+#[derive(Debug)]
+pub struct Parts {
+    /// Non-blocking.
+    pub fd: OwnedFd,
+    /// Its kind.
+    pub family: Family,
+    /// TLS on it.
+    pub tls: Option<Box<Session>>,
+}
+
 impl Stream {
     /// Takes the socket out of its runtime.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
-    pub fn into_parts(self) -> io::Result<(OwnedFd, Family)> {
-        Ok(match self {
-            Self::Tcp(s) => (s.into_std()?.into(), Family::Tcp),
-            Self::Unix(s) => (s.into_std()?.into(), Family::Unix),
-        })
+    pub fn into_parts(self) -> io::Result<Parts> {
+        let (fd, family) = match self.socket {
+            Socket::Tcp(s) => (s.into_std()?.into(), Family::Tcp),
+            Socket::Unix(s) => (s.into_std()?.into(), Family::Unix),
+        };
+        Ok(Parts { fd, family, tls: self.tls })
     }
 
     /// Puts a non-blocking socket under the runtime that runs here.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
-    pub fn from_parts(fd: OwnedFd, family: Family) -> io::Result<Self> {
-        Ok(match family {
-            Family::Tcp => Self::Tcp(TcpStream::from_std(fd.into())?),
-            Family::Unix => Self::Unix(UnixStream::from_std(fd.into())?),
-        })
+    pub fn from_parts(parts: Parts) -> io::Result<Self> {
+        let socket = match parts.family {
+            Family::Tcp => Socket::Tcp(TcpStream::from_std(parts.fd.into())?),
+            Family::Unix => Socket::Unix(UnixStream::from_std(parts.fd.into())?),
+        };
+        Ok(Self { socket, tls: parts.tls })
+    }
+
+    /// The socket, below any TLS.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// The socket, below any TLS, to shake hands on.
+    pub fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    /// TLS on it.
+    pub fn tls(&self) -> Option<&Session> {
+        self.tls.as_deref()
+    }
+
+    /// From here on all goes through TLS.
+    pub fn secure(&mut self, session: Box<Session>) {
+        self.tls = Some(session);
     }
 
     /// The file descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(s) => s.as_fd(),
-            Self::Unix(s) => s.as_fd(),
+        match &self.socket {
+            Socket::Tcp(s) => s.as_fd(),
+            Socket::Unix(s) => s.as_fd(),
         }
     }
 
     /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
     pub fn is_hung_up(&self) -> bool {
-        is_hung_up(self.fd())
+        self.tls.as_ref().is_some_and(|tls| tls.is_closed()) || is_hung_up(self.fd())
     }
 
     /// What could be read this instant.
     pub fn peek(&self) -> Peek {
-        peek(self.fd())
+        match &self.tls {
+            Some(tls) if !tls.pending().is_empty() => Peek::Bytes,
+            Some(tls) if tls.is_closed() => Peek::Gone,
+            _ => peek(self.fd()),
+        }
     }
 }
 
@@ -98,7 +157,7 @@ pub fn peek(fd: BorrowedFd<'_>) -> Peek {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Socket {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -108,7 +167,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Socket {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
@@ -125,6 +184,44 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { socket, tls } = self.get_mut();
+        match tls {
+            None => Pin::new(socket).poll_read(cx, buf),
+            Some(session) => tls::poll_read(session, socket, cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Self { socket, tls } = self.get_mut();
+        match tls {
+            None => Pin::new(socket).poll_write(cx, buf),
+            Some(session) => tls::poll_write(session, socket, cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { socket, tls } = self.get_mut();
+        match tls {
+            None => Pin::new(socket).poll_flush(cx),
+            Some(session) => tls::poll_flush(session, socket, cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { socket, tls } = self.get_mut();
+        match tls {
+            None => Pin::new(socket).poll_shutdown(cx),
+            Some(session) => tls::poll_shutdown(session, socket, cx),
         }
     }
 }

@@ -1,6 +1,4 @@
 //! The monitor's own connection: dial, log in, learn the pid PostgreSQL announced.
-//!
-//! No TLS yet: the stream is made here and nowhere else, so that is where it goes.
 
 use std::error::Error as _;
 use std::fmt;
@@ -20,6 +18,8 @@ use tokio_postgres::{Client, Config, Connection, NoTls};
 use zeroize::Zeroizing;
 
 use super::sniff::KeyScan;
+use crate::tls::client::ClientTls;
+use crate::tls::stream::TlsStream;
 
 /// `application_name` of the monitor's session.
 pub const APPLICATION_NAME: &str = "pgweir monitor";
@@ -58,6 +58,8 @@ impl fmt::Display for MonitorAddress {
 pub struct MonitorSettings {
     /// Where.
     pub address: MonitorAddress,
+    /// TLS, over TCP.
+    pub tls: Option<ClientTls>,
     /// A role with pg_monitor (or pg_read_all_stats); pg_signal_backend for CANCEL PID and TERMINATE PID.
     pub user: String,
     /// Its password, where PostgreSQL asks for one; the driver makes copies of its own.
@@ -75,6 +77,7 @@ impl fmt::Debug for MonitorSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MonitorSettings")
             .field("address", &self.address)
+            .field("tls", &self.tls)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "…"))
             .field("database", &self.database)
@@ -147,7 +150,8 @@ pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
 }
 
 async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
-    let inner = dial(&settings.address).await.map_err(|error| format!("{}: {error}", settings.address))?;
+    let dialled = dial(&settings.address, settings.tls.as_ref()).await;
+    let inner = dialled.map_err(|error| format!("{}: {error}", settings.address))?;
     let pid = Arc::new(AtomicI32::new(0));
     let stream = Sniffed { inner, scan: KeyScan::default(), pid: Arc::clone(&pid) };
     let mut config = Config::new();
@@ -160,16 +164,26 @@ async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
     Ok(Opened { client, connection, announced_pid: pid.load(Ordering::Relaxed) })
 }
 
-async fn dial(address: &MonitorAddress) -> io::Result<Box<dyn Duplex>> {
-    match address {
-        MonitorAddress::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<Box<dyn Duplex>> {
+    let (host, port) = match address {
+        MonitorAddress::Tcp { host, port } => (host.as_str(), *port),
+        MonitorAddress::Unix { directory, port } => {
+            return Ok(Box::new(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?));
+        }
+    };
+    let mut stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    match tls.negotiate(&mut stream, host).await {
+        Ok(Some(session)) => Ok(Box::new(TlsStream::new(stream, session))),
+        Ok(None) => Ok(Box::new(stream)),
+        // As libpq does it: "prefer" goes on without.
+        Err(_) if tls.may_be_plain() => {
+            let stream = TcpStream::connect((host, port)).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream))
         }
-        MonitorAddress::Unix { directory, port } => {
-            Ok(Box::new(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?))
-        }
+        Err(error) => Err(error),
     }
 }
 
@@ -192,6 +206,7 @@ mod tests {
     fn a_password_is_never_printed() {
         let settings = MonitorSettings {
             address: MonitorAddress::Tcp { host: "::1".into(), port: 5432 },
+            tls: None,
             user: "pgweir".into(),
             password: Some(Zeroizing::new("hunter2".to_owned())),
             database: "postgres".into(),

@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from harness import DIRECT, Cluster, Weir  # noqa: E402
+from harness import certs, wire  # noqa: E402
 from harness import cluster as clusters  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
 
@@ -79,6 +80,8 @@ def cluster_settings():
 def cluster(template, cluster_settings):
     """The module's cluster, running."""
     cluster = Cluster(template=template, **cluster_settings)
+    if wire.TLS in ("upstream", "both"):
+        cluster.settings.update(certs.for_postgres(cluster, certs.suite()))
     try:
         yield cluster.start()
     finally:

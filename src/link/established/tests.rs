@@ -126,7 +126,7 @@ impl World {
             near.set_nonblocking(true).expect("an option");
             far.set_nonblocking(true).expect("an option");
             let near = tokio::net::UnixStream::from_std(near).expect("a runtime");
-            (Side::new(Stream::Unix(near)).expect("taken out"), far)
+            (Side::new(Stream::from(near)).expect("taken out"), far)
         };
         let ((client, far_client), (upstream, far_upstream)) = (side(), side());
         let id = shared.id;

@@ -15,6 +15,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 
+from . import certs, wire
 from .util import eventually, free_port
 from .wire import RawClient
 
@@ -93,6 +94,13 @@ class Weir:
             "lane": lanes or DEFAULT_LANES,
             **sections,
         }
+        if wire.TLS in ("client", "both"):
+            for part in [*self.config["listen"], self.config["admin"]]:
+                if not part["address"].startswith("unix:"):
+                    part.setdefault("tls", "allow")
+                    part.update(certs.suite().keys())
+        if wire.TLS in ("upstream", "both"):
+            self.config["upstream"]["tls"] = "require"
         if self.config["monitor"].get("user") is None:
             del self.config["monitor"]
 

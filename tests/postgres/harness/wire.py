@@ -1,13 +1,17 @@
 """A client that speaks the wire protocol byte by byte, for what no driver would send."""
 
 import hashlib
+import os
 import socket
+import ssl
 import struct
 from typing import NamedTuple
 
 SSL_REQUEST = struct.pack("!II", 8, 80877103)
 GSSENC_REQUEST = struct.pack("!II", 8, 80877104)
 MAX_MESSAGE = 1 << 30
+# The suite over TLS: "client", "upstream" or "both" sides of pgweir. Tests of the plain start-up itself fail then.
+TLS = os.environ.get("PGWEIR_TLS", "")
 
 
 class ServerError(Exception):
@@ -126,7 +130,7 @@ def extended(sql, name="", args=(), sync=True):
 class RawClient:
     """A socket and the messages on it. Nothing happens by itself: call `startup`, then send and receive."""
 
-    def __init__(self, port=None, host="127.0.0.1", path=None, timeout=30, rcvbuf=None):
+    def __init__(self, port=None, host="127.0.0.1", path=None, timeout=30, rcvbuf=None, tls=None):
         if path:
             self.sock = socket.socket(socket.AF_UNIX)
             address = path
@@ -146,6 +150,20 @@ class RawClient:
         self.key = b""
         self.negotiated = None
         self.status = None
+        if tls or (tls is None and TLS in ("client", "both") and not path):
+            self.start_tls(None if tls is True else tls)
+
+    def start_tls(self, context=None, direct=False, **more):
+        """Goes on with TLS: after an SSLRequest, or directly."""
+        if context is None:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if not direct:
+            self.sock.sendall(SSL_REQUEST)
+            answer = self.sock.recv(1)
+            assert answer == b"S", answer
+        self.sock = context.wrap_socket(self.sock, **more)
+        return self
 
     # -- bytes ---------------------------------------------------------------------------------------------------
 
