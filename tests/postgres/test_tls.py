@@ -609,10 +609,12 @@ def test_the_name_must_be_postgresqls(make_weir, ca):
 
 
 class Server:
-    """A server that answers SSLRequest and shakes hands, and no more."""
+    """A server that answers SSLRequest (unless it wants TLS at once) and shakes hands, and no more."""
 
-    def __init__(self, pair, answer=b"S"):
+    def __init__(self, pair, answer=b"S", alpn=None):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if alpn:
+            self.context.set_alpn_protocols(alpn)
         self.context.load_cert_chain(str(pair.certificate), str(pair.key))
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.port = self.sock.getsockname()[1]
@@ -629,9 +631,10 @@ class Server:
                 return
             try:
                 conn.settimeout(5)
-                assert conn.recv(8) == wire.SSL_REQUEST
-                conn.sendall(self.answer)
-                if self.answer[:1] == b"S":
+                if self.answer:
+                    assert conn.recv(8) == wire.SSL_REQUEST
+                    conn.sendall(self.answer)
+                if self.answer[:1] in (b"S", b""):
                     tls = self.context.wrap_socket(conn, server_side=True)
                     self.seen.append(tls.recv(1000))
             except (OSError, AssertionError) as error:
@@ -645,6 +648,41 @@ class Server:
 
     def close(self):
         self.sock.close()
+
+
+def dial(make_weir, fake, **upstream):
+    """A pgweir that dials it for one client."""
+    weir = make_weir(upstream={"address": f"localhost:{fake.port}", **upstream}, monitor={"user": None}, start=False).start(wait=False)
+    eventually(lambda: weir.http("/healthz")[0] == 200)
+    background(lambda: weir.connect(connect_timeout=5, sslmode="disable"))
+    return weir
+
+
+@pytest.mark.parametrize("alpn, works", [(ALPN, True), (None, False)])
+def test_direct_tls_to_postgresql(make_weir, certs, ca, alpn, works):
+    fake = Server(certs["server"], b"", alpn)
+    dial(make_weir, fake, tls="verify-full", ca_file=str(ca.file), tls_negotiation="direct")
+    eventually(lambda: fake.seen)
+    assert (fake.seen[0][4:8] == b"\0\x03\0\0") if works else (fake.seen[0] == b"" or isinstance(fake.seen[0], OSError))
+    fake.close()
+
+
+@pytest.mark.parametrize("mode, works", [("require", True), ("verify-ca", False)])
+def test_a_server_certificate_of_version_1(make_weir, ca, mode, works):
+    fake = Server(ca.issue(f"first-{mode}", common_name="localhost", version_1=True))
+    dial(make_weir, fake, tls=mode, **({} if works else {"ca_file": str(ca.file)}))
+    assert fake.shaken(works)
+    fake.close()
+
+
+def test_a_listeners_certificate_of_version_1_that_ends_soon(make_weir, cluster, ca):
+    pair, port = ca.issue("soon", version_1=True, days=5), free_port()
+    weir = make_weir(listen=[{"address": f"127.0.0.1:{port}", "tls": "allow", **pair.keys()}])
+    weir.ports = {"same": port}
+    assert psql(weir, "same", sslmode="require").returncode == 0
+    done = weir.cli("check")
+    assert done.returncode == 0 and re.search(r"warning: listen\[1\].certificate_file: the certificate ends in [45] days", done.stdout), done
+    assert "the certificate ends in" in weir.log()
 
 
 @pytest.mark.parametrize("answer, says", [(b"Sx", "behind its answer"), (b"N", "has no TLS"), (b"X", "does not answer the request")])

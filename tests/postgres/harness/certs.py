@@ -39,15 +39,15 @@ class Authority:
             "-addext", "keyUsage=critical,keyCertSign,cRLSign")
         self.file.chmod(0o644)
 
-    def issue(self, name, san=None, days=30, rsa=False, common_name=None):
-        """A certificate of this authority; without `san` it has a common name only."""
+    def issue(self, name, san=None, days=30, rsa=False, common_name=None, version_1=False):
+        """A certificate of this authority; without `san` it has a common name only, of version 1 no extension at all."""
         pair = Pair(self.base / f"{name}.pem", self.base / f"{name}.key")
         request, extensions = self.base / f"{name}.csr", self.base / f"{name}.ext"
         key = ["rsa:2048"] if rsa else ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
         run("req", "-newkey", *key, "-nodes", "-subj", f"/CN={common_name or name}", "-keyout", pair.key, "-out", request)
         extensions.write_text("basicConstraints=CA:FALSE\n" + (f"subjectAltName={san}\n" if san else ""))
         run("x509", "-req", "-in", request, "-CA", self.file, "-CAkey", self.key, "-CAcreateserial", "-days", days,
-            "-extfile", extensions, "-out", pair.certificate)
+            *([] if version_1 else ["-extfile", extensions]), "-out", pair.certificate)
         pair.certificate.chmod(0o644)
         pair.key.chmod(0o600)
         return pair
