@@ -183,10 +183,9 @@ document.getElementById("f").onload = () => setTimeout(() => {
 
 
 def looks_right_in_a_browser(page):
-    """At the width of a phone nothing but its tables scrolls sideways, and it is as dark as the reader's system; where there is a Chromium."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
-        return
+    """At the width of a phone nothing but its tables scrolls sideways, and it is as dark as the reader's system."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser, "script/setup test installs Chromium"
     frame = page.with_name("frame.html")
     frame.write_text(FRAME.replace("PAGE", page.name))
     grounds = []
