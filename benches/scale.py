@@ -5,7 +5,8 @@ a connect storm against a full lane?
 Two pgweirs, each before a fake PostgreSQL of its own, their monitors on a real one that lists the fakes' backends. One has a crowd: a
 third each live (half of those inside a transaction), held by a paused lane, and queued. Busy clients run against either in turn,
 while the other one is stopped (SIGSTOP) and costs nothing. PostgreSQL's own work for a sample of the crowd is on the crowd's side only, though
-it is not pgweir's: a third run, beside the crowd but without samples, tells what samples have to do with it. The storm has a control: the same storm against a listener that does nothing
+it is not pgweir's: a third run, beside the crowd but without samples, tells what samples have to do with it; and two with HAProxy, with and
+without as many idle sockets, what sockets alone cost. The storm has a control: the same storm against a listener that does nothing
 but refuse, while the busy clients use pgweir. Generators, proxy and PostgreSQL share the machine's cores: what differs from the control
 is pgweir's doing. Exit status 1 if a goal is missed, 3 if the storm was not the one asked for.
 
@@ -22,6 +23,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from measure import fake, storm  # noqa: E402
+from measure.beside import Beside  # noqa: E402
 from measure.crowd import Side  # noqa: E402
 from measure.sampled import Sampled  # noqa: E402
 
@@ -113,13 +115,18 @@ def costs_table(found):
     return "\n".join(lines)
 
 
-def busy(args, empty, crowded):
-    """Rounds of the busy clients without the crowd, with it, and with it but without samples."""
-    runs = {"without": [], "with": [], "unsampled": []}
-    conditions = [("without", empty, crowded), ("with", crowded, empty), ("unsampled", crowded, empty)]
+def busy(args, empty, crowded, alone, beside):
+    """Rounds of the busy clients without the crowd, with it, with it but without samples; and the same through HAProxy without and with."""
+    conditions = [("without", empty), ("with", crowded), ("unsampled", crowded), ("HAProxy without", alone), ("HAProxy with", beside)]
+    runs = {name: [] for name, _ in conditions}
     for number in range(args.rounds):
-        for name, side, other in conditions[number % 3:] + conditions[:number % 3]:
-            with other.stopped(), side.unsampled() if name == "unsampled" else contextlib.nullcontext():
+        first = number % len(conditions)
+        for name, side in conditions[first:] + conditions[:first]:
+            with contextlib.ExitStack() as stack:
+                for other in {empty, crowded, alone, beside} - {side}:
+                    stack.enter_context(other.stopped())
+                if name == "unsampled":
+                    stack.enter_context(side.unsampled())
                 time.sleep(AWAKE_S)
                 runs[name].append(side.busy(args.busy, args.rate, args.seconds))
         note(f"busy {number + 1}, p99 in µs: " + ", ".join(f"{name} {found[-1]['p99_us']:.0f}" for name, found in runs.items()))
@@ -127,12 +134,14 @@ def busy(args, empty, crowded):
 
 
 def busy_table(args, runs, links):
-    """The three side by side, and whether the goal is met."""
-    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | without | with {links:,} links | the same, no samples | with / without | no samples / without |",
-             "| --- |" + " ---: |" * 5]
+    """All side by side, and whether the goal is met."""
+    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | without | with {links:,} links | the same, no samples | with / without | no samples / without |"
+             " HAProxy | HAProxy, as many sockets | with / without |", "| --- |" + " ---: |" * 8]
     for key, words in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction, idle work included")):
-        cells = [spread(column(found, key), 0) for found in runs.values()]
+        cells = [spread(column(runs[name], key), 0) for name in ("without", "with", "unsampled")]
         cells += [spread(ratios(runs[name], runs["without"], key)) for name in ("with", "unsampled")]
+        cells += [spread(column(runs[name], key), 0) for name in ("HAProxy without", "HAProxy with")]
+        cells.append(spread(ratios(runs["HAProxy with"], runs["HAProxy without"], key)))
         lines.append(f"| {words} | {' | '.join(cells)} |")
     found = verdict(ratios(runs["with"], runs["without"]), P99_GOAL)
     return "\n".join(lines) + f"\n\nGoal: p99 with / without ≤ {P99_GOAL:.2f}: {found}", found
@@ -205,7 +214,9 @@ def main():
             if results["costs"]:
                 print(costs_table(results["costs"]) + "\n", flush=True)
         if "busy" in wanted:
-            results["busy"] = busy(args, empty, crowded)
+            # Started only now: the costs above are pgweir's, and nobody else's.
+            alone, beside = (keep(made, Beside(sampled.cluster.bin, links)).start() for links in (0, sizes[-1]))
+            results["busy"] = busy(args, empty, crowded, alone, beside)
             text, found = busy_table(args, results["busy"], sizes[-1])
             print(text + "\n", flush=True)
             verdicts.append(found)

@@ -2,6 +2,7 @@
 pgweir configured by config/odoo.toml (web's `reset` at 5s). Exit status: 0 if pgweir held what the scenarios state."""
 
 import argparse
+import json
 import pathlib
 import signal
 import subprocess
@@ -13,9 +14,20 @@ sys.path.insert(0, str(ROOT / "tests" / "postgres"))
 from harness import Weir  # noqa: E402
 from harness.rehearsal import Hands, PgBouncer, drill, odoo_config, staging  # noqa: E402
 
+STDOUT = "-"
+
 
 def say(text=""):
     print(text, flush=True)
+
+
+def tell(options, scenario, out):
+    """What the drill printed, where it was asked for."""
+    if options.json in (None, STDOUT) or not out.startswith("{"):
+        return say(out.rstrip("\n"))
+    pathlib.Path(options.json.format(scenario=scenario)).write_text(out)
+    said = json.loads(out)
+    return say(f"{said['sentence']}\n{said['verdict']}")
 
 
 def play(options, scenario, cleanup):
@@ -45,12 +57,12 @@ def play(options, scenario, cleanup):
         out = child.communicate()[0]
     except KeyboardInterrupt:
         child.send_signal(signal.SIGINT)
-        say(child.communicate()[0])
+        tell(options, scenario, child.communicate()[0])
         raise
-    say(out)
+    tell(options, scenario, out)
     if options.log:
         pathlib.Path(options.log.format(scenario=scenario)).write_text(weir.log())
-    if not options.json:
+    if options.json != STDOUT:
         say(f"report: {pathlib.Path(report).resolve()}")
     return child.returncode
 
@@ -63,8 +75,11 @@ def main():
     parser.add_argument("--pgbouncer", action="store_true", help="play PgBouncer in session mode as well")
     parser.add_argument("--report", help="HTML file; {scenario} is replaced")
     parser.add_argument("--log", help="file for pgweir's log; {scenario} is replaced")
-    parser.add_argument("--json", action="store_true", help="print the drill's object instead of its text")
+    parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE",
+                        help="print the drill's object and nothing else, one a scenario; or write it to FILE; {scenario} is replaced")
     options = parser.parse_args()
+    if options.json and (ROOT / "config" / "drills" / f"{options.json}.toml").exists():
+        parser.error(f"--json {options.json}: write the scenarios first, or --json=FILE")
     worst = 0
     for scenario in options.scenario:
         cleanup = []

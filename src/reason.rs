@@ -97,6 +97,8 @@ reasons! {
     DatabaseLimit, "database_limit", b"53300", Fatal, "the lane's limit per database is reached";
     /// The lane's `per_address`.
     AddressLimit, "address_limit", b"53300", Fatal, "the lane's limit per client address is reached";
+    /// The lane has no room for as many links of one more client process as it may need (`links_per_process`).
+    ProcessLimit, "process_limit", b"53300", Fatal, "the lane's connections are kept for the processes that are in it";
     /// PostgreSQL has no connection to spare beyond reserves and headroom.
     UpstreamBudget, "upstream_budget", b"53300", Fatal, "PostgreSQL's connections are used up or reserved for other lanes";
     /// PostgreSQL itself answered "too many clients".
@@ -141,6 +143,14 @@ reasons! {
     Unsupported, "unsupported", b"08P01", Fatal, "unsupported protocol";
     /// Wrong password for the admin port.
     AdminPassword, "admin_password", b"28P01", Fatal, "password authentication failed";
+    /// Wrong password, or no such user, where pgweir authenticates.
+    Password, "password", b"28P01", Fatal, "password authentication failed";
+    /// Too many failed logins from the client's address.
+    LoginThrottled, "login_throttled", b"28000", Fatal, "too many logins from this address failed";
+    /// The auth query cannot be asked.
+    AuthQuery, "auth_query", b"57P03", Fatal, "users cannot be looked up at the moment";
+    /// PostgreSQL refuses what pgweir has stored of an authenticated user.
+    UpstreamLogin, "upstream_login", b"28P01", Fatal, "pgweir could not log in upstream";
     /// Transaction rolled back as a leak.
     LeakReset, "leak_reset", b"40001", Error, "the transaction was rolled back because it sat idle for too long";
     /// Disconnected as a leak.

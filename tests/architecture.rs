@@ -9,6 +9,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/reason.rs", &[]),
     ("src/snapshot.rs", &["clock", "reason", "lanes::ids"]),
     ("src/wire/", &["wire", "reason"]),
+    ("src/auth/", &["auth", "clock"]),
     ("src/tls/", &["tls"]),
     ("src/lanes/", &["lanes", "reason", "clock", "snapshot"]),
     ("src/leaks/", &["leaks", "lanes", "reason", "clock"]),
@@ -18,11 +19,14 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/link/rollback.rs", &["link", "wire"]),
     ("src/link/gate.rs", &[]),
     ("src/link/heads.rs", &["link", "wire"]),
-    ("src/link/", &["link", "wire", "lanes", "reason", "clock", "listen", "tls"]),
+    ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen", "tls"]),
     ("src/listen/", &["listen", "reason"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
-    ("src/admin/", &["admin", "snapshot", "wire", "reason", "clock", "lanes::settings", "tls"]),
+    (
+        "src/admin/",
+        &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings", "tls"],
+    ),
     ("src/config/", &["config", "lanes::settings", "reason"]),
     ("src/cli/", &["cli", "admin::command", "admin::parse", "tls"]),
     // A rehearsal knows the wire and the clock, and nothing of the guard: what it learns of pgweir, the console says.
@@ -30,7 +34,7 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
+            "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
             "listen", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
@@ -41,6 +45,7 @@ const PURE: &[&str] = &[
     "src/reason.rs",
     "src/snapshot.rs",
     "src/wire/",
+    "src/auth/",
     "src/lanes/",
     "src/leaks/",
     "src/link/session",

@@ -267,8 +267,6 @@ fn protected_lanes_are_left_alone() {
 #[test]
 fn what_is_to_come_says_so() {
     web("pooling = \"session\"", "pooling", "not available yet");
-    section("[auth]\nmode = \"scram\"", "mode", "auth.mode", "not available yet");
-    section("[auth]\nusers_file = \"u\"", "users_file", "auth.users_file", "not available yet");
 }
 
 const FILES: &str = "certificate_file = \"c.pem\"\nkey_file = \"/k.pem\"\n";
@@ -329,6 +327,25 @@ fn what_is_asked_of_postgresql_must_make_sense() {
     let (text, _) = edited("5432\"\n", "5432\"\nca_file = \"ca.pem\"\n");
     let (_, warnings) = checked(&text).expect("fine");
     assert!(warnings.iter().any(|w| w.to_string().contains("ca_file: has no effect")), "{warnings:?}");
+}
+
+#[test]
+fn own_authentication_needs_to_know_users() {
+    section("[auth]\nmode = \"scram\"", "mode", "auth.mode", "neither users_file nor query");
+    section("[auth]\nusers_file = \"u\"", "users_file", "auth.users_file", "belongs to mode = \"scram\"");
+    section("[auth]\nquery = \"select $1\"", "query", "auth.query", "belongs to mode = \"scram\"");
+    let query = "[auth]\nmode = \"scram\"\nquery = \"select\"";
+    section(query, "query", "auth.query", "does not use $1");
+    let (text, _) = edited(
+        "quota = 5\n",
+        "quota = 5\n[auth]\nmode = \"scram\"\nusers_file = \"users.txt\"\nquery = \"select $1\"\n",
+    );
+    let (config, _) = checked(&text).expect("both may be there");
+    let own = config.auth.own.expect("scram");
+    assert!(
+        own.users_file.is_some_and(|file| file.ends_with("users.txt"))
+            && own.query.as_deref() == Some("select $1")
+    );
 }
 
 #[test]

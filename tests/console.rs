@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pgweir::admin::command::Command;
 use pgweir::admin::control::{CommandError, Control, Operator, Outcome, Reply};
-use pgweir::admin::scram::Verifier;
 use pgweir::admin::{self, AdminSettings, AdminUser};
+use pgweir::auth::scram::Verifier;
 use pgweir::lanes::settings::Disposition;
 use pgweir::snapshot::*;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};

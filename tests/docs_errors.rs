@@ -189,7 +189,21 @@ const MISTAKES: &[Mistake] = &[
     ("short links", "shop*", "odoo-*", "warning", "waits for itself"),
     ("an admin address", END, "quota = 5\n[admin]\naddress = \"0.0.0.0:6433\"\n", "warning", "in the clear"),
     ("a feature", WEB, "quota = 10\npooling = \"session\"\n", "problem", "not available yet"),
-    ("a feature", END, "quota = 5\n[auth]\nmode = \"scram\"\n", "problem", "not available yet"),
+    (
+        "`mode = \"scram\"`",
+        END,
+        "quota = 5\n[auth]\nmode = \"scram\"\n",
+        "problem",
+        "neither users_file nor query",
+    ),
+    (
+        "`mode = \"scram\"`",
+        MONITOR,
+        "[auth]\nmode = \"scram\"\nquery = \"select $1\"\n",
+        "problem",
+        "there is no [monitor]",
+    ),
+    ("`mode = \"scram\"`", END, "quota = 5\n[auth]\nquery = \"select $1\"\n", "problem", "belongs to mode"),
     ("TLS without", "6432\"\n", "6432\"\ntls = \"require\"\n", "problem", "is missing"),
     ("TLS without", "5432\"\n", "5432\"\ntls = \"verify-full\"\n", "problem", "needs a ca_file"),
     ("keys of TLS", "6432\"\n", "6432\"\ncertificate_file = \"c\"\n", "warning", "has no effect"),
@@ -203,6 +217,7 @@ const NOT_OF_THE_TEXT: &[&str] = &[
     "a password file",
     "a certificate or key",
     "a listener whose certificate",
+    "a users file",
 ];
 
 #[test]

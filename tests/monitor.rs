@@ -242,11 +242,11 @@ async fn passwords_work_and_wrong_ones_are_named_not_shown() {
     let pg = Pg::start("");
     pg.run_psql("create role watcher login password 'secret-1' in role pg_monitor");
     pg.set_hba("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
-    let right = MonitorSettings { password: Some("secret-1".into()), ..settings(&pg, "watcher") };
+    let right = MonitorSettings { password: Some("secret-1".to_owned().into()), ..settings(&pg, "watcher") };
     let (_handle, mut events) = spawn(right.clone());
     until(&mut events, any_sample).await;
 
-    let wrong = MonitorSettings { password: Some("secret-2".into()), ..right };
+    let wrong = MonitorSettings { password: Some("secret-2".to_owned().into()), ..right };
     let (_handle, mut events) = spawn(wrong);
     let cause = until(&mut events, down).await;
     assert!(cause.contains("28P01") && !cause.contains("secret"), "{cause}");

@@ -1,8 +1,10 @@
 /* A PostgreSQL that is none, for measuring a load generator: lets everybody in and answers each Query at once, in one thread, so that the
  * server's CPU time decides little. One row for what begins with S, otherwise the command's tag; TX status from BEGIN, COMMIT and ROLLBACK.
+ * Told to end (SIGTERM, SIGINT) it says how many connections there were at most at once, and how many of those logged in carried a transaction.
  * cc -O2 -o answer answer.c && ./answer PORT */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +14,10 @@
 #include <unistd.h>
 
 enum { LINKS = 65536, BUFFER = 16384 };
-static struct link { int started, used; char status; unsigned char *in; } links[LINKS];
+static struct link { int started, used, worked; char status; unsigned char *in; } links[LINKS];
+static long now_open, most_open, most_worked, now_worked, transactions, queries;
+static volatile sig_atomic_t over;
+static void stop(int signal) { (void)signal; over = 1; }
 static unsigned char out[1 << 20];
 static size_t filled;
 
@@ -29,12 +34,16 @@ static void welcome(void) {
 static void answer(struct link *l, const unsigned char *sql) {
     static const char row[] = "\0\1x\0\0\0\0\0\0\0\0\0\0\27\0\4\377\377\377\377\0\0";
     char c = (char)sql[0];
+    queries++;
     if (c == 'S') { message('T', row, sizeof row - 1); message('D', "\0\1\0\0\0\1\61", 7); message('C', "SELECT 1", 9); }
     else {
         char tag[32]; size_t n = 0;
         while (n < 30 && sql[n] && sql[n] != ' ' && sql[n] != ';') { tag[n] = (char)sql[n]; n++; }
         tag[n] = 0; message('C', tag, (uint32_t)n + 1);
-        if (c == 'B') l->status = 'T';
+        if (c == 'B') {
+            l->status = 'T'; transactions++;
+            if (!l->worked) { l->worked = 1; if (++now_worked > most_worked) most_worked = now_worked; }
+        }
         else if (c == 'C' || c == 'R') l->status = 'I';
     }
     message('Z', &l->status, 1);
@@ -52,7 +61,7 @@ static int take(int fd, struct link *l) {
             uint32_t code; memcpy(&code, p + 4, 4); code = ntohl(code);
             if (code == 80877103 || code == 80877104) put("N", 1);
             else if (code == 80877102) return 0;
-            else { l->started = 1; l->status = 'I'; welcome(); message('Z', &l->status, 1); }
+            else { l->started = 1; l->status = 'I'; if (++now_open > most_open) most_open = now_open; welcome(); message('Z', &l->status, 1); }
         } else if (p[0] == 'X') return 0;
         else if (p[0] == 'Q') answer(l, p + 5);
         p += size;
@@ -67,7 +76,9 @@ int main(int argc, char **argv) {
     if (bind(s, (struct sockaddr *)&at, sizeof at) || listen(s, 4096)) { perror("answer"); return 1; }
     struct epoll_event e = {.events = EPOLLIN, .data.fd = s}, ready[256];
     epoll_ctl(ep, EPOLL_CTL_ADD, s, &e);
-    for (;;) for (int i = 0, n = epoll_wait(ep, ready, 256, -1); i < n; i++) {
+    struct sigaction end = {.sa_handler = stop};
+    sigaction(SIGTERM, &end, 0); sigaction(SIGINT, &end, 0);
+    while (!over) for (int i = 0, n = epoll_wait(ep, ready, 256, -1); i < n; i++) {
         int fd = ready[i].data.fd;
         if (fd == s) {
             int c = accept(s, 0, 0);
@@ -75,8 +86,13 @@ int main(int argc, char **argv) {
             if (c >= LINKS) { close(c); continue; }
             setsockopt(c, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
             if (!links[c].in) links[c].in = malloc(BUFFER);
-            links[c].started = links[c].used = 0;
+            links[c].started = links[c].used = links[c].worked = 0;
             e.data.fd = c; epoll_ctl(ep, EPOLL_CTL_ADD, c, &e);
-        } else if (!take(fd, &links[fd])) close(fd);
+        } else if (!take(fd, &links[fd])) {
+            now_open -= links[fd].started; now_worked -= links[fd].worked;
+            close(fd);
+        }
     }
+    printf("answer: %ld connections logged in at most at once, %ld with a transaction; %ld transactions, %ld queries\n",
+           most_open, most_worked, transactions, queries);
 }

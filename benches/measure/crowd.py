@@ -116,9 +116,7 @@ class Side:
 
     def busy(self, clients, rate, seconds):
         """Busy clients at a fixed rate: the fake upstream is no match for more."""
-        script = self.weir.base / "select.sql"
-        script.write_text("select 1;\n")
-        return load.pgbench(self, "simple", clients, seconds, script=("-f", script, "-R", rate))
+        return load.busy(self, self.weir.base, clients, rate, seconds)
 
     def costs(self, rest_s=3.0):
         """What things cost beside the crowd as it is. Wall times are medians; CPU is the process' own less what it needs at rest."""

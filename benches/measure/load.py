@@ -48,6 +48,13 @@ def pgbench(target, mode, clients, seconds, reconnect=False, latency=True, scrip
     return out
 
 
+def busy(target, directory, clients, rate, seconds):
+    """pgbench at a fixed rate, with a statement that the fake PostgreSQL understands; the script is kept in `directory`."""
+    script = directory / "select.sql"
+    script.write_text("select 1;\n")
+    return pgbench(target, "simple", clients, seconds, script=("-f", script, "-R", rate))
+
+
 def latencies(directory):
     """p50 and p99 of pgbench's per-transaction logs. The figures are whole µs: a percentile is interpolated inside its µs, or
     differences of a few µs would come in steps. With -R the wait for the schedule is left out."""

@@ -97,10 +97,11 @@ class HAProxy(Spawned):
 
     name = "HAProxy"
     program = "haproxy"
+    connections = CLIENTS_MAX // 2
 
     def argv(self, program):
         (self.base / "cfg").write_text(
-            f"global\n  maxconn {CLIENTS_MAX // 2}\n"
+            f"global\n  maxconn {self.connections}\n"
             "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             f"listen pg\n  bind 127.0.0.1:{self.port}\n  server s 127.0.0.1:{self.cluster.port}\n")
         return [program, "-db", "-f", self.base / "cfg"]

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 use super::answer::Login;
 use super::io::{End, Stream, Wire};
 use super::parse::Failure;
-use super::scram::{self, Failed, Server};
 use super::session::Session;
 use super::{STARTUP_TIMEOUT, Shared};
+use crate::auth::scram::{self, Failed, Server};
 use crate::reason::{Reason, Refusal};
 use crate::wire::frame::split_cstr;
 use crate::wire::reply;
@@ -143,18 +143,11 @@ async fn startup_packet(wire: &mut Wire, shared: &Shared, mut is_secure: bool) -
 
 /// NegotiateProtocolVersion, where the client asks for more than is spoken.
 fn negotiate(out: &mut Vec<u8>, startup: &Startup) {
-    let names = startup.parameters.iter().map(|(name, _)| name);
-    let unknown: Vec<&String> = names.filter(|name| name.starts_with("_pq_.")).collect();
+    let unknown = startup.protocol_options();
     if startup.minor <= MINOR_MAX && unknown.is_empty() {
         return;
     }
-    let version = 3 << 16 | u32::from(startup.minor.min(MINOR_MAX));
-    reply::message(out, b'v', |out| {
-        out.extend_from_slice(&version.to_be_bytes());
-        // A startup packet of 10,000 bytes has room for far fewer than 2^32 names.
-        out.extend_from_slice(&u32::try_from(unknown.len()).unwrap_or(0).to_be_bytes());
-        unknown.iter().for_each(|name| reply::cstr(out, name));
-    });
+    reply::negotiate_protocol_version(out, startup.minor.min(MINOR_MAX), &unknown);
 }
 
 async fn authenticate(
@@ -165,7 +158,7 @@ async fn authenticate(
 ) -> Result<(), End> {
     let mut nonce = [0; 18];
     getrandom::fill(&mut nonce).map_err(|_| Reason::Internal)?;
-    let server = Server::new(verifier, user, &shared.mock_secret);
+    let server = Server::new(verifier, user, &shared.mock);
     sasl(&mut wire.out, 10, format!("{}\0\0", scram::MECHANISM).as_bytes());
     wire.flush().await?;
     let first = sasl_message(wire).await?;
@@ -174,8 +167,8 @@ async fn authenticate(
     sasl(&mut wire.out, 11, server_first.as_bytes());
     wire.flush().await?;
     let last = sasl_message(wire).await?;
-    let server_final = challenged.last(&last).map_err(refusal)?;
-    sasl(&mut wire.out, 12, server_final.as_bytes());
+    let proven = challenged.last(&last).map_err(refusal)?;
+    sasl(&mut wire.out, 12, proven.server_final.as_bytes());
     Ok(())
 }
 
@@ -206,7 +199,9 @@ fn initial(body: &[u8]) -> Result<&[u8], End> {
 
 fn refusal(failed: Failed) -> End {
     match failed {
-        Failed::Malformed => End::Refused(Refusal::new(Reason::Malformed, "no SCRAM-SHA-256 exchange", "")),
+        Failed::Malformed | Failed::Downgraded => {
+            End::Refused(Refusal::new(Reason::Malformed, "no SCRAM-SHA-256 exchange", ""))
+        }
         Failed::Wrong => Reason::AdminPassword.into(),
     }
 }

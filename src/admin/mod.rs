@@ -1,8 +1,8 @@
 //! The admin port: one port for psql, Prometheus and curl.
 //!
 //! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
-//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`,
-//! `chatter`, `help`, `view`, `encode`, `scram`. Shell: `io`, `console`, `session`, `answer`, `http`, and `serve` here.
+//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `encode`. Shell: `io`,
+//! `console`, `session`, `answer`, `http`, and `serve` here.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
 //! [`STARTUP_TIMEOUT`]; messages of [`MESSAGE_LEN_MAX`] bytes; a peer that does not read is left after [`io::WRITE_TIMEOUT`].
@@ -18,7 +18,6 @@ pub mod http;
 pub mod io;
 pub mod lex;
 pub mod parse;
-pub mod scram;
 pub mod session;
 pub mod view;
 
@@ -35,11 +34,11 @@ use tokio::time::timeout;
 
 use arc_swap::ArcSwapOption;
 
+use crate::auth::scram::{ITERATIONS, Mock, Verifier};
 use crate::tls::FIRST_BYTE;
 use crate::tls::server::ServerTls;
 use crate::tls::stream::TlsStream;
 use control::Control;
-use scram::Verifier;
 
 /// Connections to the admin port at most.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -92,7 +91,7 @@ pub(crate) struct Shared {
     settings: AdminSettings,
     control: Arc<dyn Control>,
     /// Makes the salts of users that do not exist.
-    mock_secret: [u8; 32],
+    mock: Mock,
     /// Pids told to clients: a number a connection.
     next_pid: AtomicI32,
     http: Arc<Semaphore>,
@@ -105,8 +104,9 @@ pub(crate) struct Shared {
 pub async fn serve(listener: TcpListener, settings: AdminSettings, control: Arc<dyn Control>) -> Result<()> {
     let mut mock_secret = [0; 32];
     getrandom::fill(&mut mock_secret).map_err(Error::other)?;
+    let mock = Mock::new(mock_secret, ITERATIONS);
     let http = Arc::new(Semaphore::new(HTTP_MAX));
-    let shared = Arc::new(Shared { settings, control, mock_secret, next_pid: AtomicI32::new(1), http });
+    let shared = Arc::new(Shared { settings, control, mock, next_pid: AtomicI32::new(1), http });
     let pools = Arc::new(Pools {
         strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),

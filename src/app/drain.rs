@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::accept::{Door, Listening, accept};
 use super::tls::Tls;
 use super::workers::Workers;
-use super::{App, setup};
+use super::{App, auth, setup};
 use crate::admin;
 use crate::admin::control::Control;
 use crate::clock;
@@ -49,6 +49,9 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     let admin_settings = setup::admin_settings(&config)?;
     admin_settings.tls.store(tls.admin.clone());
     setup::monitor_settings(&config, None)?;
+    let (users, doubts) =
+        setup::users(&config).map_err(|problems| anyhow::anyhow!("{}", problems.join("\n")))?;
+    doubts.iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let doors = open_doors(&config)?;
     let admin_listener = bind(&config.admin.endpoint).context("[admin] address")?;
     let state_file = StateFile::new(&state_directory);
@@ -56,6 +59,8 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     let (events, event_queue) = mpsc::unbounded_channel();
     let app = Arc::new(new_app(config, &tls, &admin_settings, state_file, events)?);
     count_panics(&app.hub);
+    app.set_users(users);
+    auth::connect(&app);
     app.restore_pauses(&pauses);
     app.note("start", "", None, &format!("pgweir {}", env!("CARGO_PKG_VERSION")));
 
@@ -111,6 +116,7 @@ fn new_app(
         monitor: ArcSwapOption::empty(),
         sample: ArcSwapOption::empty(),
         judge: Mutex::new(judge),
+        seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
         saving: tokio::sync::Mutex::new(()),
         ticker: Notify::new(),

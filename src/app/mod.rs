@@ -1,6 +1,7 @@
 //! Wiring: configuration in, threads and tasks out. The only place that knows every other.
 
 mod accept;
+mod auth;
 mod commands;
 mod control;
 mod drain;
@@ -9,6 +10,7 @@ mod metrics;
 mod persist;
 mod reload;
 mod rows;
+mod secrecy;
 mod setup;
 mod sweep;
 mod tls;
@@ -18,6 +20,7 @@ mod workers;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -53,6 +56,8 @@ pub struct App {
     monitor: ArcSwapOption<MonitorHandle>,
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
+    /// A sample was asked for to see whether a leak does harm.
+    seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
@@ -130,19 +135,17 @@ impl App {
 
 /// Runs the proxy with a configuration file until it is told to stop.
 pub fn run(path: &Path) -> ExitCode {
-    let loaded = config::load(path).and_then(|(config, warnings)| {
-        let tls = tls::Tls::read(&config)?;
-        Ok((config, tls, warnings))
-    });
-    let (config, tls, warnings) = match loaded {
+    let (config, warnings) = match config::load(path) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("{problem}"));
-            eprintln!("pgweir: not started");
-            return ExitCode::from(1);
-        }
+        Err(problems) => return not_started(&problems),
     };
     setup::start_log(&config);
+    // Before any secret is read: the configuration holds none.
+    secrecy::seal();
+    let tls = match tls::Tls::read(&config) {
+        Ok(tls) => tls,
+        Err(problems) => return not_started(&problems),
+    };
     warnings.iter().chain(&tls.expiries(&config)).for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -159,4 +162,10 @@ pub fn run(path: &Path) -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+fn not_started(problems: &[config::Problem]) -> ExitCode {
+    problems.iter().for_each(|problem| eprintln!("{problem}"));
+    eprintln!("pgweir: not started");
+    ExitCode::from(1)
 }

@@ -38,6 +38,7 @@ impl App {
         let (mut new, warnings) = config::load(&old.path)
             .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         setup::monitor_settings(&new, None).map_err(|error| vec![format!("{error:#}")])?;
+        let (users, doubts) = setup::users(&new)?;
         let fixed = keep_what_needs_restart(&old, &mut new);
         // Certificates are read anew, whether or not their names have changed: links that are there keep what they began with.
         let tls = Tls::read(&new)
@@ -47,6 +48,8 @@ impl App {
         // Lanes before rules: who is classified meanwhile must find the lane the rules name.
         self.hub.refresh_lanes();
         self.hub.rules.store(Arc::new(rules));
+        // Users before the mode: who is asked for a password must find it here.
+        self.set_users(users);
         self.hub.settings.store(Arc::new(setup::link_settings(&new, &tls)));
         self.admin_tls.store(tls.admin.clone());
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
@@ -64,6 +67,7 @@ impl App {
         }
         let mut lines = vec!["the configuration was reloaded".to_owned()];
         lines.extend(warnings.iter().chain(&expiries).map(|warning| format!("warning: {warning}")));
+        lines.extend(doubts);
         lines.extend(fixed);
         Ok(lines)
     }

@@ -4,15 +4,18 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use zeroize::Zeroizing;
 
 use super::tls::{self, Tls};
-use crate::admin::scram::Verifier;
 use crate::admin::{AdminSettings, AdminUser};
+use crate::auth::scram::Verifier;
+use crate::auth::users::{Note, USERS_BYTES_MAX, Users};
 use crate::cli::endpoint::AdminEndpoint;
 use crate::config::checked::{Config, check_against};
 use crate::config::settings::{BypassAction, Endpoint, Role};
 use crate::config::{self, read_password};
 use crate::incident::state;
+use crate::link::authority::OwnAuth;
 use crate::link::hub::{LinkSettings, Upstream};
 use crate::tls::client::ClientTls;
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
@@ -33,8 +36,27 @@ pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
         startup_timeout: limits.startup_timeout,
         dead_after: config.process.tcp_keepalive.unwrap_or_default(),
         allow_trust: config.auth.allow_trust,
+        own_auth: config.auth.own.as_ref().map(|own| OwnAuth { query: own.query.clone() }),
         log_literals: config.log.literals,
         max_clients: limits.max_clients,
+    }
+}
+
+/// The users file, read and understood; nobody without one. With it, what is doubtful in it.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub(super) fn users(config: &Config) -> Result<(Users, Vec<String>), Vec<String>> {
+    let file = config.auth.own.as_ref().and_then(|own| own.users_file.as_deref());
+    let Some(file) = file else { return Ok((Users::default(), Vec::new())) };
+    let text = config::read_users(file, USERS_BYTES_MAX)
+        .map_err(|error| vec![format!("auth.users_file: {error}")])?;
+    let lines = |kind: &str, notes: Vec<Note>| -> Vec<String> {
+        notes.iter().map(|note| format!("{kind}{}:{}: {}", file.display(), note.line, note.text)).collect()
+    };
+    match Users::parse(text.expose()) {
+        Ok((users, doubts)) => Ok((users, lines("warning: ", doubts))),
+        Err(problems) => Err(lines("", problems)),
     }
 }
 
@@ -45,7 +67,8 @@ pub(super) fn monitor_settings(
 ) -> anyhow::Result<Option<MonitorSettings>> {
     let Some(monitor) = &config.monitor else { return Ok(None) };
     let password = monitor.password_file.as_deref().map(read_password).transpose();
-    let password = password.context("[monitor] password_file")?.map(|secret| secret.expose().to_owned());
+    let password =
+        password.context("[monitor] password_file")?.map(|secret| Zeroizing::new(secret.expose().to_owned()));
     let address = match &monitor.endpoint {
         Endpoint::Tcp { host, port } => MonitorAddress::Tcp { host: host.to_string(), port: *port },
         Endpoint::Unix { directory, port } => {
@@ -67,7 +90,7 @@ pub(super) fn monitor_settings(
 pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
     let mut users = Vec::new();
     for user in &config.admin.users {
-        let password = if user.generated {
+        let password = Zeroizing::new(if user.generated {
             let (password, new) = state::admin_password(&config.state_directory)?;
             if new {
                 tracing::info!(file = %user.password_file.display(), "made a password for the admin port");
@@ -75,7 +98,7 @@ pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
             password.reveal().to_owned()
         } else {
             read_password(&user.password_file)?.expose().to_owned()
-        };
+        });
         users.push(AdminUser {
             name: user.name.to_string(),
             verifier: Verifier::from_password(&password),
@@ -104,6 +127,10 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
     match config::load(path) {
         Ok((config, found)) => {
             warnings.extend(found.iter().map(ToString::to_string));
+            match users(&config) {
+                Ok((_, doubts)) => warnings.extend(doubts),
+                Err(found) => problems.extend(found),
+            }
             match Tls::read(&config) {
                 Ok(tls) => {
                     warnings.extend(tls.expiries(&config).iter().map(ToString::to_string));

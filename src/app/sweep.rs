@@ -14,7 +14,7 @@ use crate::config::settings::BypassAction;
 use crate::lanes::sample::Sample;
 use crate::lanes::settings::LeakSettings;
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
-use crate::leaks::reclaim::{self, IdleLink};
+use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
 use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
@@ -160,10 +160,24 @@ impl App {
         found.into_iter().map(|(link, _, facts, _)| (link, facts)).collect()
     }
 
+    /// Judges at once, where a sample was asked for so that this could be done.
+    pub(super) fn judge_by_fresh_sample(&self, sample: &Sample) {
+        if self.seeks_harm.swap(false, Ordering::Relaxed) {
+            self.judge_leaks(clock::now(), Some(sample));
+        }
+    }
+
     fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) {
         let facts = self.leak_facts(now, sample, true);
         let lanes = self.hub.lanes.load_full();
         let only: Vec<LeakFacts> = facts.iter().map(|(_, facts)| *facts).collect();
+        let looked_at = sample.map(|sample| sample.asked_at);
+        if self.judge.lock().wants_look(now, looked_at, &only, |lane| policy(&lanes, lane))
+            && let Some(monitor) = self.monitor.load_full()
+        {
+            self.seeks_harm.store(true, Ordering::Relaxed);
+            monitor.sample_now();
+        }
         let verdicts = self.judge.lock().sweep(now, &only, |lane| policy(&lanes, lane));
         for judged in verdicts {
             if let Some((link, facts)) = facts.iter().find(|(link, _)| link.id == judged.link) {
@@ -200,13 +214,42 @@ impl App {
 
     // ------------------------------------------------------------ reclaim
 
+    /// Has links of worse lanes end with their transactions where a lane below its reserve waits and PostgreSQL has nothing left.
+    fn yield_to_reserves(&self, sample: Option<&Sample>) {
+        let Some((lanes, wanted)) = self.hub.guard(|guard, now| guard.wants_yield(now)) else { return };
+        let locked = holding_advisory_locks(sample);
+        let mut busy = Vec::new();
+        for entry in &self.hub.links {
+            let link = entry.value();
+            let (state, since) = link.state();
+            let lane = link.with_labels(|labels| labels.lane);
+            let works = matches!(state, LinkState::Idle | LinkState::Active | LinkState::IdleInTransaction);
+            let spared =
+                link.flags() & flag::LISTENING != 0 || locked.contains(&link.pid.load(Ordering::Relaxed));
+            if works && !spared && lanes.iter().any(|(one, _)| *one == lane) {
+                let since = link.transaction_since().unwrap_or(since);
+                busy.push(BusyLink {
+                    link: link.id,
+                    lane,
+                    since,
+                    yielding: link.flags() & flag::YIELDING != 0,
+                });
+            }
+        }
+        for id in reclaim::choose_yielding(&lanes, wanted, &busy) {
+            if let Some(link) = self.hub.links.get(&id) {
+                link.post(Command::Yield);
+            }
+        }
+    }
+
     fn reclaim(&self, now: Moment, sample: Option<&Sample>) -> bool {
         let needs = self.hub.guard(|guard, now| guard.wants_reclaim(now));
         if needs.is_empty() {
             return false;
         }
-        let locked: HashSet<i32> =
-            sample.iter().flat_map(|s| &s.sessions).filter(|s| s.advisory_lock).map(|s| s.pid).collect();
+        self.yield_to_reserves(sample);
+        let locked = holding_advisory_locks(sample);
         let mut idle = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
@@ -271,6 +314,10 @@ impl App {
             }
         }
     }
+}
+
+fn holding_advisory_locks(sample: Option<&Sample>) -> HashSet<i32> {
+    sample.iter().flat_map(|s| &s.sessions).filter(|s| s.advisory_lock).map(|s| s.pid).collect()
 }
 
 /// Names a request that may come back: its client process, and the shape of its last statement. Behind one address and

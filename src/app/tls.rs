@@ -90,7 +90,7 @@ impl Tls {
     /// Pass-through authentication over TLS on both sides reaches through only with one certificate, where PostgreSQL can be asked
     /// for its own.
     pub(super) fn certificates_differ(&self, config: &Config) -> Vec<Problem> {
-        if self.doors.is_empty() {
+        if self.doors.is_empty() || config.auth.own.is_some() {
             return Vec::new();
         }
         let Some(theirs) = self.upstream_certificate(config) else { return Vec::new() };

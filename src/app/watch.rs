@@ -47,6 +47,7 @@ impl App {
                     let sample = Arc::new(sample);
                     self.hub.guard(|guard, now| guard.sample(now, &sample));
                     self.sample.store(Some(sample.clone()));
+                    self.judge_by_fresh_sample(&sample);
                     self.terminate_bypass_leaks(&sample).await;
                 }
                 MonitorEvent::Down { cause } => {

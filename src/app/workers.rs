@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::{self, Moment};
 use crate::link::established::{End, Established, finish};
-use crate::link::hub::{Client, Hub};
+use crate::link::hub::{Client, Counters, Hub};
 use crate::link::reactor::{Handle, Reactor};
 use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
@@ -93,7 +93,7 @@ impl Workers {
 
     /// Whether there are so many connections that have not said who they are that another one is closed unheard.
     pub fn is_crowded(&self) -> bool {
-        self.hub.counters.strangers.load(Ordering::Relaxed) >= STRANGERS_MAX
+        is_crowded(&self.hub.counters)
     }
 
     /// Serves a connection. To be called on the reception.
@@ -186,6 +186,10 @@ impl Worker {
     }
 }
 
+fn is_crowded(counters: &Counters) -> bool {
+    counters.strangers.load(Ordering::Relaxed) >= STRANGERS_MAX
+}
+
 /// Sees links off whose relay has ended.
 async fn see_off(hub: Arc<Hub>, mut finished: mpsc::UnboundedReceiver<(Link, End)>) {
     while let Some((link, end)) = finished.recv().await {
@@ -210,5 +214,23 @@ fn adopt(
             let stream = tokio::net::UnixStream::from_std(fd.into())?;
             Ok(Accepted { stream: Stream::from(stream), peer: None, local: None, listener, listener_lane })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All links end at once when PostgreSQL restarts, and are in no registry while they get their last words.
+    #[test]
+    fn only_those_who_have_not_said_who_they_are_make_a_crowd() {
+        let counters = Counters::default();
+        counters.clients.store(STRANGERS_MAX + 600, Ordering::Relaxed);
+        counters.leaving.store(STRANGERS_MAX + 600, Ordering::Relaxed);
+        assert!(!is_crowded(&counters), "they leave");
+        counters.strangers.store(STRANGERS_MAX, Ordering::Relaxed);
+        assert!(is_crowded(&counters));
+        counters.strangers.store(STRANGERS_MAX - 1, Ordering::Relaxed);
+        assert!(!is_crowded(&counters));
     }
 }

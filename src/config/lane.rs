@@ -73,6 +73,7 @@ pub(super) fn read(
         per_user: limit(report, &mut section, "per_user"),
         per_database: limit(report, &mut section, "per_database"),
         per_address: limit(report, &mut section, "per_address"),
+        links_per_process: limit(report, &mut section, "links_per_process"),
         shed_above,
         shed_below,
         shed_dwell: section.read(report, "shed_dwell", values::duration).unwrap_or(Duration::from_secs(5)),

@@ -83,7 +83,13 @@ impl Config {
             lines.time("monitor.interval", monitor.interval);
             lines.time("monitor.stale_after", limits.stale_after);
         }
-        lines.put("auth.mode", "passthrough");
+        lines.put("auth.mode", if self.auth.own.is_some() { "scram" } else { "passthrough" });
+        let own = self.auth.own.clone().unwrap_or_default();
+        lines.put(
+            "auth.users_file",
+            own.users_file.map(|file| file.display().to_string()).unwrap_or_default(),
+        );
+        lines.put("auth.query", own.query.as_deref().unwrap_or_default());
         lines.put("auth.allow_trust", self.auth.allow_trust);
         lines.put("limits.max_clients", limits.max_clients);
         lines.put("limits.max_logins", limits.max_logins);
@@ -152,6 +158,7 @@ fn lane_lines(lines: &mut Lines, lane: &LaneSettings) {
         ("per_user", lane.per_user),
         ("per_database", lane.per_database),
         ("per_address", lane.per_address),
+        ("links_per_process", lane.links_per_process),
     ];
     for (name, count) in counts {
         lines.put(key(name), count);

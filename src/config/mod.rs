@@ -1,6 +1,6 @@
 //! One TOML file → checked settings, with every problem reported at once.
 //!
-//! Pure but for [`load`] and [`secret::read_password`], which read files. `raw` walks the document and knows lines and keys;
+//! Pure but for [`load`] and what of `secret` reads files. `raw` walks the document and knows lines and keys;
 //! `values` reads one value; `sections`, `lane` and `rule` read one table each; `cross` holds what no table can know alone.
 //! Nothing here changes anything: a changed file is either a whole new [`Config`] or a list of problems.
 
@@ -27,7 +27,7 @@ use std::path::Path;
 
 pub use checked::{admin_of, check, check_against};
 pub use problem::{Problem, Warning};
-pub use secret::{Secret, read_password};
+pub use secret::{Secret, read_password, read_users};
 pub use settings::Config;
 
 /// Bytes of a configuration file at most: far above any honest one, far below what would make checking slow.

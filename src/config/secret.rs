@@ -6,20 +6,22 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 /// Bytes of a password file at most.
 pub const PASSWORD_BYTES_MAX: usize = 4096;
 
 /// Permission bits that let everybody on the machine read or replace the password.
 const OTHERS: u32 = 0o006;
 
-/// A password. Shows itself to nobody who does not ask by name.
+/// A password, or a file of them. Shows itself to nobody who does not ask by name, and is overwritten when dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Keeps `text`.
     pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        Self(Zeroizing::new(text.into()))
     }
 
     /// The password itself: for a wire or a file of mode 0600, never for a log.
@@ -33,6 +35,9 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(…)")
     }
 }
+
+/// Permission bits of a users file that must not be set: it holds everybody's.
+const GROUP_AND_OTHERS: u32 = 0o077;
 
 /// Why a password file gives no password.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +62,20 @@ pub enum PasswordError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody but its owner may read or write a users file.
+    #[error("{}: is open to others than its owner; run `chmod 600` on it", path.display())]
+    NotPrivate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A users file beyond its bound, or not UTF-8.
+    #[error("{}: must be UTF-8 text of at most {max} bytes", path.display())]
+    NoText {
+        /// The file.
+        path: PathBuf,
+        /// Bytes.
+        max: usize,
+    },
     /// Empty, longer than [`PASSWORD_BYTES_MAX`], not UTF-8, or with a NUL or a line break inside.
     #[error("{}: must hold one line with the password, UTF-8, 1 to {PASSWORD_BYTES_MAX} bytes", path.display())]
     Content {
@@ -71,6 +90,34 @@ pub enum PasswordError {
 /// # Errors
 /// See [`PasswordError`].
 pub fn read_password(path: &Path) -> Result<Secret, PasswordError> {
+    let exposed = || PasswordError::Exposed { path: path.to_owned() };
+    let bytes = read_private(path, PASSWORD_BYTES_MAX + 3, OTHERS, exposed)?;
+    let content = || PasswordError::Content { path: path.to_owned() };
+    let text = std::str::from_utf8(&bytes).map_err(|_| content())?;
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let fits = !line.is_empty() && line.len() <= PASSWORD_BYTES_MAX && !line.contains(['\n', '\r', '\0']);
+    if fits { Ok(Secret::new(line)) } else { Err(content()) }
+}
+
+/// Reads a file of users and their secrets, which nobody but its owner may read.
+///
+/// # Errors
+/// See [`PasswordError`].
+pub fn read_users(path: &Path, max: usize) -> Result<Secret, PasswordError> {
+    let exposed = || PasswordError::NotPrivate { path: path.to_owned() };
+    let bytes = read_private(path, max + 1, GROUP_AND_OTHERS, exposed)?;
+    let text = std::str::from_utf8(&bytes).ok().filter(|text| text.len() <= max);
+    text.map(Secret::new).ok_or_else(|| PasswordError::NoText { path: path.to_owned(), max })
+}
+
+/// The first `max` bytes of a regular file none of whose `forbidden` permission bits is set.
+fn read_private(
+    path: &Path,
+    max: usize,
+    forbidden: u32,
+    exposed: impl FnOnce() -> PasswordError,
+) -> Result<Zeroizing<Vec<u8>>, PasswordError> {
     let io = |error| PasswordError::Io { path: path.to_owned(), error };
     // Asked before opening, because opening a FIFO would wait for its writer.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
@@ -78,17 +125,15 @@ pub fn read_password(path: &Path) -> Result<Secret, PasswordError> {
     }
     let file = File::open(path).map_err(io)?;
     // Asked of the open file, so that nobody can swap it in between.
-    if file.metadata().map_err(io)?.mode() & OTHERS != 0 {
-        return Err(PasswordError::Exposed { path: path.to_owned() });
+    let metadata = file.metadata().map_err(io)?;
+    if metadata.mode() & forbidden != 0 {
+        return Err(exposed());
     }
-    let mut bytes = Vec::new();
-    file.take(PASSWORD_BYTES_MAX as u64 + 3).read_to_end(&mut bytes).map_err(io)?;
-    let content = || PasswordError::Content { path: path.to_owned() };
-    let text = String::from_utf8(bytes).map_err(|_| content())?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    let fits = !line.is_empty() && line.len() <= PASSWORD_BYTES_MAX && !line.contains(['\n', '\r', '\0']);
-    if fits { Ok(Secret::new(line)) } else { Err(content()) }
+    // Room for all of it: growing would leave copies behind.
+    let room = usize::try_from(metadata.len()).unwrap_or(max).min(max) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    file.take(max as u64).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -117,6 +162,17 @@ mod tests {
         for mode in [0o644, 0o602] {
             let (_keep, path) = file(b"x", mode);
             assert!(matches!(read_password(&path), Err(PasswordError::Exposed { .. })), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_users_file_is_its_owners_alone() {
+        let (_keep, path) = file(b"\"a\" \"b\"\n", 0o600);
+        assert_eq!(read_users(&path, 100).expect("private").expose(), "\"a\" \"b\"\n");
+        assert!(matches!(read_users(&path, 3), Err(PasswordError::NoText { .. })));
+        for mode in [0o640, 0o604, 0o620] {
+            let (_keep, path) = file(b"x", mode);
+            assert!(matches!(read_users(&path, 100), Err(PasswordError::NotPrivate { .. })), "{mode:o}");
         }
     }
 

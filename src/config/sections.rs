@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::raw::{Report, Section};
 use super::settings::{
     AdminSettings, AdminUser, AuthSettings, BypassAction, BypassSettings, Endpoint, ExitSettings, Expect,
-    ListenSettings, LogSettings, MonitorSettings, ProbeSettings, ProcessSettings, Role, UpstreamSettings,
-    UpstreamTls,
+    ListenSettings, LogSettings, MonitorSettings, OwnAuthSettings, ProbeSettings, ProcessSettings, Role,
+    UpstreamSettings, UpstreamTls,
 };
 use super::{tls, values};
 use crate::lanes::settings::{ApplicationSettings, Limits};
@@ -239,23 +239,54 @@ pub(super) fn monitor(
 }
 
 /// `[auth]`.
-pub(super) fn auth(report: &mut Report<'_>, root: &mut Section<'_>) -> AuthSettings {
+pub(super) fn auth(report: &mut Report<'_>, root: &mut Section<'_>, monitored: bool) -> AuthSettings {
+    let path = report.path;
     let Some(mut section) = root.table(report, "auth") else { return AuthSettings::default() };
-    let words = [("passthrough", true), ("scram", false)];
-    let passthrough = section.read(report, "mode", values::word(&words)).unwrap_or(true);
-    if !passthrough {
-        let hint = "write \"passthrough\", or leave the key out: PostgreSQL checks the passwords";
-        report.problem_at(&section.key("mode"), "\"scram\" is not available yet", hint);
-    }
-    for name in ["users_file", "query"] {
-        if section.read(report, name, values::text).is_some() && passthrough {
-            let text = "belongs to mode \"scram\", which is not available yet";
-            report.problem_at(&section.key(name), text, "remove it");
+    let words = [("passthrough", false), ("scram", true)];
+    let mode = section.read(report, "mode", values::word(&words));
+    let users_file = section.read(report, "users_file", values::path(path));
+    let query = section.read(report, "query", values::text);
+    let allow_trust = section.read(report, "allow_trust", values::boolean);
+    let mut own = None;
+    if mode == Some(true) {
+        let key = section.key("mode");
+        if !section.has("users_file") && !section.has("query") {
+            let hint = "add users_file = \"userlist.txt\", or query = \"…\"";
+            report.problem_at(
+                &key,
+                "\"scram\" needs to know users: there is neither users_file nor query",
+                hint,
+            );
+        }
+        if let Some(query) = &query {
+            check_query(report, &section.key("query"), query, monitored);
+        }
+        if allow_trust.is_some() {
+            let text = "has no effect with mode = \"scram\": every client is asked for a password";
+            report.warning_at(&section.key("allow_trust"), text, "remove it");
+        }
+        own = Some(OwnAuthSettings { users_file, query });
+    } else if mode == Some(false) || !section.has("mode") {
+        for name in ["users_file", "query"] {
+            if section.has(name) {
+                let text = "belongs to mode = \"scram\"; without it PostgreSQL checks the passwords";
+                report.problem_at(&section.key(name), text, "write mode = \"scram\", or remove it");
+            }
         }
     }
-    let allow_trust = section.read(report, "allow_trust", values::boolean).unwrap_or(false);
     section.finish(report);
-    AuthSettings { allow_trust }
+    AuthSettings { own, allow_trust: allow_trust.unwrap_or(false) }
+}
+
+fn check_query(report: &mut Report<'_>, key: &str, query: &str, monitored: bool) {
+    if !query.contains("$1") {
+        let hint = "write … where usename = $1";
+        report.problem_at(key, "does not use $1, the name of the user who logs in", hint);
+    }
+    if !monitored {
+        let hint = "add [monitor] with a role that may run it";
+        report.problem_at(key, "is put over the monitor's connection, and there is no [monitor]", hint);
+    }
 }
 
 /// `[limits]`; what stands elsewhere in the file is filled in by the caller.

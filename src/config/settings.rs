@@ -169,11 +169,22 @@ pub struct MonitorSettings {
     pub interval: Duration,
 }
 
-/// `[auth]`: pass-through is all there is so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `[auth]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuthSettings {
+    /// pgweir itself asks clients for their password; none leaves that to PostgreSQL.
+    pub own: Option<OwnAuthSettings>,
     /// Whether a client that is not local may log in where upstream asks for no password.
     pub allow_trust: bool,
+}
+
+/// `[auth] mode = "scram"`. At least one of the two is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnAuthSettings {
+    /// PgBouncer's userlist.txt.
+    pub users_file: Option<PathBuf>,
+    /// Asked through the monitor for users the file does not have: `$1` is the name, the row is name and secret.
+    pub query: Option<Arc<str>>,
 }
 
 /// How and what is logged.

@@ -228,7 +228,9 @@ fn console(options: &Options, ways: &[Way]) -> Result<Option<(String, ConsoleAdd
 
 fn warn(plan: &Plan, options: &Options) {
     let acts = &plan.scenario.actions;
-    if plan.console.is_none() && acts.iter().any(|act| matches!(act.deed, Deed::Console(_))) {
+    if plan.console.is_none()
+        && acts.iter().any(|act| matches!(act.deed, Deed::Console(_) | Deed::ResetLeaks(..)))
+    {
         eprintln!(
             "drill: no console is known (--admin HOST:PORT and PGWEIR_PASSWORD): the operator's acts there are skipped"
         );

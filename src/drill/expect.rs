@@ -31,6 +31,7 @@ pub enum Figure {
     PeakPercent,
     Held,
     Blocked,
+    Late,
     Commits,
 }
 
@@ -48,24 +49,25 @@ const FIGURES: [(&str, Figure); 12] = [
     ("wait_p99", Figure::WaitP99),
     ("service_p99", Figure::ServiceP99),
 ];
-const RUN_FIGURES: [(&str, &str, Figure); 5] = [
+const RUN_FIGURES: [(&str, &str, Figure); 6] = [
     ("upstream", "peak", Figure::Peak),
     ("upstream", "peak_percent", Figure::PeakPercent),
     ("locks", "held", Figure::Held),
     ("locks", "blocked", Figure::Blocked),
+    ("locks", "late", Figure::Late),
     ("lost", "commits", Figure::Commits),
 ];
 
 impl Figure {
     /// Whether it is a time.
     pub fn is_time(self) -> bool {
-        use Figure::{Blocked, Held, Max, P50, P90, P99, ServiceP99, WaitP99};
-        matches!(self, P50 | P90 | P99 | Max | WaitP99 | ServiceP99 | Held | Blocked)
+        use Figure::{Blocked, Held, Late, Max, P50, P90, P99, ServiceP99, WaitP99};
+        matches!(self, P50 | P90 | P99 | Max | WaitP99 | ServiceP99 | Held | Blocked | Late)
     }
 
     /// Whether it is read from a histogram, and therefore has a phase and a steady counterpart.
     pub fn is_latency(self) -> bool {
-        self.is_time() && !matches!(self, Self::Held | Self::Blocked)
+        self.is_time() && !matches!(self, Self::Held | Self::Blocked | Self::Late)
     }
 }
 

@@ -16,6 +16,9 @@ const SCHEDULE_LATE_MS_MAX: f64 = 10.0;
 const TIMER_LATE_MS_MAX: f64 = 25.0;
 /// Share of all cores above which the drill has no air to breathe.
 const CPU_SHARE_MAX: f64 = 0.9;
+/// The machine has no core to spare below this share of idle time, and a drill that uses as much as this of it is a reason why.
+const IDLE_SHARE_MIN: f64 = 0.05;
+const CPU_SHARE_MUCH: f64 = 0.2;
 
 /// What the drill knows of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -28,6 +31,10 @@ pub struct Generator {
     pub timers_late_p99_ms: f64,
     /// CPU time of this process, as a share of all cores.
     pub cpu_share: f64,
+    /// Idle time of the whole machine, as a share of all cores; none where it does not tell.
+    pub machine_idle_share: Option<f64>,
+    /// Most connections that were open at once.
+    pub connections_peak: usize,
     /// Connections that had to wait for `--max-connections`.
     pub held_back: u64,
     /// Why the figures may say more of the drill than of the target; none if they do not.
@@ -39,6 +46,7 @@ pub struct Watch {
     timers: JoinHandle<()>,
     late: std::sync::Arc<parking_lot::Mutex<Histogram<u32>>>,
     cpu: Duration,
+    machine: Option<(u64, u64)>,
     since: clock::Moment,
 }
 
@@ -57,11 +65,16 @@ impl Watch {
                 record.lock().saturating_record(u64::try_from(lag).unwrap_or(u64::MAX));
             }
         });
-        Self { timers, late, cpu: cpu_time(), since: clock::now() }
+        Self { timers, late, cpu: cpu_time(), machine: machine_time(), since: clock::now() }
     }
 
-    /// Ends; with the schedule's lateness and the number of connections held back.
-    pub fn finish(self, schedule: Option<&Histogram<u32>>, held_back: u64) -> Generator {
+    /// Ends; with the schedule's lateness, the most connections open at once and the number of those held back.
+    pub fn finish(
+        self,
+        schedule: Option<&Histogram<u32>>,
+        connections_peak: usize,
+        held_back: u64,
+    ) -> Generator {
         self.timers.abort();
         let ms = |micros: u64| micros as f64 / 1e3;
         let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
@@ -72,6 +85,11 @@ impl Watch {
             schedule_late_max_ms: schedule.map_or(0.0, |late| ms(late.max())),
             timers_late_p99_ms: ms(self.late.lock().value_at_quantile(0.99)),
             cpu_share: if wall > 0.0 { cpu / wall } else { 0.0 },
+            machine_idle_share: self.machine.zip(machine_time()).and_then(|(from, to)| {
+                let all = to.1.saturating_sub(from.1);
+                (all > 0).then(|| to.0.saturating_sub(from.0) as f64 / all as f64)
+            }),
+            connections_peak,
             held_back,
             bottleneck: None,
         };
@@ -92,6 +110,12 @@ fn verdict(seen: &Generator) -> Option<String> {
     if seen.cpu_share > CPU_SHARE_MAX {
         why.push(format!("it used {:.0} % of all cores", seen.cpu_share * 100.0));
     }
+    if let Some(idle) = seen.machine_idle_share.filter(|idle| *idle < IDLE_SHARE_MIN)
+        && (CPU_SHARE_MUCH..=CPU_SHARE_MAX).contains(&seen.cpu_share)
+    {
+        let (idle, own) = (idle * 100.0, seen.cpu_share * 100.0);
+        why.push(format!("the machine's cores were {idle:.0} % idle, and it used {own:.0} % of them"));
+    }
     if seen.held_back > 0 {
         why.push(format!("--max-connections made {} connections wait", seen.held_back));
     }
@@ -102,6 +126,18 @@ fn verdict(seen: &Generator) -> Option<String> {
 fn cpu_time() -> Duration {
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(spent.tv_sec).unwrap_or(0), u32::try_from(spent.tv_nsec).unwrap_or(0))
+}
+
+/// Idle and all time of the machine's cores so far, in ticks.
+fn machine_time() -> Option<(u64, u64)> {
+    machine_times(&std::fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// proc_stat(5): user nice system idle iowait irq softirq steal …; guests are in user already.
+fn machine_times(stat: &str) -> Option<(u64, u64)> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = line.split_whitespace().take(8).map_while(|word| word.parse().ok()).collect();
+    Some((ticks.get(3)? + ticks.get(4)?, ticks.iter().sum()))
 }
 
 #[cfg(test)]
@@ -121,9 +157,22 @@ mod tests {
             (Generator { schedule_late_p99_ms: 11.0, ..calm.clone() }, "schedule"),
             (Generator { timers_late_p99_ms: 26.0, ..calm.clone() }, "timers"),
             (Generator { cpu_share: 0.95, ..calm.clone() }, "cores"),
-            (Generator { held_back: 1, ..calm }, "--max-connections"),
+            (
+                Generator { machine_idle_share: Some(0.01), cpu_share: 0.4, ..calm.clone() },
+                "cores were 1 % idle",
+            ),
+            (Generator { held_back: 1, ..calm.clone() }, "--max-connections"),
         ] {
             assert!(verdict(&seen).unwrap().contains(word), "{word}");
         }
+        let beside = Generator { machine_idle_share: Some(0.01), cpu_share: 0.1, ..calm };
+        assert_eq!(verdict(&beside), None, "others kept it busy");
+    }
+
+    #[test]
+    fn the_machines_time_is_read() {
+        let stat = "cpu  10 1 4 80 5 0 0 2 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(machine_times(stat), Some((85, 102)));
+        assert_eq!(machine_times("cpu  1 2"), None);
     }
 }

@@ -13,6 +13,8 @@ use super::target::{APPLICATION, Session, literals};
 /// Shortest time between two looks at the target, and at the console.
 const TARGET_LOOK: Duration = Duration::from_millis(250);
 const CONSOLE_LOOK: Duration = Duration::from_millis(500);
+/// The same where there are leaks: by so much a lock's figures may be too low.
+const LEAK_LOOK: Duration = Duration::from_millis(100);
 /// Looks at most in a run; a longer run is looked at more seldom.
 const LOOKS_MAX: u32 = 2_400;
 /// Entries of the timeline kept.
@@ -27,8 +29,10 @@ pub struct Observed {
     pub upstream: Vec<(Duration, u32)>,
     /// The longest a `leak` actor was seen holding a transaction with locks.
     pub lock_held: Duration,
-    /// The longest anybody was seen waiting for one.
+    /// The longest one of these locks was seen held while somebody waited for it, from the first who did.
     pub lock_blocked: Duration,
+    /// The same past `reset`: from when the leak was idle for that long, or somebody began to wait, whichever came later.
+    pub lock_late: Duration,
     /// Whether there was anything to hold.
     pub leaks: bool,
     /// pgweir's lanes: changes of state, slots and waiting clients, by lane.
@@ -61,13 +65,14 @@ impl Observed {
 pub async fn target(
     stage: &Stage,
     config: &Config,
-    leakers: &[String],
+    (leakers, reset): (&[String], Option<Duration>),
     length: Duration,
     seen: &Mutex<Observed>,
 ) {
     let sql = statement(leakers);
     seen.lock().leaks = !leakers.is_empty();
-    let pause = TARGET_LOOK.max(length / LOOKS_MAX);
+    let pause = if leakers.is_empty() { TARGET_LOOK } else { LEAK_LOOK }.max(length / LOOKS_MAX);
+    let mut locks = Locks { reset, ..Locks::default() };
     let looking = async {
         loop {
             let Ok(session) = Session::open(config).await else {
@@ -75,16 +80,15 @@ pub async fn target(
                 continue;
             };
             while let Ok(rows) = session.rows(&sql).await {
-                let row = rows.into_iter().next().unwrap_or_default();
-                let number =
-                    |n: usize| row.get(n).and_then(|v| v.as_ref()?.parse::<f64>().ok()).unwrap_or(0.0);
+                let now = stage.now();
+                let mut rows = rows.into_iter();
+                let backends = rows.next().and_then(|row| row.first()?.as_ref()?.parse().ok());
+                locks.look(now, &rows.filter_map(|row| Lock::read(&row)).collect::<Vec<_>>());
                 {
                     let mut seen = seen.lock();
-                    seen.upstream.push((stage.now(), number(0) as u32));
-                    let held = Duration::try_from_secs_f64(number(1)).unwrap_or_default();
-                    seen.lock_held = seen.lock_held.max(held);
-                    let blocked = Duration::try_from_secs_f64(number(2)).unwrap_or_default();
-                    seen.lock_blocked = seen.lock_blocked.max(blocked);
+                    seen.upstream.push((now, backends.unwrap_or(0)));
+                    (seen.lock_held, seen.lock_blocked, seen.lock_late) =
+                        (locks.held, locks.blocked, locks.late);
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -93,19 +97,75 @@ pub async fn target(
     let _: Option<()> = stage.unless_over(looking).await;
 }
 
-/// Backends; age of the oldest leak with locks; age of the oldest wait for one.
+/// Backends; then each leak that holds locks: which, age of its transaction, time idle, and how long the first waits who waits for it.
 fn statement(leakers: &[String]) -> String {
+    let backends = format!(
+        "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE application_name IS DISTINCT FROM '{APPLICATION}' \
+         AND (backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL))"
+    );
+    if leakers.is_empty() {
+        return backends;
+    }
     let leakers = literals(leakers);
     format!(
-        "SELECT count(*) FILTER (WHERE application_name IS DISTINCT FROM '{APPLICATION}' \
-           AND (backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL))), \
-         coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)) FILTER (WHERE application_name IN ({leakers}) \
-           AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'transactionid' AND l.granted)), 0), \
-         coalesce(max(extract(epoch FROM clock_timestamp() - query_start)) FILTER (WHERE wait_event_type = 'Lock' \
-           AND EXISTS (SELECT FROM unnest(pg_blocking_pids(a.pid)) b JOIN pg_catalog.pg_stat_activity l ON l.pid = b \
-             WHERE l.application_name IN ({leakers}))), 0) \
-         FROM pg_catalog.pg_stat_activity a"
+        "{backends}; \
+         SELECT pid || ' ' || xact_start, extract(epoch FROM clock_timestamp() - xact_start), \
+           extract(epoch FROM clock_timestamp() - state_change), \
+           (SELECT max(extract(epoch FROM clock_timestamp() - w.query_start)) FROM pg_catalog.pg_stat_activity w \
+             WHERE w.wait_event_type = 'Lock' AND a.pid = ANY (pg_blocking_pids(w.pid))) \
+         FROM pg_catalog.pg_stat_activity a WHERE application_name IN ({leakers}) AND xact_start IS NOT NULL \
+           AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'transactionid' AND l.granted)"
     )
+}
+
+/// A leak that holds locks, as seen in one look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Lock {
+    /// Its transaction.
+    of: String,
+    held: Duration,
+    idle: Duration,
+    /// How long somebody has been waiting; none if nobody is.
+    waited: Option<Duration>,
+}
+
+impl Lock {
+    fn read(row: &[Option<String>]) -> Option<Self> {
+        let time = |n: usize| {
+            let seconds = row.get(n)?.as_ref()?.parse::<f64>().ok()?;
+            Some(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+        };
+        Some(Self { of: row.first()?.clone()?, held: time(1)?, idle: time(2)?, waited: time(3) })
+    }
+}
+
+/// The locks of leaks over time. Pure.
+#[derive(Debug, Default)]
+struct Locks {
+    /// When the guard resets, if the scenario says so.
+    reset: Option<Duration>,
+    /// Since when somebody waits, by transaction, where anybody did: one who gives up and one who comes after wait for the same leak.
+    since: BTreeMap<String, Duration>,
+    held: Duration,
+    blocked: Duration,
+    late: Duration,
+}
+
+impl Locks {
+    fn look(&mut self, now: Duration, locks: &[Lock]) {
+        self.since.retain(|of, _| locks.iter().any(|lock| lock.of == *of));
+        for lock in locks {
+            self.held = self.held.max(lock.held);
+            let Some(waited) = lock.waited else { continue };
+            let began = now.saturating_sub(waited);
+            let since = self.since.entry(lock.of.clone()).or_insert(began);
+            *since = began.min(*since);
+            let blocked = now.saturating_sub(*since);
+            self.blocked = self.blocked.max(blocked);
+            let past = lock.idle.saturating_sub(self.reset.unwrap_or_default());
+            self.late = self.late.max(blocked.min(past));
+        }
+    }
 }
 
 /// Looks at pgweir's lanes and timeline until the run is over.
@@ -168,4 +228,51 @@ async fn look(
     }
     *last = newest.max(*last).or(Some(0));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn s(tenths: u64) -> Duration {
+        Duration::from_millis(100 * tenths)
+    }
+
+    fn lock(of: &str, idle: u64, waited: Option<u64>) -> Lock {
+        Lock { of: of.into(), held: s(idle + 1), idle: s(idle), waited: waited.map(s) }
+    }
+
+    #[test]
+    fn a_lock_is_late_from_its_reset_or_from_its_first_victim() {
+        let mut locks = Locks { reset: Some(s(50)), ..Locks::default() };
+        locks.look(s(100), &[lock("1", 40, Some(10)), lock("2", 90, None)]);
+        assert_eq!(
+            (locks.held, locks.blocked, locks.late),
+            (s(91), s(10), s(0)),
+            "nobody waits for the older one"
+        );
+        locks.look(s(112), &[lock("1", 52, Some(22)), lock("2", 102, Some(1))]);
+        assert_eq!((locks.blocked, locks.late), (s(22), s(2)));
+        locks.look(s(116), &[lock("2", 106, Some(5))]);
+        assert_eq!((locks.blocked, locks.late), (s(22), s(5)), "its victim came after its reset");
+    }
+
+    #[test]
+    fn victims_that_follow_one_another_wait_for_one_leak() {
+        let mut locks = Locks::default();
+        locks.look(s(10), &[lock("1", 9, Some(5))]);
+        locks.look(s(20), &[lock("1", 19, None)]);
+        locks.look(s(30), &[lock("1", 29, Some(1))]);
+        assert_eq!((locks.blocked, locks.late), (s(25), s(25)), "without a reset all of it is late");
+    }
+
+    #[test]
+    fn rows_are_read() {
+        let row = |cells: [Option<&str>; 4]| cells.map(|cell| cell.map(str::to_owned)).to_vec();
+        assert_eq!(
+            Lock::read(&row([Some("7 x"), Some("1.1"), Some("1"), None])),
+            Some(lock("7 x", 10, None))
+        );
+        assert_eq!(Lock::read(&row([Some("9"), None, None, None])), None);
+    }
 }

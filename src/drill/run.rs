@@ -126,7 +126,9 @@ pub async fn play(
     wait(&stage, scenario, progress, interrupt, &interrupted).await;
     let late = dispatcher.finish();
     drain(&stage, plan.drain).await;
-    let generator = watch.finish(late.as_ref(), stage.held_back.load(Ordering::Relaxed));
+    let (peak, held_back) = (&stage.connections_peak, &stage.held_back);
+    let generator =
+        watch.finish(late.as_ref(), peak.load(Ordering::Relaxed), held_back.load(Ordering::Relaxed));
     leave(&posts, &over, &mut cast, &mut around).await;
 
     let mut tally = stage.tally.lock().clone();
@@ -185,8 +187,9 @@ fn spectators(
     let mut around = JoinSet::new();
     let length = plan.scenario.length();
     let leakers = applications(&plan.scenario, |actor| actor.kind == Kind::Leak);
+    let reset = plan.scenario.reset;
     let (on, config, record) = (Arc::clone(stage), plan.config.clone(), Arc::clone(seen));
-    around.spawn(async move { observe::target(&on, &config, &leakers, length, &record).await });
+    around.spawn(async move { observe::target(&on, &config, (&leakers, reset), length, &record).await });
     if let Some(address) = console.clone() {
         let (on, record) = (Arc::clone(stage), Arc::clone(seen));
         around.spawn(async move { observe::console(&on, &address, length, &record).await });
@@ -324,6 +327,7 @@ impl Measured for Run {
                     }
                     Figure::Held => leaks(self.observed.lock_held),
                     Figure::Blocked => leaks(self.observed.lock_blocked),
+                    Figure::Late => leaks(self.observed.lock_late),
                     Figure::Commits => self.lost.map(|lost| lost as f64),
                     _ => None,
                 };
@@ -346,7 +350,12 @@ impl Measured for Run {
             Figure::Max => ms(&at.response, 1.0),
             Figure::WaitP99 => ms(&at.wait, 0.99),
             Figure::ServiceP99 => ms(&at.service, 0.99),
-            Figure::Peak | Figure::PeakPercent | Figure::Held | Figure::Blocked | Figure::Commits => None,
+            Figure::Peak
+            | Figure::PeakPercent
+            | Figure::Held
+            | Figure::Blocked
+            | Figure::Late
+            | Figure::Commits => None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -42,6 +42,9 @@ pub struct Stage {
     pub held_back: AtomicU64,
     /// Requests with a user that are due and not over.
     pub open: AtomicI64,
+    /// Most connections that were logged in at once.
+    pub connections_peak: AtomicUsize,
+    max_connections: usize,
     permits: Arc<Semaphore>,
     told: Mutex<Vec<u64>>,
     over: watch::Receiver<bool>,
@@ -67,6 +70,8 @@ impl Stage {
             bus_received: AtomicU64::new(0),
             held_back: AtomicU64::new(0),
             open: AtomicI64::new(0),
+            connections_peak: AtomicUsize::new(0),
+            max_connections,
             permits: Arc::new(Semaphore::new(max_connections)),
             told: Mutex::default(),
             over,
@@ -111,7 +116,10 @@ impl Stage {
             }
         };
         let way = if direct { &self.direct } else { &self.way };
-        Link::connect(way, database, application, Some(permit)).await
+        let link = Link::connect(way, database, application, Some(permit)).await?;
+        let open = self.max_connections.saturating_sub(self.permits.available_permits());
+        self.connections_peak.fetch_max(open, Ordering::Relaxed);
+        Ok(link)
     }
 
     /// Odoo's BEGIN on this way.

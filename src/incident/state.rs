@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// Format of `pauses.json`.
 const VERSION: u32 = 1;
@@ -164,9 +165,9 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// A password: not shown by `{:?}`.
+/// A password: not shown by `{:?}`, overwritten when dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
+pub struct Password(Zeroizing<String>);
 
 impl Password {
     /// The text itself.
@@ -223,7 +224,7 @@ pub fn read_admin_password(dir: &Path) -> Result<Password, StateError> {
     if password.is_empty() {
         return Err(StateError::Corrupt { file: path, why: "empty".into(), without });
     }
-    Ok(Password(password.to_owned()))
+    Ok(Password(Zeroizing::new(password.to_owned())))
 }
 
 fn generate(path: &Path) -> io::Result<Password> {
@@ -233,7 +234,7 @@ fn generate(path: &Path) -> io::Result<Password> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(format!("{password}\n").as_bytes())?;
     file.sync_all()?;
-    Ok(Password(password))
+    Ok(Password(Zeroizing::new(password)))
 }
 
 #[cfg(test)]

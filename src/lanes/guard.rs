@@ -44,6 +44,9 @@ pub struct Arrival {
     /// Whether its client process has another link in a transaction, which must not wait for this one: it passes a pause that holds,
     /// and nothing else.
     pub nested: bool,
+    /// Whether its client process has no other link: with `links_per_process` it waits until the lane has room for all of its process.
+    /// A process that keeps others when this one goes is not counted any more: the quota is exact, this is not.
+    pub alone: bool,
 }
 
 /// What became of an arrival or a redial.

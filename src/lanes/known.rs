@@ -102,6 +102,8 @@ pub struct Link {
     /// When its present dial began.
     pub dialled_at: Moment,
     extra: Option<Box<Extra>>,
+    /// It was the first link of its client process when it came.
+    pub alone: bool,
     /// Backend pid, once known.
     pub pid: Option<NonZeroI32>,
     /// Where it belongs.
@@ -125,6 +127,7 @@ impl Link {
             who,
             dialled_at: now,
             extra: Some(Box::new(Extra { place, ..Extra::NONE })),
+            alone: false,
             pid: None,
             home,
             visiting: None,

@@ -27,6 +27,8 @@ pub struct LaneCounts {
     pub logins: u32,
     /// Slots that will be free soon.
     pub ending: u32,
+    /// Slots of links that were the first of their client process: what `links_per_process` is multiplied with.
+    pub processes: u32,
     by_application: BTreeMap<Arc<str>, u32>,
     by_user: BTreeMap<Arc<str>, u32>,
     by_database: BTreeMap<Arc<str>, u32>,
@@ -239,11 +241,12 @@ struct Standing {
     home: LaneId,
     visiting: Option<LaneId>,
     phase: Phase,
+    alone: bool,
 }
 
 impl Standing {
     fn of(link: &Link) -> Self {
-        Self { home: link.home, visiting: link.visiting, phase: link.phase }
+        Self { home: link.home, visiting: link.visiting, phase: link.phase, alone: link.alone }
     }
 }
 
@@ -298,7 +301,7 @@ impl Counts {
     }
 
     fn weigh_slot(&mut self, who: &Who, standing: Standing, on: bool) {
-        let Standing { home, visiting, phase } = standing;
+        let Standing { home, visiting, phase, alone } = standing;
         if phase == Phase::Zombie {
             step(&mut self.zombies, on);
         }
@@ -310,6 +313,9 @@ impl Counts {
         }
         if phase.is_ending() {
             step(&mut home.ending, on);
+        }
+        if alone {
+            step(&mut home.processes, on);
         }
         if phase.is_login() {
             step(&mut home.logins, on);

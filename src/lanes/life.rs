@@ -21,6 +21,7 @@ impl Guard {
         let home = self.known(who.lane);
         let home = if self.lane_ref(home).retired { self.default } else { home };
         let place = Place::new(who.nested, now, self.next_seq());
+        let alone = who.alone;
         let who = Who {
             application: who.application,
             user: who.user,
@@ -29,6 +30,7 @@ impl Guard {
             replication: who.replication,
         };
         self.ledger.insert(link, who, home, place, now);
+        self.ledger.update(link, |known| known.alone = alone);
         self.lane_mut(home).queue.insert(place, link);
         self.decide(now, link, true)
     }

@@ -88,6 +88,32 @@ impl Guard {
         (count > 0 && !lanes.is_empty()).then_some(ReclaimNeed { lanes, among, count })
     }
 
+    /// Whose links should end with their transactions so that lanes below their reserve get it: PostgreSQL has nothing left (somebody who bypasses
+    /// pgweir grew), and no lane admits its way out of that. Lanes, worst priority first, each with how many links it has to give, and how
+    /// many are wanted of all of them. None while nobody waits for that.
+    pub fn wants_yield(&self, now: Moment) -> Option<(Vec<(LaneId, u32)>, u32)> {
+        let mut wanted = 0_u32;
+        let mut best = u8::MAX;
+        for lane in &self.order {
+            let state = self.lane_ref(*lane);
+            let first = state.queue.iter().next().map(|(_, link)| link);
+            let stopped = first.is_some_and(|link| self.why_waiting(now, link) == Reason::UpstreamBudget);
+            if stopped && self.unfilled(*lane) > 0 {
+                wanted += self.unfilled(*lane).min(u32::try_from(state.queue.len()).unwrap_or(u32::MAX));
+                best = best.min(state.settings.priority);
+            }
+        }
+        let wanted = wanted.saturating_sub(self.ledger.counts().own_ending);
+        let gives = |lane: &LaneId| {
+            let state = self.lane_ref(*lane);
+            let beyond = self.ledger.lane(*lane).residents.saturating_sub(state.floor());
+            let may = !state.settings.protected && state.settings.reclaim_idle_after.is_some();
+            (may && state.settings.priority > best && beyond > 0).then_some((*lane, beyond))
+        };
+        let lanes: Vec<_> = self.order.iter().rev().filter_map(gives).collect();
+        (wanted > 0 && !lanes.is_empty()).then_some((lanes, wanted))
+    }
+
     /// Whether a leak of an application in a lane keeps others from working.
     pub fn harm(&self, lane: LaneId, application: &str) -> Harm {
         let state = self.lane_ref(lane);

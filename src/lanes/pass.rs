@@ -309,6 +309,9 @@ impl Guard {
         if self.ledger.lane(known.home).load() + earmarks.lane >= lane.quota() {
             return Some(Stop::Lane(Reason::LaneFull));
         }
+        if self.process_is_one_too_many(known, lane) {
+            return Some(Stop::Link(Reason::ProcessLimit));
+        }
         let on_floor = !known.who.replication && self.below_floor(known.home, earmarks.own);
         if !known.who.replication && self.application_is_full(known, on_floor, claims, earmarks) {
             return Some(Stop::Link(Reason::ApplicationFull));
@@ -359,6 +362,13 @@ impl Guard {
             self.order.iter().filter(|lane| **lane != known.home && self.may_match(settings, **lane));
         let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();
         taken + of(&claims.by_application) + reserved >= quota
+    }
+
+    /// Processes that each hold some links of a full lane and wait for more would wait for each other for ever: the last of them waits outside.
+    fn process_is_one_too_many(&self, known: &Link, lane: &Lane) -> bool {
+        let each = lane.settings.links_per_process;
+        let processes = self.ledger.lane(known.home).processes;
+        known.alone && each > 0 && processes >= (lane.quota() / each).max(1)
     }
 
     fn partial_limit(&self, known: &Link, lane: &Lane) -> Option<Reason> {

@@ -127,6 +127,8 @@ pub struct LaneSettings {
     pub per_database: u32,
     /// Slots per client address inside the lane; 0 is no limit.
     pub per_address: u32,
+    /// Links a client process may need at the same time: another process comes in only where the quota has room for as many of each. 0: not looked at.
+    pub links_per_process: u32,
     /// Usage in percent at which the lane is shed.
     pub shed_above: Option<f64>,
     /// Usage in percent below which shedding ends; below `shed_above`.
@@ -214,6 +216,7 @@ impl LaneSettings {
             per_user: 0,
             per_database: 0,
             per_address: 0,
+            links_per_process: 0,
             shed_above: None,
             shed_below: 65.0,
             shed_dwell: Duration::from_secs(5),

@@ -168,7 +168,7 @@ impl Usage {
 
     /// Client backends that are not ours: by pid, or by address and port while we do not know the pid.
     fn bypass(&self, sample: &Sample, ledger: &Ledger) -> u32 {
-        let mut pids = BTreeSet::new();
+        let mut pids = Vec::new();
         let mut ports = BTreeSet::new();
         let mut unknown = 0_u32;
         let living = ledger.iter().filter(|(_, link)| link.phase.has_slot() && !link.who.replication);
@@ -177,14 +177,16 @@ impl Usage {
         let buried = self.tombstones.iter().map(|t| (t.pid, t.local, t.dialled_at));
         for (pid, local, dialled_at) in living.chain(buried) {
             match (pid, local) {
-                (Some(pid), _) => drop(pids.insert(pid)),
+                (Some(pid), _) => pids.push(pid),
                 (None, Some(local)) => drop(ports.insert((local.ip().to_canonical(), local.port()))),
                 (None, None) if dialled_at <= sample.taken_at => unknown += 1,
                 (None, None) => {}
             }
         }
+        pids.sort_unstable();
         let is_ours = |row: &Session| {
-            pids.contains(&row.pid) || address(row).is_some_and(|address| ports.contains(&address))
+            pids.binary_search(&row.pid).is_ok()
+                || address(row).is_some_and(|address| ports.contains(&address))
         };
         let strange = || sample.sessions.iter().filter(|row| !row.walsender && !is_ours(row));
         // Over a Unix socket nothing but the pid tells whose a backend is: our logins without one account for as many rows.

@@ -16,6 +16,9 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(600);
 const PROCESSES_MAX: usize = 4096;
 /// What a repeater gets: Odoo does not retry it.
 const REPEATED: SqlState = SqlState(*b"25P03");
+/// While a leak past its `reset` was not seen doing harm, PostgreSQL is looked at so often: whoever comes to wait for it later waits no longer
+/// than a second, this, the sweep's pace and a rollback together.
+const LOOK_EVERY: Duration = Duration::from_millis(450);
 /// `max_resets_per_minute` counts in this window.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -32,7 +35,7 @@ pub struct LeakFacts {
     pub idle_since: Moment,
     /// Since when it is in a transaction.
     pub transaction_since: Option<Moment>,
-    /// A pipeline without Sync: only `disconnect` is possible.
+    /// A pipeline without Sync, an open COPY or a message cut in the middle: only `disconnect` is possible.
     pub stalled: bool,
     /// Its last statement is one that idles for a living.
     pub exempt: bool,
@@ -172,6 +175,24 @@ impl Judge {
             }
         }
         verdicts
+    }
+
+    /// Whether a fresh look at PostgreSQL could show that one of these blocks somebody: one past its `reset` that would be acted on if it did.
+    /// `looked_at`: when the last look was asked for.
+    pub fn wants_look<'a>(
+        &self,
+        now: Moment,
+        looked_at: Option<Moment>,
+        leaks: &[LeakFacts],
+        policy: impl Fn(LaneId) -> Option<&'a LeakSettings>,
+    ) -> bool {
+        leaks.iter().any(|leak| {
+            let Some(policy) = policy(leak.lane).filter(|_| !leak.blocks) else { return false };
+            let Some(ripe_at) = policy.reset.map(|reset| leak.idle_since + reset) else { return false };
+            let would_be = due(now, &LeakFacts { blocks: true, ..*leak }, policy).is_some();
+            let undecided = leak.reset_at.is_none() && would_be && due(now, leak, policy).is_none();
+            undecided && looked_at.is_none_or(|at| at < ripe_at || now.since(at) >= LOOK_EVERY)
+        })
     }
 
     /// A reset or disconnect was off: the client spoke first. It does not count.
@@ -404,6 +425,25 @@ mod tests {
         }
         let always = LeakSettings { when: ResetWhen::Always, warn: None, ..policy() };
         assert_eq!(sweep(&mut Judge::new(10), 60, &[leak(1)], &always), [(1, RESET)]);
+    }
+
+    #[test]
+    fn a_look_is_wanted_when_a_leak_gets_old_enough_and_again_until_it_is_decided() {
+        let (judge, policy) = (Judge::new(10), policy());
+        let wants = |leak: LeakFacts, looked_secs: u64, secs: u64| {
+            judge.wants_look(at(secs), Some(at(looked_secs)), &[leak], |_| Some(&policy))
+        };
+        assert!(!wants(leak(1), 50, 59), "too young");
+        assert!(wants(leak(1), 59, 60), "the last look was before its time");
+        assert!(!wants(leak(1), 60, 60), "looked at");
+        assert!(wants(leak(1), 60, 61), "somebody may have come to wait for it");
+        assert!(judge.wants_look(at(60), None, &[leak(1)], |_| Some(&policy)));
+        assert!(!wants(LeakFacts { blocks: true, ..leak(1) }, 59, 60), "known");
+        assert!(!wants(leak(1), 590, 600), "its cap decides");
+        assert!(!wants(LeakFacts { reset_at: Some(at(61)), ..leak(1) }, 59, 62), "done");
+        for spared in [LeakFacts { exempt: true, ..leak(1) }, LeakFacts { protected: true, ..leak(1) }] {
+            assert!(!wants(spared, 59, 60));
+        }
     }
 
     #[test]

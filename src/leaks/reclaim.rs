@@ -50,6 +50,35 @@ pub fn choose(now: Moment, needs: &[ReclaimNeed], idle: &[IdleLink]) -> Vec<(Lin
     chosen
 }
 
+/// A link that works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyLink {
+    /// Which.
+    pub link: LinkId,
+    /// Its lane.
+    pub lane: LaneId,
+    /// Since when it is in its transaction or idle.
+    pub since: Moment,
+    /// Whether it was told to end already.
+    pub yielding: bool,
+}
+
+/// The links to be told to end with their transactions: of the lanes in their order, those first whose transaction is oldest, and so probably
+/// over first. Those told before count; none of a lane gives more than the lane has to give.
+pub fn choose_yielding(lanes: &[(LaneId, u32)], wanted: u32, busy: &[BusyLink]) -> Vec<LinkId> {
+    let told = |lane: LaneId| busy.iter().filter(|link| link.lane == lane && link.yielding).count() as u32;
+    let mut left = wanted.saturating_sub(lanes.iter().map(|(lane, _)| told(*lane)).sum());
+    let mut chosen = Vec::new();
+    for (lane, gives) in lanes {
+        let mut mine: Vec<_> = busy.iter().filter(|link| link.lane == *lane && !link.yielding).collect();
+        mine.sort_by_key(|link| (link.since, link.link));
+        let count = left.min(gives.saturating_sub(told(*lane)));
+        chosen.extend(mine.iter().take(count as usize).map(|link| link.link));
+        left -= count.min(u32::try_from(mine.len()).unwrap_or(u32::MAX));
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +122,24 @@ mod tests {
         only_second.among = Some([LinkId(2)].into());
         let chosen = choose(Moment::from_micros(100), &[need(&[0], 1), only_second, need(&[0], 1)], &links);
         assert_eq!(chosen, [(LinkId(1), 10), (LinkId(2), 20)]);
+    }
+
+    #[test]
+    fn the_worst_lane_gives_first_and_who_was_told_counts() {
+        let busy = |link, lane, since, yielding| BusyLink {
+            link: LinkId(link),
+            lane: LaneId(lane),
+            since: Moment::from_micros(since),
+            yielding,
+        };
+        let all = [busy(1, 1, 30, false), busy(2, 1, 10, false), busy(3, 2, 5, false), busy(4, 3, 1, false)];
+        let lanes = [(LaneId(1), 2), (LaneId(2), 1)];
+        let ids = |chosen: Vec<LinkId>| chosen.into_iter().map(|link| link.0).collect::<Vec<_>>();
+        assert_eq!(ids(choose_yielding(&lanes, 1, &all)), [2]);
+        assert_eq!(ids(choose_yielding(&lanes, 9, &all)), [2, 1, 3]);
+        assert_eq!(ids(choose_yielding(&[(LaneId(1), 1)], 9, &all)), [2], "the rest is its reserve");
+        let told = [busy(1, 1, 30, false), busy(2, 1, 10, true)];
+        assert!(choose_yielding(&lanes, 1, &told).is_empty());
+        assert_eq!(ids(choose_yielding(&lanes, 2, &told)), [1]);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::dial::dial;
@@ -18,6 +19,9 @@ use crate::wire::reply;
 
 /// Cancel connections at once; beyond it a request is dropped, as PostgreSQL may drop one.
 const CANCELS_MAX: u32 = 128;
+/// Cancels at once for clients that went away, all links together. They are dialled by the thread that logs clients in, and each costs
+/// PostgreSQL a fork: a storm of hang-ups has them wait for each other, a millisecond each, rather than logins for them.
+pub(super) const ORPHANS_MAX: usize = 16;
 /// How long PostgreSQL may take to close a cancel connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -73,8 +77,25 @@ pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]
     }
 }
 
+/// Whose turn it is to cancel what runs for a client that went away.
+#[derive(Debug)]
+pub struct Turns(Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(ORPHANS_MAX))
+    }
+}
+
+/// Cancels what runs for a client that went away, once it is its turn. Best effort: whoever needs the end of it asks again.
+pub(super) async fn orphan(hub: &Hub, pid: i32, key: &[u8]) {
+    let Ok(_turn) = hub.counters.orphans.0.acquire().await else { return };
+    let settings = hub.settings.load_full();
+    let _ = send(&settings, pid, key).await;
+}
+
 /// Sends one CancelRequest and waits until PostgreSQL has closed the connection. A dial that fails is no error: nothing was sent.
-pub(super) async fn send(settings: &LinkSettings, pid: i32, key: &[u8]) -> Result<(), ()> {
+async fn send(settings: &LinkSettings, pid: i32, key: &[u8]) -> Result<(), ()> {
     let Ok((mut stream, _)) = dial(settings).await else { return Ok(()) };
     let request = reply::cancel_request(pid, key);
     if stream.write_all(&request).await.is_err() {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{interval, timeout};
+use tokio::task::yield_now;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::cancel;
 use super::hub::{Hub, Slot};
@@ -26,6 +27,9 @@ const CANCELLED_CLOSE: Duration = Duration::from_secs(60);
 const ORDERLY_CLOSE: Duration = Duration::from_secs(24 * 3600);
 /// How often a cancel is repeated: the first may have come before the query.
 const CANCEL_EVERY: Duration = Duration::from_millis(500);
+/// Bytes of a reply that nobody waits for read before others on the thread get their turn. Logins are among them, and have several:
+/// behind a hundred huge replies each of these is a few milliseconds.
+const TURN: usize = 64 * 1024;
 
 /// How upstream is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,7 @@ async fn deliver(
         return discard(upstream).await;
     }
     let mut buf = vec![0; 16 * 1024];
+    let mut turn = 0;
     loop {
         match upstream.read(&mut buf).await {
             Ok(0) => {
@@ -147,6 +152,7 @@ async fn deliver(
                 if client.write_all(&buf[..n]).await.is_err() {
                     return discard(upstream).await;
                 }
+                breathe(&mut turn, n).await;
             }
             Err(error) if is_close(&error) => return Ok(()),
             Err(error) => return Err(error),
@@ -161,22 +167,33 @@ fn is_close(error: &io::Error) -> bool {
 /// Reads to EOF (or RST), which PostgreSQL sends after it has freed the backend.
 async fn discard(reader: &mut (impl AsyncReadExt + Unpin)) -> io::Result<()> {
     let mut buf = vec![0; 16 * 1024];
+    let mut turn = 0;
     loop {
         match reader.read(&mut buf).await {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            Ok(n) => breathe(&mut turn, n).await,
             Err(error) if is_close(&error) => return Ok(()),
             Err(error) => return Err(error),
         }
     }
 }
 
+/// Lets others on this thread have their turn once `TURN` bytes were read in one: `turn` counts them.
+async fn breathe(turn: &mut usize, n: usize) {
+    *turn += n;
+    if *turn >= TURN {
+        *turn = 0;
+        yield_now().await;
+    }
+}
+
 async fn keep_cancelling(hub: &Hub, pid: i32, key: &[u8]) {
     let mut every = interval(CANCEL_EVERY);
+    // One at a time: those whose time came while the last one was on its way are left out, not made up for.
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let settings = hub.settings.load_full();
-        let _ = cancel::send(&settings, pid, key).await;
+        cancel::orphan(hub, pid, key).await;
     }
 }
 
@@ -188,5 +205,88 @@ pub async fn killed(shared: &LinkShared) -> Refusal {
                 return refusal;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, ReadBuf};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::link::cancel::ORPHANS_MAX;
+    use crate::link::hub::{LinkSettings, Upstream, tests::hub};
+
+    /// A reply of which more is always there.
+    struct Reply {
+        left: usize,
+        read: Arc<AtomicUsize>,
+    }
+
+    impl AsyncRead for Reply {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let n = buf.remaining().min(self.left);
+            buf.put_slice(&vec![0; n]);
+            self.left -= n;
+            self.read.fetch_add(n, Ordering::Relaxed);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_huge_reply_that_nobody_waits_for_holds_up_nobody() {
+        let read = Arc::new(AtomicUsize::new(0));
+        let seen = read.clone();
+        let neighbour = tokio::spawn(async move { seen.load(Ordering::Relaxed) });
+        discard(&mut Reply { left: 16 * TURN, read: read.clone() }).await.expect("an end");
+        assert_eq!(neighbour.await.expect("no panic"), TURN);
+        assert_eq!(read.load(Ordering::Relaxed), 16 * TURN);
+    }
+
+    /// Hears every cancel that is on its way; whom each one means.
+    async fn heard(postgres: &TcpListener, open: &mut Vec<(i32, tokio::net::TcpStream)>) {
+        // Whoever is about to dial has done so by then.
+        for _ in 0..2000 {
+            if let Ok(Ok((mut stream, _))) = timeout(Duration::ZERO, postgres.accept()).await {
+                let mut request = [0; 13];
+                stream.read_exact(&mut request).await.expect("a request");
+                open.push((i32::from_be_bytes([request[8], request[9], request[10], request[11]]), stream));
+            }
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_storm_of_hang_ups_is_cancelled_a_few_at_a_time_and_each_once() {
+        let (hub, _events) = hub();
+        let postgres = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = postgres.local_addr().expect("bound").port();
+        let upstream = Upstream::Tcp("127.0.0.1".to_owned(), port);
+        let connect_timeout = Duration::from_secs(60);
+        let settings = LinkSettings { upstream, connect_timeout, ..(**hub.settings.load()).clone() };
+        hub.settings.store(Arc::new(settings));
+        for pid in 0..50 {
+            let hub = hub.clone();
+            tokio::spawn(async move { keep_cancelling(&hub, pid, &[1]).await });
+        }
+        let mut open = Vec::new();
+        heard(&postgres, &mut open).await;
+        assert_eq!(open.len(), ORPHANS_MAX);
+        let mut meant: HashSet<i32> = open.iter().map(|(pid, _)| *pid).collect();
+        assert_eq!(meant.len(), ORPHANS_MAX, "none has two under way");
+        open.clear();
+        heard(&postgres, &mut open).await;
+        meant.extend(open.iter().map(|(pid, _)| *pid));
+        assert_eq!(meant.len(), 2 * ORPHANS_MAX, "the next ones' turn has come");
     }
 }

@@ -68,6 +68,12 @@ impl Cycles {
         self.ended == 0 && !self.is_quiet()
     }
 
+    /// Nothing is owed but the answer to the last message: what came before it is answered.
+    pub fn owes_the_last_only(&self) -> bool {
+        let its_own = |c: &Cycle| c.extended == u32::from(c.end == End::Open);
+        self.queue.len() == 1 && self.queue.front().is_some_and(its_own)
+    }
+
     /// An extended message that gets a terminal reply was forwarded.
     pub fn extended(&mut self) {
         if self.skipping {
@@ -226,6 +232,16 @@ mod tests {
         assert!(!pipeline("xxxSaaa").is_unsynced());
         assert!(pipeline("xE").is_unsynced_and_answered());
         assert!(!pipeline("Q").is_unsynced());
+    }
+
+    #[test]
+    fn what_the_last_message_asks_for_is_told_from_what_came_before() {
+        for last_only in ["Q", "x", "xax", "QaZQ", "QaZx", "xSaZx", "xaS"] {
+            assert!(pipeline(last_only).owes_the_last_only(), "{last_only}");
+        }
+        for more_or_less in ["", "QaZ", "QQ", "Qx", "xx", "xQ", "xS", "xSx"] {
+            assert!(!pipeline(more_or_less).owes_the_last_only(), "{more_or_less}");
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ const KEPT: usize = 400;
 /// Room for a statement that is not given back, in bytes.
 const KEPT_ROOM: usize = 64;
 
+/// A statement on which there is a bug.
+#[cfg(test)]
+pub(super) const BUG: &[u8] = b"select 'a bug'";
+
 /// Policy of one established link.
 pub struct Desk {
     pub(super) hub: Arc<Hub>,
@@ -445,6 +449,8 @@ impl Gate for Desk {
             self.follow(statement);
         }
         self.shared.with_labels(|labels| {
+            #[cfg(test)]
+            assert!(!matches!(statement, Statement::Text { text: BUG, .. }), "a bug");
             let kept = &mut labels.statement;
             kept.clear();
             match statement {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::event::epoll::EventFlags;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::closing::{self, Closing, How};
 use super::hub::{Client, Hub, Registered, Slot, Tally};
@@ -111,7 +111,10 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
         return;
     }
     // Without a descriptor to watch them with, both sides close now, and the slot stays counted until a sample confirms.
-    let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else { return };
+    let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else {
+        error!(client = shared.id.0, "a link cannot be watched any more, and is cut off");
+        return;
+    };
     let mut closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
     match end {
         End::Terminated => {
@@ -169,3 +172,6 @@ fn tell_client(relay: &mut Relay, shared: &LinkShared, end: &End) -> Vec<u8> {
     }
     words
 }
+
+#[cfg(test)]
+mod tests;

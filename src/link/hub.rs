@@ -12,11 +12,13 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
+pub use super::tally::{Client, Tally};
 use super::welcome::DoorTls;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
@@ -54,6 +56,8 @@ pub struct LinkSettings {
     pub dead_after: Duration,
     /// Whether remote clients may use an upstream that asks for no password.
     pub allow_trust: bool,
+    /// How pgweir itself authenticates clients; none leaves it to PostgreSQL.
+    pub own_auth: Option<OwnAuth>,
     /// Whether statements are shown with their literals.
     pub log_literals: bool,
     /// Client links at most.
@@ -137,6 +141,8 @@ pub struct Counters {
     pub too_many_clients: AtomicU64,
     /// Cancel requests under way.
     pub cancels: AtomicU32,
+    /// Whose turn it is to cancel for clients that are gone.
+    pub orphans: super::cancel::Turns,
     /// Clients refused before their lane was known, by reason.
     pub strangers_refused: DashMap<Reason, u64>,
 }
@@ -162,6 +168,8 @@ pub struct Hub {
     pub counters: Counters,
     /// Looks client processes up.
     pub lookups: Lookups,
+    /// Who may log in, where pgweir itself authenticates.
+    pub authority: Authority,
     processes: Mutex<HashMap<ProcessKey, Weak<Process>>>,
     sparing: Mutex<Sparing>,
     stage: AtomicU8,
@@ -189,6 +197,7 @@ impl Hub {
             settings: ArcSwap::from_pointee(settings),
             counters: Counters::default(),
             lookups: Lookups::default(),
+            authority: Authority::default(),
             processes: Mutex::new(HashMap::new()),
             sparing: Mutex::new(Sparing::default()),
             stage: AtomicU8::new(Stage::Running as u8),
@@ -321,7 +330,11 @@ impl Hub {
         if let Some(known) = processes.get(key).and_then(Weak::upgrade) {
             return known;
         }
-        let process = Arc::new(Process { key: key.clone(), in_transaction: AtomicU32::new(0) });
+        let process = Arc::new(Process {
+            key: key.clone(),
+            in_transaction: AtomicU32::new(0),
+            links: AtomicU32::new(0),
+        });
         processes.insert(key.clone(), Arc::downgrade(&process));
         process
     }
@@ -330,6 +343,7 @@ impl Hub {
     /// somebody who looked at the link's labels meanwhile, left.
     pub fn forget_processes(&self) {
         self.facts.clean();
+        self.authority.clean();
         self.processes.lock().retain(|_, process| process.strong_count() > 0);
     }
 
@@ -375,6 +389,7 @@ impl Registered {
     /// Enters its client process.
     pub fn set_process(&mut self, key: &ProcessKey) -> Arc<Process> {
         let process = self.hub.process(key);
+        process.links.fetch_add(1, Ordering::Relaxed);
         self.shared.with_labels(|labels| labels.process = Some(process.clone()));
         process
     }
@@ -395,6 +410,7 @@ impl Drop for Registered {
             self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);
         }
         if let Some(process) = self.shared.with_labels(|labels| labels.process.take()) {
+            process.links.fetch_sub(1, Ordering::Relaxed);
             let key = process.key.clone();
             drop(process);
             self.hub.forget_process(&key);
@@ -455,51 +471,8 @@ impl Drop for Slot {
     }
 }
 
-/// A tally on one of [`Counters`]' gauges, given back when it goes.
-pub struct Tally(Arc<Hub>, fn(&Counters) -> &AtomicU32);
-
-impl Tally {
-    /// A connection of whom nothing is known.
-    pub fn stranger(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.strangers)
-    }
-
-    /// A link on its way out.
-    pub fn leaving(hub: Arc<Hub>) -> Self {
-        Self::take(hub, |counters| &counters.leaving)
-    }
-
-    fn take(hub: Arc<Hub>, of: fn(&Counters) -> &AtomicU32) -> Self {
-        of(&hub.counters).fetch_add(1, Ordering::Relaxed);
-        Self(hub, of)
-    }
-}
-
-impl Drop for Tally {
-    fn drop(&mut self) {
-        (self.1)(&self.0.counters).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A tally on client connections, taken at accept.
-pub struct Client(Arc<Hub>);
-
-impl Client {
-    /// Counts a client in.
-    pub fn new(hub: Arc<Hub>) -> Self {
-        hub.counters.clients.fetch_add(1, Ordering::Relaxed);
-        Self(hub)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.0.counters.clients.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::lanes::guard::{Arrival, Arrived};
     use crate::lanes::settings::Settings;
@@ -514,8 +487,8 @@ mod tests {
             .settings
     }
 
-    fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
-        let settings = settings();
+    pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
+        let mut settings = settings();
         let (events, queue) = mpsc::unbounded_channel();
         let link_settings = LinkSettings {
             upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
@@ -525,19 +498,19 @@ mod tests {
             startup_timeout: Duration::from_secs(1),
             dead_after: Duration::ZERO,
             allow_trust: false,
+            own_auth: None,
             log_literals: false,
             max_clients: 10,
         };
         let rules = Rules::new(&settings);
         // Without a monitor, so that nobody waits for a first sample.
-        let mut settings = settings;
         settings.limits.monitored = false;
         let guard = Guard::new(settings, 1, clock::now());
         (Arc::new(Hub::new(guard, rules, link_settings, events)), queue)
     }
 
     /// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
-    fn link(hub: &Arc<Hub>) -> (Registered, Slot) {
+    pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
         let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
         let word: Arc<str> = "odoo".into();
         let id = hub.next_link();
@@ -553,7 +526,7 @@ mod tests {
         let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
         let mut registered = Registered::new(hub.clone(), shared);
         registered.set_process(&ProcessKey::Pid(7));
-        registered.set_key(42, CancelKeys::new(&[1], &[2]));
+        registered.set_key(pid, CancelKeys::new(&[1], &[2]));
         let who = Arrival {
             lane,
             application: word.clone(),
@@ -562,12 +535,13 @@ mod tests {
             address: None,
             replication: false,
             nested: false,
+            alone: false,
         };
         assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
         (registered, Slot::new(hub.clone(), id))
     }
 
-    fn slots(hub: &Hub) -> u32 {
+    pub(crate) fn slots(hub: &Hub) -> u32 {
         hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
     }
 
@@ -575,10 +549,10 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_one_link_gives_everything_back_and_ends_that_link_only() {
         let (hub, _events) = hub();
-        let other = link(&hub);
+        let other = link(&hub, 42);
         let doomed = hub.clone();
         let task = tokio::spawn(async move {
-            let _held = link(&doomed);
+            let _held = link(&doomed, 42);
             assert_eq!((slots(&doomed), doomed.links.len()), (2, 2));
             panic!("a bug");
         });
@@ -594,12 +568,12 @@ mod tests {
     #[test]
     fn a_dialled_slot_that_is_only_dropped_stays_counted_until_postgresql_confirms() {
         let (hub, _events) = hub();
-        let (registered, mut slot) = link(&hub);
+        let (registered, mut slot) = link(&hub, 42);
         slot.dialled(None);
         drop(slot);
         drop(registered);
         assert_eq!(slots(&hub), 1, "a zombie");
-        let (_registered, mut slot) = link(&hub);
+        let (_registered, mut slot) = link(&hub, 42);
         slot.dialled(None);
         slot.released();
         assert_eq!(slots(&hub), 1, "only the zombie is left");

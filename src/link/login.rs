@@ -1,4 +1,5 @@
 //! Pass-through authentication: PostgreSQL asks, the client answers, pgweir relays and learns no password ("Message Flow", "Start-up").
+//! Where pgweir has authenticated the client itself, it answers in the client's place, and the client is asked nothing.
 //!
 //! What PostgreSQL sends between AuthenticationOk and BackendKeyData is kept back until the latter: a FATAL 53300 comes in between,
 //! and as long as the client was asked nothing, it can still wait and be dialled again without noticing.
@@ -9,13 +10,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
+use super::authority;
 use super::binding::{self, Binding};
 use super::hub::Hub;
 use super::keys::CancelKeys;
 use super::shared::LinkShared;
-use super::stream::Stream;
+use super::stream::{Socket, Stream};
+use crate::auth::upstream::{Answerer, Credentials};
 use crate::clock;
+use crate::listen::socket::is_local;
 use crate::reason::{Reason, Refusal};
 use crate::wire::backend::UpstreamError;
 use crate::wire::frame::{HEADER_LEN, Header};
@@ -63,6 +68,8 @@ pub enum LoginError {
     },
     /// pgweir refuses.
     Refuse(Refusal),
+    /// pgweir could not log in in the user's name, for this reason.
+    NotLetIn(String),
 }
 
 /// What the login needs to know of its client.
@@ -79,6 +86,9 @@ pub struct Login<'a> {
     pub binding: Binding,
     /// Bound on the whole login.
     pub bound: Duration,
+    /// Where pgweir has authenticated the client: what PostgreSQL is answered with, and what goes to the client before its
+    /// AuthenticationOk.
+    pub own: Option<(&'a Credentials, &'a [u8])>,
 }
 
 struct Exchange<'a> {
@@ -94,6 +104,10 @@ struct Exchange<'a> {
     /// The client's next answer chooses among SASL's mechanisms.
     first_answer: bool,
     healthy: bool,
+    /// Answers in the client's place.
+    answerer: Option<Answerer>,
+    /// PostgreSQL has said AuthenticationOk.
+    let_in: bool,
 }
 
 /// What an upstream message asks for.
@@ -114,18 +128,22 @@ impl Login<'_> {
         upstream: &mut Stream,
         behind: Vec<u8>,
     ) -> Result<LoggedIn, LoginError> {
+        let answerer =
+            self.own.map(|(credentials, _)| Answerer::new(credentials.clone(), is_private(upstream)));
         let mut exchange = Exchange {
             login: self,
             client,
             upstream,
             from_upstream: Vec::with_capacity(1024),
             from_client: behind,
-            kept_back: Vec::new(),
+            kept_back: self.own.map(|(_, words)| words.to_vec()).unwrap_or_default(),
             key: None,
             asked: false,
             awaits_answer: false,
             first_answer: false,
             healthy: false,
+            answerer,
+            let_in: false,
         };
         match timeout(self.bound, exchange.run()).await {
             Ok(done) => done,
@@ -232,6 +250,9 @@ impl Exchange<'_> {
 
     async fn authentication(&mut self, message: &[u8], body: &[u8]) -> Result<Next, LoginError> {
         let code = body.first_chunk::<4>().map_or(u32::MAX, |code| u32::from_be_bytes(*code));
+        if self.answerer.is_some() {
+            return self.answer_ourselves(code, message, body.get(4..).unwrap_or_default()).await;
+        }
         if code == binding::SASL {
             self.first_answer = true;
             let offer = self.login.binding.offer(message).map_err(LoginError::Refuse)?;
@@ -263,6 +284,30 @@ impl Exchange<'_> {
                 Ok(Next::Client)
             }
         }
+    }
+
+    /// Answers for a client that has logged in here.
+    async fn answer_ourselves(&mut self, code: u32, message: &[u8], data: &[u8]) -> Result<Next, LoginError> {
+        let Some(answerer) = &mut self.answerer else { return Ok(Next::Upstream) };
+        let random = authority::random();
+        let nonce = random
+            .ok_or_else(|| LoginError::Refuse(Refusal::new(Reason::Internal, "no random numbers", "")))?;
+        let answer = answerer.answer(code, data, &nonce.nonce);
+        let answer = answer.map_err(|cannot| LoginError::NotLetIn(cannot.to_string()))?;
+        if code == 0 {
+            self.let_in = true;
+            self.kept_back.extend_from_slice(message);
+        } else {
+            self.is_healthy();
+        }
+        if let Some(body) = answer {
+            let mut message = Zeroizing::new(Vec::with_capacity(HEADER_LEN + body.len()));
+            reply::message(&mut message, b'p', |out| out.extend_from_slice(&body));
+            if let Err(error) = self.upstream.write_all(&message).await {
+                return Err(self.not_now(&error.to_string(), false));
+            }
+        }
+        Ok(Next::Upstream)
     }
 
     /// PostgreSQL does more than accept connections: it asked for a password, refused for the client's own reasons, or let it in. An
@@ -303,6 +348,10 @@ impl Exchange<'_> {
             return self.not_now(&text, full);
         }
         self.is_healthy();
+        if self.answerer.is_some() && !self.let_in && error.state.0.starts_with(b"28") {
+            // Not the client's password: what is stored here.
+            return LoginError::NotLetIn(format!("PostgreSQL said {}: {}", error.state, error.message));
+        }
         self.kept_back.extend_from_slice(message);
         match self.forward_kept_back().await {
             Ok(()) => LoginError::Refused(error),
@@ -368,6 +417,15 @@ impl Exchange<'_> {
         let (pid, keys) = self.key.take().unwrap_or_default();
         Ok(LoggedIn { pid, keys, upstream_rest: std::mem::take(&mut self.from_upstream), client_rest })
     }
+}
+
+/// Whether nobody can listen on the way to PostgreSQL: TLS with whomever keeps out those only who change nothing.
+fn is_private(upstream: &Stream) -> bool {
+    upstream.tls().is_some_and(|tls| tls.is_verified())
+        || match upstream.socket() {
+            Socket::Unix(_) => true,
+            Socket::Tcp(socket) => socket.peer_addr().is_ok_and(|peer| is_local(peer.ip())),
+        }
 }
 
 fn bad(reason: Reason) -> LoginError {

@@ -1,7 +1,10 @@
 //! One client and its upstream connection.
 
+pub mod authenticate;
+pub mod authority;
 pub mod binding;
 pub mod cancel;
+mod carry;
 pub mod closing;
 pub mod cycles;
 mod desk;
@@ -24,4 +27,5 @@ pub mod shared;
 mod side;
 pub mod sparing;
 pub mod stream;
+pub mod tally;
 pub mod welcome;

@@ -244,7 +244,7 @@ impl<M: Member> Reactor<M> {
     }
 
     /// One wait, and all it brought.
-    fn turn(&mut self, events: &mut Vec<Event>, patience: Option<Duration>) -> io::Result<()> {
+    pub(super) fn turn(&mut self, events: &mut Vec<Event>, patience: Option<Duration>) -> io::Result<()> {
         events.clear();
         let patience =
             patience.map(|patience| Timespec { tv_sec: 0, tv_nsec: i64::from(patience.subsec_nanos()) });

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::carry::Carry;
 use super::desk::Desk;
 use super::out::Out;
 use super::reactor::Run;
@@ -127,12 +128,16 @@ pub struct Relay {
     pub(super) desk: Desk,
     to_client: Pending,
     to_upstream: Pending,
-    client_carry: Vec<u8>,
+    client_carry: Carry,
     upstream_carry: Vec<u8>,
     /// The head of `client_carry` is a request that waits for the gate, or for replies.
     waits: bool,
     /// The client is gone or hung up: only what it sent before still counts.
     hung_up: bool,
+    /// All of that has been read, and a Terminate is in what still waits.
+    at_end: bool,
+    /// The client takes nothing any more.
+    deaf: bool,
     /// Nothing more can be sent to PostgreSQL.
     upstream_broken: bool,
     started: bool,
@@ -155,10 +160,12 @@ impl Relay {
             desk,
             to_client: Pending::default(),
             to_upstream: Pending::default(),
-            client_carry,
+            client_carry: client_carry.into(),
             upstream_carry,
             waits: false,
             hung_up: false,
+            at_end: false,
+            deaf: false,
             upstream_broken: false,
             started: false,
         }
@@ -223,6 +230,9 @@ impl Relay {
         if self.shared().has_mail() {
             moved |= self.handle_mail(&mut scratch.aux)?;
         }
+        if self.at_end && (!self.waits || self.desk.held_since.is_some()) {
+            return Err(End::ClientGone);
+        }
         if let Some(refusal) = self.desk.end.take() {
             return Err(End::ByUs(*refusal));
         }
@@ -252,6 +262,7 @@ impl Relay {
     /// A write to the client failed: it is gone, but a Terminate may still lie unread.
     fn client_broke(&mut self) {
         self.hung_up = true;
+        self.deaf = true;
         self.to_client = Pending::default();
     }
 
@@ -261,13 +272,15 @@ impl Relay {
         if !self.may_read_client() {
             return Ok(false);
         }
-        let kept = self.client_carry.len();
+        let carried = self.client_carry.len();
+        // Before bytes that are judged with them, those that were kept.
+        let kept = if self.waits { 0 } else { carried };
         let Scratch { read, aux } = scratch;
         if read.len() < kept + READ_MAX {
             read.resize(kept + READ_MAX, 0);
         }
         let is_bounded = self.waits && !self.hung_up;
-        let room = if is_bounded { CARRY_MAX.saturating_sub(kept).max(1) } else { READ_MAX };
+        let room = if is_bounded { CARRY_MAX.saturating_sub(carried).max(1) } else { READ_MAX };
         let n = match self.client.recv(&mut read[kept..kept + room]) {
             Ok(None) => {
                 if self.client.take_piece() {
@@ -276,25 +289,38 @@ impl Relay {
                 return Ok(false);
             }
             Ok(Some(n)) if n > 0 => n,
-            Ok(Some(_)) | Err(_) => return Err(End::ClientGone),
+            Ok(Some(_)) | Err(_) => return self.client_ended(),
         };
         self.client.answered(|| self.desk.hub.settings.load().dead_after);
         self.upstream.calm();
         if self.waits {
             // Nothing is judged while the first request waits; the rest is kept behind it.
-            self.client_carry.extend_from_slice(&read[kept..kept + n]);
+            self.client_carry.push(&read[..n]);
             return Ok(true);
         }
-        read[..kept].copy_from_slice(&self.client_carry);
-        self.feed_client(&read[..kept + n], aux)?;
+        read[..kept].copy_from_slice(self.client_carry.as_slice());
+        let taken = self.feed_client(&read[..kept + n], aux)?;
+        self.client_carry.replace(&read[taken..kept + n]);
         if !self.client_carry.is_empty() && !self.waits {
             self.desk.heard_a_piece();
         }
         Ok(true)
     }
 
+    /// Nothing more comes of the client. Requests that wait for replies are not overtaken by its end where a Terminate is behind them:
+    /// it left in good order. A transaction held at its begin waits for nobody: nothing of it has run.
+    fn client_ended(&mut self) -> Turn {
+        let is_orderly = self.waits && self.desk.held_since.is_none() && self.client_carry.has_terminate();
+        if !is_orderly {
+            return Err(End::ClientGone);
+        }
+        self.hung_up = true;
+        self.at_end = true;
+        Ok(true)
+    }
+
     fn may_read_client(&self) -> bool {
-        if self.upstream_broken {
+        if self.upstream_broken || self.at_end {
             return false;
         }
         if self.hung_up {
@@ -305,17 +331,19 @@ impl Relay {
 
     /// Presents to the session what waited.
     fn retry_client(&mut self, aux: &mut Aux) -> Turn {
-        let input = std::mem::take(&mut self.client_carry);
+        let mut carry = std::mem::take(&mut self.client_carry);
         self.waits = false;
-        if input.is_empty() {
+        if carry.is_empty() {
             return Ok(false);
         }
-        let before = input.len();
-        self.feed_client(&input, aux)?;
-        Ok(self.client_carry.len() < before)
+        let taken = self.feed_client(carry.as_slice(), aux)?;
+        carry.take(taken);
+        self.client_carry = carry;
+        Ok(taken > 0)
     }
 
-    fn feed_client(&mut self, input: &[u8], aux: &mut Aux) -> Result<(), End> {
+    /// Presents bytes to the session; how many of them need not be presented again.
+    fn feed_client(&mut self, input: &[u8], aux: &mut Aux) -> Result<usize, End> {
         let Aux { spare, aside } = aux;
         aside.clear();
         let mut out = Out::new(input, spare);
@@ -332,8 +360,7 @@ impl Relay {
             return Err(End::Terminated);
         }
         self.waits = progress.waits;
-        keep(&mut self.client_carry, &input[progress.taken..]);
-        Ok(())
+        Ok(progress.taken)
     }
 
     // ------------------------------------------------------------ upstream → client
@@ -366,7 +393,7 @@ impl Relay {
         aside.clear();
         let mut out = Out::new(input, spare);
         let judged = self.session.upstream(input, &mut out, aside, &mut self.desk);
-        if !self.hung_up && self.to_client.send(&mut self.client, out.bytes()).is_err() {
+        if !self.deaf && self.to_client.send(&mut self.client, out.bytes()).is_err() {
             self.client_broke();
         }
         let progress = judged.map_err(|reason| {
@@ -413,7 +440,12 @@ impl Relay {
                 self.desk.reset_is_off(Some(period));
                 Ok(false)
             }
-            Command::Drain => self.drain(),
+            Command::Drain => self.drain(Refusal::new(Reason::Drained, "", "connect again")),
+            Command::Yield => {
+                self.shared().set_flag(flag::YIELDING, true);
+                let detail = "PostgreSQL is full, and a better lane waits for its reserve";
+                self.drain(Refusal::new(Reason::Reclaimed, detail, "connect again"))
+            }
             Command::Reclassify => {
                 self.desk.ask_reclassify();
                 Ok(false)
@@ -457,8 +489,8 @@ impl Relay {
         let mut error = Vec::new();
         reply::plain_refusal(&mut error, Reason::HeldCancelled);
         let mut answer = Vec::new();
-        let dropped = self.session.refuse_waiting(&self.client_carry, &error, &mut answer);
-        self.client_carry.drain(..dropped);
+        let dropped = self.session.refuse_waiting(self.client_carry.as_slice(), &error, &mut answer);
+        self.client_carry.take(dropped);
         self.desk.unhold();
         if self.to_client.send(&mut self.client, &answer).is_err() {
             self.client_broke();
@@ -467,8 +499,7 @@ impl Relay {
         Ok(true)
     }
 
-    fn drain(&mut self) -> Turn {
-        let refusal = Refusal::new(Reason::Drained, "", "connect again");
+    fn drain(&mut self, refusal: Refusal) -> Turn {
         let (state, _) = self.shared().state();
         let outside = matches!(state, LinkState::Idle | LinkState::Held) && self.session.status() == b'I';
         if outside && self.session.is_quiet() && (state == LinkState::Held || self.client.is_silent()) {
@@ -484,7 +515,8 @@ impl Relay {
         let shared = &self.desk.shared;
         let blocked = !self.hung_up && !self.may_read_client();
         shared.set_flag(flag::BLOCKED, blocked);
-        let stalled = self.desk.held_since.is_none() && self.session.may_be_stalled();
+        let stalled =
+            self.desk.held_since.is_none() && self.session.may_be_stalled() && self.to_upstream.is_empty();
         let was = shared.flags() & (flag::STALLED | flag::MAYBE_STALLED) != 0;
         if stalled || was {
             let answered = stalled && self.session.is_stalled() && self.to_client.is_empty();
@@ -508,7 +540,7 @@ impl Relay {
 
     /// Whether the client may be told why: its stream stands between two messages.
     pub(super) fn can_tell_client(&self) -> bool {
-        !self.hung_up && self.session.client_at_boundary()
+        !self.deaf && self.session.client_at_boundary()
     }
 
     /// Bytes the client has not taken yet.

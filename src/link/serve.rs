@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use super::authenticate::{Denied, authenticate};
 use super::binding::Binding;
 use super::cancel;
 use super::closing;
@@ -22,12 +23,14 @@ use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
 use super::stream::{Socket, Stream};
 use super::welcome::{self, DoorTls, NoWish, Wish};
+use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
+use crate::tls::names::end_point;
 use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
 
 /// A client's bytes kept while it waits in the queue.
@@ -80,15 +83,48 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             cancel::route(hub, pid, &key).await;
             None
         }
-        Wish::Session { startup, behind } => match hub.stage() {
-            Stage::Running => {
-                let newcomer = Newcomer::new(hub, accepted, startup).await?;
-                drop(stranger);
-                newcomer.come_in(behind).await
+        Wish::Session { mut startup, mut behind } => {
+            if hub.stage() != Stage::Running {
+                return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
             }
-            Stage::Draining | Stage::Ending => refuse_stranger(hub, accepted, Reason::ShuttingDown).await,
-        },
+            let mut own = None;
+            if let Some(settings) = &hub.settings.load_full().own_auth {
+                // Nothing is held for a client while it thinks, but its place among strangers.
+                let address = accepted.peer.map(|peer| peer.ip());
+                // What the client's TLS shows it of us.
+                let presented = accepted.stream.tls().and_then(|tls| tls.presented());
+                let binding = presented.and_then(|certificate| end_point(certificate));
+                let client = &mut accepted.stream;
+                match authenticate(hub, settings, client, address, binding, &mut startup, behind).await {
+                    Ok(done) => {
+                        behind = done.rest;
+                        own = Some(Own { credentials: done.credentials, words: done.words });
+                    }
+                    Err(Denied::Gone) => return None,
+                    Err(Denied::Refuse(refusal)) => {
+                        return refuse_unknown(hub, accepted, startup.user(), refusal).await;
+                    }
+                }
+                if hub.stage() != Stage::Running {
+                    return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
+                }
+            }
+            let newcomer = Newcomer::new(hub, accepted, startup, own).await?;
+            drop(stranger);
+            newcomer.come_in(behind).await
+        }
     }
+}
+
+/// Refuses a client that has not proved who it is.
+async fn refuse_unknown<T>(hub: &Hub, accepted: Accepted, user: &str, refusal: Refusal) -> Option<T> {
+    let reason = refusal.reason;
+    *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
+    if hub.may_log(&"".into(), reason) {
+        info!(reason = reason.label(), user = ?user, address = ?accepted.peer, detail = refusal.detail, "login refused");
+    }
+    closing::refuse(accepted.stream, &refusal).await;
+    None
 }
 
 /// Refuses a client of whom nothing is known yet.
@@ -143,7 +179,15 @@ fn first_words(hub: &Hub, reason: Reason) -> (String, &'static str) {
     }
 }
 
-/// A client that has sent its startup packet.
+/// What the authentication of a client by pgweir itself left.
+struct Own {
+    /// For the login upstream; overwritten when that is over.
+    credentials: Credentials,
+    /// What goes to the client before AuthenticationOk.
+    words: Vec<u8>,
+}
+
+/// A client that has sent its startup packet, and has proved who it is where that is pgweir's to ask.
 struct Newcomer<'a> {
     hub: &'a Arc<Hub>,
     client: Stream,
@@ -157,11 +201,12 @@ struct Newcomer<'a> {
     epoch: u32,
     may_skip_password: bool,
     arrived: Moment,
+    own: Option<Own>,
 }
 
 impl<'a> Newcomer<'a> {
     /// Classifies the client and enters it into the registry. None when it was refused on the spot.
-    async fn new(hub: &'a Arc<Hub>, accepted: Accepted, startup: Startup) -> Option<Self> {
+    async fn new(hub: &'a Arc<Hub>, accepted: Accepted, startup: Startup, own: Option<Own>) -> Option<Self> {
         let arrived = clock::now();
         let settings = hub.settings.load_full();
         let (pid, process) = find_process(hub, &accepted).await;
@@ -229,6 +274,7 @@ impl<'a> Newcomer<'a> {
             epoch,
             may_skip_password: local || settings.allow_trust,
             arrived,
+            own,
         })
     }
 
@@ -248,6 +294,7 @@ impl<'a> Newcomer<'a> {
             address: self.facts.address,
             replication: self.facts.replication,
             nested,
+            alone: self.process.as_ref().is_some_and(|p| p.links.load(Ordering::Relaxed) <= 1),
         };
         let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
         loop {
@@ -391,6 +438,7 @@ impl<'a> Newcomer<'a> {
             replication: self.facts.replication,
             binding: Binding::between(&self.client, &upstream),
             bound: settings.startup_timeout,
+            own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
         };
         let logged_in = tokio::select! {
             done = login.relay(&mut self.client, &mut upstream, behind) => done,
@@ -433,6 +481,7 @@ impl<'a> Newcomer<'a> {
                 Failure::Told
             }
             LoginError::Refuse(refusal) => Failure::Refuse(refusal),
+            LoginError::NotLetIn(why) => Failure::Refuse(self.not_let_in(&why)),
         };
         self.hub.guard(|guard, now| guard.closing(now, id));
         if let Some(mut slot) = slot.take() {
@@ -443,6 +492,20 @@ impl<'a> Newcomer<'a> {
             });
         }
         failure
+    }
+
+    /// What is stored of the user is not what PostgreSQL has: the next login asks anew.
+    fn not_let_in(&self, why: &str) -> Refusal {
+        let user = &self.facts.user;
+        if let Some(own) = &self.own {
+            own.credentials.stored.forget();
+        }
+        self.hub.authority.forget(user);
+        if self.hub.may_log(&self.lane.name, Reason::UpstreamLogin) {
+            warn!(lane = %self.lane.name, user = ?user, "pgweir could not log in upstream as {user:?}: {why}");
+        }
+        let hint = "the secret in [auth] users_file, or the auth query's, must fit PostgreSQL's";
+        Refusal::new(Reason::UpstreamLogin, format!("as \"{user}\": {why}"), hint)
     }
 
     fn count_full(&self, full: bool) {

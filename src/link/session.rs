@@ -146,15 +146,22 @@ impl Session {
         self.is_quiet() && self.status != b'I'
     }
 
-    /// PostgreSQL waits for this client in the middle of a request: a pipeline without Sync, or COPY IN. `false` also where
-    /// only the monitor can tell (replies not flushed yet): see [`Session::may_be_stalled`].
+    /// PostgreSQL waits for this client in the middle of a request: a pipeline without Sync, COPY IN, or a message of which a part has
+    /// come. `false` also where only the monitor can tell (replies not flushed yet): see [`Session::may_be_stalled`].
     pub fn is_stalled(&self) -> bool {
-        self.copy_in || self.cycles.is_unsynced_and_answered()
+        self.copy_in
+            || self.cycles.is_unsynced_and_answered()
+            || self.is_cut() && self.cycles.owes_the_last_only()
     }
 
-    /// The same, but replies of the unsynced messages have not arrived.
+    /// The same, but replies of the messages before have not arrived.
     pub fn may_be_stalled(&self) -> bool {
-        self.copy_in || self.cycles.is_unsynced()
+        self.copy_in || self.cycles.is_unsynced() || self.is_cut()
+    }
+
+    /// Inside a transaction, a message has been forwarded in part. Outside one, PostgreSQL has not begun anything.
+    fn is_cut(&self) -> bool {
+        self.status != b'I' && !self.upstream_at_boundary()
     }
 
     /// COPY FROM STDIN is open.

@@ -82,6 +82,8 @@ pub mod flag {
     pub const BLOCKED: u16 = 64;
     /// In a transaction.
     pub const IN_TRANSACTION: u16 = 128;
+    /// Told to end at its next transaction boundary, for a better lane's reserve.
+    pub const YIELDING: u16 = 256;
 }
 
 /// What others ask of a link.
@@ -113,6 +115,8 @@ pub enum Command {
     },
     /// End at the next transaction boundary.
     Drain,
+    /// The same, for a better lane's reserve.
+    Yield,
     /// The client of this phase's held statement cancelled it.
     CancelHeld(u32),
     /// Rules changed: classify again at the next boundary.
@@ -162,6 +166,8 @@ pub struct Process {
     pub key: ProcessKey,
     /// Links inside a transaction that a hold would have stopped but did not have to.
     pub in_transaction: AtomicU32,
+    /// Its links, waiting ones included.
+    pub links: AtomicU32,
 }
 
 /// Words about a link, for people.
@@ -535,7 +541,9 @@ pub(super) mod tests {
             link.with_labels(|labels| {
                 let facts = Facts { process: line.map(Into::into), ..facts(&"x".into()) };
                 labels.facts = Arc::new(facts);
-                labels.process = key.map(|key| Arc::new(Process { key, in_transaction: AtomicU32::new(0) }));
+                labels.process = key.map(|key| {
+                    Arc::new(Process { key, in_transaction: AtomicU32::new(0), links: AtomicU32::new(0) })
+                });
                 labels.process_line()
             })
         };

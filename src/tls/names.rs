@@ -48,6 +48,24 @@ pub fn holders(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String> 
     Ok(names)
 }
 
+/// What SCRAM binds to (tls-server-end-point, RFC 5929, section 4.1): the certificate's hash by the function of its own signature, SHA-256 where
+/// that is MD5 or SHA-1. None where the signature names no hash, as Ed25519's: there is nothing to bind to.
+pub fn end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    use sha2::Digest;
+    let algorithm = parse(certificate).ok()?.signature_algorithm.algorithm.to_id_string();
+    Some(match algorithm.as_str() {
+        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256.
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => sha2::Sha256::digest(certificate).to_vec(),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => sha2::Sha384::digest(certificate).to_vec(),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => sha2::Sha512::digest(certificate).to_vec(),
+        _ => return None,
+    })
+}
+
 fn common_names(parsed: &X509Certificate<'_>) -> Vec<String> {
     parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok().map(str::to_owned)).collect()
 }

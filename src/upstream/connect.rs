@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, NoTls};
+use zeroize::Zeroizing;
 
 use super::sniff::KeyScan;
 use crate::tls::client::ClientTls;
@@ -61,8 +62,8 @@ pub struct MonitorSettings {
     pub tls: Option<ClientTls>,
     /// A role with pg_monitor (or pg_read_all_stats); pg_signal_backend for CANCEL PID and TERMINATE PID.
     pub user: String,
-    /// Its password, where PostgreSQL asks for one.
-    pub password: Option<String>,
+    /// Its password, where PostgreSQL asks for one; the driver makes copies of its own.
+    pub password: Option<Zeroizing<String>>,
     /// Any database it may connect to.
     pub database: String,
     /// Time between samples.
@@ -157,7 +158,7 @@ async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
     config.user(&settings.user).dbname(&settings.database).application_name(APPLICATION_NAME);
     config.ssl_mode(SslMode::Disable);
     if let Some(password) = &settings.password {
-        config.password(password);
+        config.password(password.as_bytes());
     }
     let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| explain(&e))?;
     Ok(Opened { client, connection, announced_pid: pid.load(Ordering::Relaxed) })
@@ -207,7 +208,7 @@ mod tests {
             address: MonitorAddress::Tcp { host: "::1".into(), port: 5432 },
             tls: None,
             user: "pgweir".into(),
-            password: Some("hunter2".into()),
+            password: Some(Zeroizing::new("hunter2".to_owned())),
             database: "postgres".into(),
             interval: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(5),

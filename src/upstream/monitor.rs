@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
+use zeroize::Zeroizing;
 
 use super::connect::{self, Opened, explain};
 use super::query;
@@ -131,6 +132,27 @@ impl MonitorHandle {
         self.signal(query::TERMINATE, pid).await
     }
 
+    /// Puts a query with one parameter, a user's name, and takes the user's secret from its one row (name, secret). None where there is
+    /// no row, or no secret. It runs on the monitor's session, whose search_path is pg_catalog.
+    ///
+    /// # Errors
+    /// Not connected, refused by PostgreSQL, or an answer that is none.
+    pub async fn look_up(
+        &self,
+        statement: &str,
+        user: &str,
+    ) -> Result<Option<Zeroizing<String>>, LookUpError> {
+        let client = self.shared.now.lock().client.clone().ok_or(LookUpError::NotConnected)?;
+        let query = async { client.query_typed(statement, &[(&user, Type::TEXT)]).await };
+        let rows = match bounded(self.shared.limit, query).await {
+            Ok(Ok(rows)) => rows,
+            Ok(Err(error)) if is_lost(&error) => return Err(LookUpError::NotConnected),
+            Ok(Err(error)) => return Err(LookUpError::Failed(explain(&error))),
+            Err(why) => return Err(LookUpError::Failed(why)),
+        };
+        query::read_secret(&rows, user).map_err(LookUpError::Failed)
+    }
+
     async fn signal(&self, statement: &str, pid: i32) -> Result<bool, String> {
         let client = {
             let now = self.shared.now.lock();
@@ -151,6 +173,21 @@ impl MonitorHandle {
             self.shared.user
         )
     }
+}
+
+/// Whether an error is the connection's end and not the query's.
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    let ending = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
+    error.is_closed() || error.code().is_some_and(|code| ending.contains(&code))
+}
+
+/// Why a user could not be looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LookUpError {
+    /// There is no connection at the moment.
+    NotConnected,
+    /// What PostgreSQL said, or what is wrong with its answer.
+    Failed(String),
 }
 
 async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, String> {

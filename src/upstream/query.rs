@@ -6,22 +6,24 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
+use zeroize::Zeroizing;
 
 use crate::clock::Moment;
 use crate::lanes::sample::{Sample, Session};
 
 /// One look, in one statement. Every row repeats the server's own facts: the monitor's session is always listed, so there
-/// is always a row, and the facts belong to the same instant.
+/// is always a row, and the facts belong to the same instant. They are in subselects, which PostgreSQL computes once and not for each
+/// row, and ages are left to [`read`]: with thousands of backends these two were two thirds of the statement's time.
 ///
 /// pg_blocking_pids locks the whole lock table for a moment, so it is called for waiting sessions only. `textsend` with
 /// client_encoding SQL_ASCII passes bytes unseen: names and statements come in the encoding of *their* database, and
 /// `left()` or a conversion would fail the whole sample for one odd byte.
 pub const SAMPLE: &str = "
-select pg_backend_pid(),
-       pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
-       current_setting('max_connections')::int4,
-       current_setting('superuser_reserved_connections')::int4
-           + coalesce(current_setting('reserved_connections', true), '0')::int4,
+select (select pg_backend_pid()),
+       (select pg_has_role(current_user, 'pg_read_all_stats', 'usage')),
+       (select current_setting('max_connections')::int4),
+       (select current_setting('superuser_reserved_connections')::int4
+           + coalesce(current_setting('reserved_connections', true), '0')::int4),
        a.pid,
        a.backend_type = 'walsender',
        a.client_addr,
@@ -30,8 +32,9 @@ select pg_backend_pid(),
        textsend(a.usename::text),
        textsend(a.datname::text),
        a.state,
-       (extract(epoch from clock_timestamp() - a.state_change) * 1000)::int8,
-       (extract(epoch from clock_timestamp() - a.xact_start) * 1000)::int8,
+       a.state_change,
+       a.xact_start,
+       (select clock_timestamp()),
        a.wait_event_type,
        a.wait_event,
        substr(textsend(a.query), 1, 1000),
@@ -88,19 +91,23 @@ fn read_rows(
     asked_at: Moment,
     taken_at: Moment,
 ) -> Result<Look, tokio_postgres::Error> {
+    let mut known = Known::default();
     let sample = Sample {
         asked_at,
         taken_at,
         max_connections: count(first.try_get(2)?),
         reserved_connections: count(first.try_get(3)?),
         monitor_pid: first.try_get(0)?,
-        sessions: rows.iter().map(read_session).collect::<Result<_, _>>()?,
+        sessions: rows.iter().map(|row| read_session(row, &mut known)).collect::<Result<_, _>>()?,
     };
     Ok(Look { may_read: first.try_get(1)?, sample })
 }
 
-fn read_session(row: &Row) -> Result<Session, tokio_postgres::Error> {
-    let text = |column| row.try_get::<_, Option<Lossy>>(column).map(Lossy::or_empty);
+fn read_session(row: &Row, known: &mut Known) -> Result<Session, tokio_postgres::Error> {
+    let mut text = |column| row.try_get::<_, Option<Raw<'_>>>(column).map(|raw| known.text(column, raw));
+    let time = |column| row.try_get::<_, Option<Timestamp>>(column);
+    let now = time(14)?;
+    let age = |then: Option<Timestamp>| Some(now?.since(then?));
     // -1 is a Unix socket.
     let port = row.try_get::<_, Option<i32>>(7)?.and_then(|port| u16::try_from(port).ok());
     Ok(Session {
@@ -112,13 +119,38 @@ fn read_session(row: &Row) -> Result<Session, tokio_postgres::Error> {
         user: text(9)?,
         database: text(10)?,
         state: text(11)?,
-        state_age: age(row.try_get(12)?).unwrap_or_default(),
-        transaction_age: age(row.try_get(13)?),
-        wait_event: (text(14)?, text(15)?),
-        query: text(16)?,
-        blocked_by: row.try_get(17)?,
-        advisory_lock: row.try_get(18)?,
+        state_age: age(time(12)?).unwrap_or_default(),
+        transaction_age: age(time(13)?),
+        wait_event: (text(15)?, text(16)?),
+        query: text(17)?,
+        blocked_by: row.try_get(18)?,
+        advisory_lock: row.try_get(19)?,
     })
+}
+
+/// The secret in the one row of an auth query: the user's name, and its secret. None without a row, or where the secret is NULL.
+///
+/// # Errors
+/// A sentence, where the answer is none; it never holds what was answered.
+pub fn read_secret(rows: &[Row], user: &str) -> Result<Option<Zeroizing<String>>, String> {
+    let row = match rows {
+        [] => return Ok(None),
+        [row] => row,
+        _ => return Err("the auth query gave more than one row".to_owned()),
+    };
+    if row.len() < 2 {
+        return Err("the auth query must give two columns, name and secret".to_owned());
+    }
+    let column = |at: usize, what: &str| {
+        let text = row.try_get::<_, Option<String>>(at);
+        text.map(|text| text.map(Zeroizing::new)).map_err(|_| format!("the auth query's {what} is no text"))
+    };
+    let (name, secret) = (column(0, "first column, the name,")?, column(1, "second column, the secret,")?);
+    match (name, secret) {
+        (_, None) => Ok(None),
+        (Some(name), secret) if *name == user => Ok(secret),
+        _ => Err("the auth query answered with another user's name".to_owned()),
+    }
 }
 
 /// Limits are never negative.
@@ -126,31 +158,55 @@ fn count(value: i32) -> u32 {
     u32::try_from(value).unwrap_or(0)
 }
 
-/// Milliseconds; a server's clock that was set back reads as no time.
-fn age(ms: Option<i64>) -> Option<Duration> {
-    ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
-}
+/// Microseconds since 2000-01-01 ("Date/Time Types": an 8-byte integer on the wire).
+#[derive(Clone, Copy)]
+struct Timestamp(i64);
 
-/// Text in whatever encoding its database has.
-struct Lossy(Arc<str>);
-
-impl Lossy {
-    fn or_empty(found: Option<Self>) -> Arc<str> {
-        found.map_or_else(|| Arc::from(""), |text| text.0)
-    }
-
-    fn of(raw: &[u8]) -> Self {
-        Self(String::from_utf8_lossy(raw).into())
+impl Timestamp {
+    /// A server's clock that was set back reads as no time.
+    fn since(self, then: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(then.0)).unwrap_or(0))
     }
 }
 
-impl<'a> FromSql<'a> for Lossy {
+impl<'a> FromSql<'a> for Timestamp {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        i64::from_sql(ty, raw).map(Self)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
+}
+
+/// Bytes of a text in whatever encoding its database has.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self::of(raw))
+        Ok(Self(raw))
     }
 
     fn accepts(ty: &Type) -> bool {
         matches!(*ty, Type::TEXT | Type::BYTEA)
+    }
+}
+
+/// The text last seen in each column: neighbours mostly say the same, and share it.
+#[derive(Default)]
+struct Known(Vec<Arc<str>>);
+
+impl Known {
+    fn text(&mut self, column: usize, raw: Option<Raw<'_>>) -> Arc<str> {
+        let raw = raw.map_or(&b""[..], |raw| raw.0);
+        if self.0.len() <= column {
+            self.0.resize_with(column + 1, || Arc::from(""));
+        }
+        let last = &mut self.0[column];
+        if last.as_bytes() != raw {
+            *last = String::from_utf8_lossy(raw).into();
+        }
+        last.clone()
     }
 }
 
@@ -160,14 +216,25 @@ mod tests {
 
     #[test]
     fn a_foreign_encoding_is_shown_not_refused() {
-        assert_eq!(&*Lossy::of(b"caf\xe9").0, "caf\u{fffd}");
-        assert_eq!(&*Lossy::or_empty(None), "");
+        let mut known = Known::default();
+        assert_eq!(&*known.text(3, Some(Raw(b"caf\xe9"))), "caf\u{fffd}");
+        assert_eq!(&*known.text(3, None), "");
+    }
+
+    #[test]
+    fn neighbours_share_a_text_and_columns_do_not() {
+        let mut known = Known::default();
+        let first = known.text(1, Some(Raw(b"odoo")));
+        assert!(Arc::ptr_eq(&first, &known.text(1, Some(Raw(b"odoo")))));
+        assert_eq!(&*known.text(0, Some(Raw(b"postgres"))), "postgres");
+        assert_eq!(&*known.text(1, Some(Raw(b"odoo2"))), "odoo2");
     }
 
     #[test]
     fn ages_of_a_clock_set_back_are_zero() {
-        assert_eq!(age(Some(-5)), Some(Duration::ZERO));
-        assert_eq!(age(Some(1500)), Some(Duration::from_millis(1500)));
-        assert_eq!(age(None), None);
+        assert_eq!(Timestamp(5).since(Timestamp(10)), Duration::ZERO);
+        assert_eq!(Timestamp(1_500_000).since(Timestamp(0)), Duration::from_millis(1500));
+        // "infinity" and its opposite.
+        assert_eq!(Timestamp(i64::MIN).since(Timestamp(i64::MAX)), Duration::ZERO);
     }
 }

@@ -63,6 +63,16 @@ pub fn plain_refusal(out: &mut Vec<u8>, reason: Reason) {
     refusal(out, &Refusal::new(reason, "", ""));
 }
 
+/// NegotiateProtocolVersion: protocol 3.`minor` is spoken, and these options are not.
+pub fn negotiate_protocol_version(out: &mut Vec<u8>, minor: u16, unknown: &[String]) {
+    message(out, b'v', |out| {
+        out.extend_from_slice(&(3 << 16 | u32::from(minor)).to_be_bytes());
+        // A startup packet of 10,000 bytes has room for far fewer than 2^32 names.
+        out.extend_from_slice(&u32::try_from(unknown.len()).unwrap_or(0).to_be_bytes());
+        unknown.iter().for_each(|name| cstr(out, name));
+    });
+}
+
 /// ReadyForQuery with a transaction status: `b'I'`, `b'T'` or `b'E'`.
 pub fn ready_for_query(out: &mut Vec<u8>, status: u8) {
     message(out, b'Z', |out| out.push(status));

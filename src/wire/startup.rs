@@ -11,6 +11,8 @@ pub const SSL_CODE: u32 = 80_877_103;
 pub const GSSENC_CODE: u32 = 80_877_104;
 /// PostgreSQL's MAX_STARTUP_PACKET_LENGTH, in bytes.
 pub const STARTUP_LEN_MAX: u32 = 10_000;
+/// How names of protocol options begin.
+const OPTION_PREFIX: &str = "_pq_.";
 /// Longest cancel key, in bytes (protocol 3.2).
 pub const CANCEL_KEY_LEN_MAX: usize = 256;
 
@@ -65,6 +67,41 @@ impl Startup {
     /// The raw application_name, empty when none was sent. `options=-c application_name=…` counts as well: libpq's PGOPTIONS.
     pub fn application_name(&self) -> &str {
         self.get("application_name").unwrap_or("")
+    }
+
+    /// Names of protocol options asked for (`_pq_.…`).
+    pub fn protocol_options(&self) -> Vec<String> {
+        let names = self.parameters.iter().map(|(name, _)| name);
+        names.filter(|name| name.starts_with(OPTION_PREFIX)).cloned().collect()
+    }
+
+    /// Makes this a packet of protocol 3.0 without protocol options, for an answer that cannot wait for PostgreSQL's. Gives the options
+    /// taken out, where anything had to be changed.
+    pub fn settle_for_3_0(&mut self) -> Option<Vec<String>> {
+        let unknown = self.protocol_options();
+        if self.minor == 0 && unknown.is_empty() {
+            return None;
+        }
+        let mut raw = vec![0; 8];
+        let mut rest = self.raw.get(8..).unwrap_or_default();
+        while let Some((name, behind)) = split_cstr(rest)
+            && !name.is_empty()
+            && let Some((value, behind)) = split_cstr(behind)
+        {
+            if !name.starts_with(OPTION_PREFIX.as_bytes()) {
+                raw.extend(name.iter().chain(&[0]).chain(value).chain(&[0]));
+            }
+            rest = behind;
+        }
+        raw.push(0);
+        // Not longer than the packet that came.
+        let len = u32::try_from(raw.len()).unwrap_or(0);
+        raw[..4].copy_from_slice(&len.to_be_bytes());
+        raw[4..8].copy_from_slice(&(3_u32 << 16).to_be_bytes());
+        self.parameters.retain(|(name, _)| !name.starts_with(OPTION_PREFIX));
+        self.minor = 0;
+        self.raw = raw;
+        Some(unknown)
     }
 
     /// Whether the session is for replication: `replication` with a boolean that is true, or `database`.
@@ -154,6 +191,18 @@ mod tests {
         );
         assert!(!startup.replication());
         assert_eq!(startup.raw, raw);
+    }
+
+    #[test]
+    fn a_newer_protocol_is_brought_down_to_3_0() {
+        let raw = packet(3 << 16 | 2, b"user\0caf\xe9\0_pq_.fast\0on\0database\0\0\0");
+        let FirstPacket::Startup(mut startup) = parse(&raw).expect("well-formed") else {
+            panic!("no startup")
+        };
+        assert_eq!(startup.settle_for_3_0(), Some(vec!["_pq_.fast".to_owned()]));
+        assert_eq!(startup.raw, packet(3 << 16, b"user\0caf\xe9\0database\0\0\0"));
+        assert_eq!(parse(&startup.raw), Ok(FirstPacket::Startup(startup.clone())));
+        assert_eq!(startup.settle_for_3_0(), None);
     }
 
     #[test]

@@ -1,8 +1,14 @@
 """The drill against a real PostgreSQL: that it refuses what it must, counts what happened, and can fail."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
+import socket
 import subprocess
+import sys
+import threading
 import tomllib
 
 import pytest
@@ -164,7 +170,34 @@ def test_killed_workers_leave_orphans_and_the_report_is_one_file(cluster, drill,
     assert out["runs"][0]["lanes"]["killed"]["ok"] == 3
     html = page.read_text()
     assert "web requests, direct" in html and "uPlot" in html and "src=" not in html.split("<script>")[0]
+    looks_right_in_a_browser(page)
     eventually(lambda: cluster.count("odoo-%") == 0, timeout=20)
+
+
+FRAME = """<!doctype html><iframe id="f" src="PAGE" style="width:390px;height:800px;border:0"></iframe><pre id="o"></pre><script>
+document.getElementById("f").onload = () => setTimeout(() => {
+  const w = document.getElementById("f").contentWindow, d = w.document;
+  document.getElementById("o").textContent = [d.documentElement.scrollWidth, w.getComputedStyle(d.body).backgroundColor,
+    d.querySelectorAll("canvas").length].join(" | ");
+}, 1000);</script>"""
+
+
+def looks_right_in_a_browser(page):
+    """At the width of a phone nothing but its tables scrolls sideways, and it is as dark as the reader's system; where there is a Chromium."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        return
+    frame = page.with_name("frame.html")
+    frame.write_text(FRAME.replace("PAGE", page.name))
+    grounds = []
+    for scheme in (0, 1):
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={page.parent / 'chromium'}",
+                 f"--blink-settings=preferredColorScheme={scheme}", "--virtual-time-budget=4000", "--window-size=600,900", "--dump-dom"]
+        dom = subprocess.run([browser, *flags, frame.as_uri()], capture_output=True, text=True, timeout=60).stdout
+        width, ground, plots = re.search(r'<pre id="o">(.+?)</pre>', dom)[1].split(" | ")
+        assert int(width) <= 390 and int(plots) >= 3
+        grounds.append(sum(int(part) for part in re.findall(r"\d+", ground)[:3]))
+    assert grounds[0] < 150 and grounds[1] > 600, "dark, then light"
 
 
 def test_what_a_crash_left_is_cleared_at_the_next_start(cluster, tmp_path, drill, staging):
@@ -220,7 +253,10 @@ def shortened(path, tmp_path, rates=0.5):
             actor["rate"] = max(0.8, actor["rate"] * rates)
     rules = [rule for rule in scenario["expect"]["rules"] if not any(f".{figure}" in rule for figure in TIMES)]
     # Nor on recovery, which a busy machine's last second decides.
-    scenario["expect"] = {"rules": rules}
+    scenario["expect"] = {"rules": [rule.replace("locks.late <= 1s", "locks.late <= 3s") for rule in rules]}
+    rules = scenario["expect"]["rules"]
+    if any("locks.late" in rule for rule in rules):
+        scenario["expect"]["reset"] = QUICK["reset"]
     file = tmp_path / path.name
     file.write_text(toml(scenario))
     return file, rules
@@ -266,10 +302,24 @@ work = "2s"
 # The longest a user may wait where leaks are reset after 1 s leaves room for Odoo's sleeps between tries; where they are not, it is 15 s.
 LOCK = PHASES.replace('duration = "4s"', 'duration = "8s"').replace('name = "recovery"\nduration = "2s"', 'name = "recovery"\nduration = "6s"') \
     + WEB.replace("workers = 4", "workers = 2").replace("0.3", "0.1") + LEAK.replace("count = 4", "count = 8")
+# Requests that wait 5 s for somebody outside, and users who often want the rows they hold.
+HURT = PHASES.replace('duration = "4s"', 'duration = "8s"').replace('name = "recovery"\nduration = "2s"', 'name = "recovery"\nduration = "6s"') \
+    + WEB.replace("workers = 4", "workers = 8").replace("rate = 30", "rate = 10").replace("0.3", "0.5") \
+    + LEAK.replace("count = 4", "count = 8").replace('"10m"', '"5s"')
+# The same without an end, and workers enough that it is the work that takes long and not the wait for a worker.
+STUCK = PHASES + WEB.replace("workers = 4", "workers = 8").replace("rate = 30", "rate = 10").replace("0.3", "1.0") + LEAK.replace("count = 4", "count = 8")
 # Each kind of rule, on the incident it is about.
 MUST_FAIL = {
     "upstream.peak": (FILL, "upstream.peak <= 70"),
     "upstream.peak_percent": (FILL, "upstream.peak_percent < 75"),
+    "errors": (LOCK, "web.errors <= 40"),
+    "ok": (LOCK, "web.ok in recovery >= 90"),
+    "wait_p99": (LOCK, "web.wait_p99 in incident <= 9s"),
+    "locks.late": (LOCK, "locks.late <= 4s"),
+    # A leak that is reset is repeated by its client; left alone it just commits.
+    "retries": (HURT, "leak.retries >= 4"),
+    "attempts": (HURT, "leak.attempts >= 12"),
+    "service_p99": (STUCK, "web.service_p99 in incident <= 4s"),
     "failures": (LOCK, "web.failures == 0"),
     "failures in a phase": (LOCK, "web.failures in incident == 0"),
     "max": (LOCK, "web.max in incident <= 10s"),
@@ -282,13 +332,21 @@ MUST_FAIL = {
 }
 
 
-@pytest.mark.parametrize("scenario", [FILL, LOCK], ids=["full", "locked"])
+def test_each_kind_of_rule_is_among_them():
+    """But `lost.commits`, which no guard can help: see below. And percentiles are one kind."""
+    source = (ROOT / "src" / "drill" / "expect.rs").read_text()
+    figures = re.findall(r'\("(\w+)", Figure', source) + [".".join(pair) for pair in re.findall(r'\("(\w+)", "(\w+)", Figure', source)]
+    assert len(figures) > 15 and set(figures) - set(MUST_FAIL) == {"p50", "p90", "lost.commits"}
+
+
+@pytest.mark.parametrize("scenario", [FILL, LOCK, HURT, STUCK], ids=["full", "locked", "hurt", "stuck"])
 def test_each_kind_of_rule_holds_in_enforce_and_fails_in_observe(scenario, ground, tmp_path):
     cluster, _, make = ground
     rules = [rule for of, rule in MUST_FAIL.values() if of is scenario and rule]
     file = tmp_path / "must-fail.toml"
     within = 'recover_within = "6s"\n' if scenario is LOCK else ""
-    file.write_text(scenario + f"[expect]\nrules = {json.dumps(rules)}\n{within}")
+    reset = 'reset = "1s"\n' if scenario is LOCK else ""
+    file.write_text(scenario + f"[expect]\nrules = {json.dumps(rules)}\n{within}{reset}")
     for mode in ("enforce", "observe"):
         # Left alone, a leak that does no harm has its victim later, perhaps in the run's last second.
         weir = make(mode=mode, limits={"max_resets_per_minute": 60}, lanes=rehearsal.odoo_config({**QUICK, "when": "always"})["lanes"])
@@ -298,3 +356,58 @@ def test_each_kind_of_rule_holds_in_enforce_and_fails_in_observe(scenario, groun
         assert len(seen) == len(rules) + bool(within)
         wrong = {rule: measured for rule, (held, measured) in seen.items() if held != (mode == "enforce")}
         assert not wrong and status == (HELD if mode == "enforce" else NOT_HELD), mode
+
+
+class Liar:
+    """Passes everything on, but for COMMIT, of which it sends ROLLBACK on and tells the client that it worked."""
+
+    TO_SERVER = (b"Q\0\0\0\x0bCOMMIT\0", b"Q\0\0\0\x0dROLLBACK\0")
+    TO_CLIENT = (b"C\0\0\0\x0dROLLBACK\0", b"C\0\0\0\x0bCOMMIT\0")
+
+    def __init__(self, port):
+        self.to = port
+        self.door = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self.port = self.door.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.door.accept()
+                server = socket.create_connection(("127.0.0.1", self.to))
+                for ends in ((client, server, self.TO_SERVER), (server, client, self.TO_CLIENT)):
+                    threading.Thread(target=self._pass, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _pass(source, sink, lie):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data.replace(*lie))
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def test_commits_that_users_were_told_of_and_that_are_not_there_are_found(cluster, drill, staging):
+    liar = Liar(cluster.port)
+    text = PHASES + WEB.replace("hot = 0.3", "notify = 0.0") + '[expect]\nrules = ["web.failures == 0", "lost.commits == 0"]\n'
+    try:
+        done, out = drill(text, "--through", f"liar=127.0.0.1:{liar.port}", "--skip-direct")
+    finally:
+        liar.door.close()
+    assert done.returncode == NOT_HELD
+    assert [verdict["held"] for verdict in out["expect"]] == [True, False], out["expect"]
+    details = out["runs"][0]["details"]
+    assert details["orders_lost"] == details["orders_told_saved"] > 50
+
+
+def test_the_rehearsals_object_is_all_that_is_printed_or_goes_to_a_file(tmp_path):
+    """`script/demo` is the same program. Which figures it measured is not the question here."""
+    rehearse_py = [sys.executable, ROOT / "script" / "rehearse.py", "steady", "--duration", "2s", "--report", tmp_path / "r.html"]
+    env = {**os.environ, "PGWEIR_BINARY": str(BINARY)}
+    done = subprocess.run([*rehearse_py, "--json"], capture_output=True, text=True, timeout=60, env=env)
+    assert [run["through"] for run in json.loads(done.stdout)["runs"]] == ["direct", "pgweir"], done.stderr
+    file = tmp_path / "{scenario}.json"
+    done = subprocess.run([*rehearse_py, "--json", file], capture_output=True, text=True, timeout=60, env=env)
+    told = json.loads((tmp_path / "steady.json").read_text())
+    assert done.stdout.splitlines()[:2] == [told["sentence"], told["verdict"]]

@@ -6,7 +6,7 @@ import sys
 import psycopg2
 import pytest
 
-from harness import DIRECT, eventually, lane
+from harness import DIRECT, background, eventually, lane
 from harness import wire
 
 SLEEPER = """if True:
@@ -63,6 +63,38 @@ def test_killed_with_requests_unread(weir, cluster, how):
     client.send(wire.query("select pg_sleep(60)"), *[wire.query("select 'nobody reads this'")] * 100)
     eventually(lambda: cluster.activity("gone", "wait_event = 'PgSleep'"))
     getattr(client, how)()
+    eventually(lambda: cluster.activity("gone") == [], timeout=5)
+    released(weir, cluster)
+
+
+MANY = 12_000  # more than pgweir has in flight at once
+
+
+def test_a_terminate_behind_requests_that_were_kept_back(weir, cluster):
+    """All of them were asked for before the end, and it is an orderly one."""
+    cluster.sql("create table gone_many (n int); grant all on gone_many to public")
+    client = weir.raw("gone")
+
+    def say():
+        client.send(*(wire.query(f"insert into gone_many values ({n})") for n in range(MANY)), wire.TERMINATE)
+        client.half_close()
+    said, replies = background(say), []
+    with pytest.raises(EOFError):
+        while True:
+            replies.append(client.receive().tag)
+    said.result(10)
+    assert replies.count("Z") == MANY
+    assert cluster.value("select count(*) from gone_many") == MANY
+    client.close()
+    released(weir, cluster)
+
+
+@pytest.mark.weir
+def test_killed_with_requests_kept_back(weir, cluster):
+    client = weir.raw("gone")
+    client.send(wire.query("select pg_sleep(60)"), *[wire.query("select")] * MANY)
+    eventually(lambda: cluster.activity("gone", "wait_event = 'PgSleep'"))
+    client.close()
     eventually(lambda: cluster.activity("gone") == [], timeout=5)
     released(weir, cluster)
 

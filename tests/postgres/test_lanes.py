@@ -158,6 +158,20 @@ def test_one_stopped_by_its_own_limit_does_not_stop_the_next(make_weir, tidy):
     assert not login.done()
 
 
+def test_a_process_more_waits_until_those_inside_fit_with_all_they_may_need(make_weir, tidy):
+    """Over TCP a process is known by its address and application_name."""
+    weir = make_weir(lanes=[lane("web", quota=4, links_per_process=3, wait_timeout="20s"), OTHER])
+    first = tidy(weir.raw("web-1"))
+    client, login = queue_one(weir, "web-2")
+    tidy(client)
+    eventually(lambda: weir.lane("web")["waiting"] == 1)
+    tidy(weir.raw("web-1"))
+    tidy(weir.raw("web-1"))
+    assert weir.lane("web")["slots"] == 3 and not login.done()
+    first.close()
+    login.result(15)
+
+
 def test_application_quota_over_lanes(make_weir, tidy):
     weir = make_weir(applications=[{"match": "odoo-*", "name": "odoo", "quota": 3}],
                      lanes=[lane("web", match=[{"application": "odoo-1*"}], wait_timeout="500ms"),

@@ -559,6 +559,52 @@ def test_a_pipeline_without_sync(weir, cluster):
     eventually(lambda: backend(cluster, "harm") is None)
 
 
+def large(first="select '"):
+    """A Query too large to be judged whole, and most of it."""
+    whole = wire.query(first + "x" * 200_000 + "'")
+    return whole, whole[:150_000]
+
+
+def test_a_query_cut_in_the_middle(weir, cluster):
+    client = weir.raw("leak", dbname="odoo")
+    client.ok("begin")
+    client.ok("insert into leak values (1, 'leaker')")
+    client.send(large()[1])
+    fields = client.error()
+    assert (fields["S"], fields["C"]) == ("FATAL", "25P03") and client.at_eof()
+    eventually(lambda: backend(cluster, "leak") is None)
+    assert rows(cluster) == []
+    eventually(lambda: weir.lane("leak")["slots"] == 0)
+
+
+def test_a_query_cut_in_the_middle_behind_one_that_runs(weir, cluster):
+    """It is the running one that everybody waits for; once it is done, the client."""
+    client = weir.raw("leak", dbname="odoo")
+    client.ok("begin")
+    client.send(wire.query("select pg_sleep(2)"), large()[1])
+    assert client.until("Z")[-1].body == b"T"
+    assert client.error()["C"] == "25P03" and client.at_eof()
+
+
+def test_a_query_cut_outside_a_transaction_harms_nobody(weir):
+    client = weir.raw("leak", dbname="odoo")
+    whole, piece = large()
+    client.send(piece)
+    never(lambda: weir.timeline_has("leak"), 1.2)
+    client.send(whole[len(piece):])
+    assert client.until("Z")[-1].body == b"I"
+
+
+def test_a_large_query_that_flows_is_no_leak(weir):
+    client = weir.raw("leak", dbname="odoo")
+    client.ok("begin")
+    whole, _ = large()
+    for at in range(0, len(whole), 20_000):
+        client.send(whole[at:at + 20_000])
+        time.sleep(0.15)
+    assert client.until("Z")[-1].body == b"T"
+
+
 def test_an_open_copy(weir, cluster):
     client = weir.raw("leak", dbname="odoo")
     client.ok("begin")

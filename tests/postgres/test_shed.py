@@ -5,7 +5,7 @@ import time
 import psycopg2
 import pytest
 
-from harness import background, eventually, holds, lane
+from harness import ServerError, background, eventually, holds, lane
 from test_lanes import queue_one, refused
 
 pytestmark = pytest.mark.weir
@@ -174,3 +174,26 @@ def test_psycopg2_held_by_shedding_simply_takes_longer(make_weir, fill):
     conn = connecting.result(15)
     assert isinstance(conn, psycopg2.extensions.connection)
     conn.close()
+
+
+def test_batch_gives_back_at_the_end_of_its_transactions_what_strangers_took_of_a_reserve(make_weir, cluster, fill, tidy):
+    cron = {"shed_above": 75, "shed_below": 65, "shed_dwell": "500ms", "reclaim_idle_after": "1h"}
+    weir = make_weir(lanes=lanes(**cron))
+    works, listens = tidy(weir.raw("cron-works")), tidy(weir.raw("cron-listens"))
+    listens.ok("listen something")
+    works.ok("begin")
+    works.ok("select 1")
+    # Everything that pgweir may have is taken but for a slot less than web's reserve wants.
+    free = weir.usage()["usable"] - weir.usage()["connections"]
+    fill(free - int(next(r["value"] for r in weir.admin("SHOW CONFIG") if r["key"] == "upstream.headroom")))
+    eventually(lambda: weir.usage()["bypass"] >= free // 2)
+    client, login = queue_one(weir, "web")
+    tidy(client)
+    holds(lambda: not login.done(), 1, what="waiting: a transaction is never touched")
+    assert works.ok("select 1") == [["1"]]
+    works.ok("commit")
+    login.result(15)
+    with pytest.raises((ServerError, ConnectionError, EOFError)):
+        works.ok("select 1")
+    assert listens.ok("select 1") == [["1"]], "whoever listens is left alone"
+    eventually(lambda: weir.timeline_has("reclaim", "cron"))

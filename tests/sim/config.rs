@@ -61,6 +61,7 @@ fn cron(dice: &mut Dice) -> LaneSettings {
     lane.priority = 5;
     lane.shed_above = Some(75.0);
     lane.shed_dwell = Duration::from_millis(dice.range(0, 3000));
+    lane.links_per_process = lane.quota % 4;
     lane.freeze = true;
     lane.pause_hold_timeout = dice.one_in(2).then_some(Duration::from_secs(8));
     lane.wait_timeout = Duration::from_secs(6);

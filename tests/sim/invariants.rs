@@ -153,6 +153,13 @@ fn partial_limits(world: &World, lane: &str) {
             &|link| link.application == granted.application,
             "of an application",
         );
+        if granted.alone && settings.links_per_process > 0 {
+            let quota = world.quotas.get(lane).copied().unwrap_or(0);
+            let processes = mine().filter(|link| link.alone).count() as u32;
+            world.check(processes <= (quota / settings.links_per_process).max(1), || {
+                format!("{lane}: {processes} processes in a quota of {quota}")
+            });
+        }
         if granted.address.is_some() {
             within(settings.per_address, &|link| link.address == granted.address, "of an address");
         }
@@ -193,7 +200,12 @@ fn starvation(world: &World, rows: &Rows, counts: &All<'_>, own: u32) {
         let none = Counts::default();
         let mine = counts.get(name).unwrap_or(&none);
         let lane_quota = world.quotas.get(name).copied().unwrap_or(0);
-        let partial = lane.per_application + lane.per_user + lane.per_database + lane.per_address > 0;
+        let partial = lane.per_application
+            + lane.per_user
+            + lane.per_database
+            + lane.per_address
+            + lane.links_per_process
+            > 0;
         let is_free = matches!(row.state, LaneState::Open | LaneState::Over)
             && mine.slots + mine.away < lane_quota
             && mine.logins == 0

@@ -20,6 +20,7 @@ pub struct Sim {
     application: &'static str,
     user: &'static str,
     nested: bool,
+    alone: bool,
 }
 
 /// A lane as `change` makes it.
@@ -57,6 +58,7 @@ impl Sim {
             application: "app",
             user: "u",
             nested: false,
+            alone: false,
         }
     }
 
@@ -79,6 +81,12 @@ impl Sim {
         self
     }
 
+    /// Whether those that arrive are the first of their client process.
+    pub fn alone(mut self, alone: bool) -> Self {
+        self.alone = alone;
+        self
+    }
+
     /// So many links arrive; those granted stay in login.
     pub fn arrive(mut self, lane: &str, count: u64) -> Self {
         for _ in 0..count {
@@ -91,6 +99,7 @@ impl Sim {
                 address: None,
                 replication: false,
                 nested: self.nested,
+                alone: self.alone,
             };
             self.last = Some(self.guard.arrive(self.now, LinkId(self.links), who));
             self.drain();

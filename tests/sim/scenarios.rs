@@ -169,6 +169,30 @@ fn an_earmark_holds_back_a_lane_that_could_log_in() {
 }
 
 #[test]
+fn a_process_more_waits_outside_and_those_inside_find_room() {
+    let cron = lane("cron", 9, |lane| lane.links_per_process = 3);
+    let sim = Sim::new(vec![cron]).alone(true).connect("cron", 5).expect("cron", 3, 2);
+    let sim = sim.expect_waiting(Reason::ProcessLimit);
+    // Without the limit five first links would leave four slots for ten more: nobody would have its third.
+    let sim = sim.alone(false).connect("cron", 6).expect("cron", 9, 2);
+    let sim = sim.arrive("cron", 1).expect_waiting(Reason::LaneFull).expect("cron", 9, 3);
+    let sim = sim.close(6).expect("cron", 9, 2);
+    sim.close(1).expect("cron", 9, 1);
+}
+
+#[test]
+fn a_process_that_needs_more_than_there_is_comes_in_alone() {
+    let cron = lane("cron", 2, |lane| lane.links_per_process = 3);
+    Sim::new(vec![cron])
+        .alone(true)
+        .connect("cron", 2)
+        .expect("cron", 1, 1)
+        .alone(false)
+        .connect("cron", 1)
+        .expect("cron", 2, 1);
+}
+
+#[test]
 fn connect_rate_spreads_new_connections() {
     Sim::new(vec![lane("web", 40, |lane| lane.connect_rate = Some(2.0))])
         .connect("web", 4)
@@ -489,6 +513,26 @@ fn reclaim_counts_closing_slots_and_asks_worse_lanes_only_for_the_budget() {
     assert!(needs[0].concerns(sim.lane("web")) && !needs[0].concerns(sim.lane("batch")));
     let sim = sim.call(|guard, now| guard.closing(now, LinkId(2)));
     assert_eq!(sim.guard.wants_reclaim(sim.now)[0].count, 1);
+}
+
+#[test]
+fn batch_gives_its_links_back_where_strangers_took_what_is_reserved() {
+    let web = |lane: &mut pgweir::lanes::settings::LaneSettings| (lane.priority, lane.reserve) = (0, 4);
+    let batch = |lane: &mut pgweir::lanes::settings::LaneSettings| lane.reclaim_idle_after = Some(ms(60_000));
+    let mut settings = settings(vec![lane("web", 10, web), lane("batch", 10, batch)]);
+    settings.limits.monitored = true;
+    let sim = Sim::with(settings).sample(20, 2).connect("batch", 8).sample(20, 14);
+    assert_eq!(sim.guard.wants_yield(sim.now), None, "nobody waits");
+    let sim = sim.arrive("batch", 1).expect_waiting(Reason::UpstreamBudget);
+    assert_eq!(sim.guard.wants_yield(sim.now), None, "nobody better waits");
+    let sim = sim.arrive("web", 6).expect_waiting(Reason::UpstreamBudget);
+    let batch = sim.lane("batch");
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 8)], 4)), "no more than the reserve");
+    let sim = sim.call(|guard, now| guard.closing(now, LinkId(1)));
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 8)], 3)));
+    // Two are too many for the budget; the third makes room.
+    let sim = sim.close(1).close(2).expect("web", 0, 6).close(3).expect("web", 1, 5);
+    assert_eq!(sim.guard.wants_yield(sim.now), Some((vec![(batch, 5)], 3)));
 }
 
 #[test]

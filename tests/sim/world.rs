@@ -37,6 +37,7 @@ pub struct Shadow {
     pub address: Option<IpAddr>,
     pub replication: bool,
     pub nested: bool,
+    pub alone: bool,
     pub since: Moment,
     pub requeued: bool,
     pub state: State,
@@ -218,6 +219,7 @@ impl World {
         let replication = self.dice.one_in(12);
         self.next_link += 1;
         let id = self.next_link;
+        let alone = !nested && id.is_multiple_of(2);
         let shadow = Shadow {
             lane: lane.clone(),
             visiting: None,
@@ -226,6 +228,7 @@ impl World {
             address,
             replication,
             nested,
+            alone,
             since: self.now,
             requeued: false,
             state: State::Waiting,
@@ -251,6 +254,7 @@ impl World {
             address,
             replication,
             nested,
+            alone,
         };
         let arrived = self.guard.arrive(self.now, LinkId(id), who);
         let waits = matches!(arrived, Arrived::Waiting(_));

@@ -58,8 +58,8 @@ fn escape(text: &str) -> String {
 
 fn table(out: &mut String, drill: &Drill<'_>) {
     out.push_str(
-        "<h2>Side by side</h2><div class=\"wide\"><table><tr><th>lane<th>way<th>attempts<th>ok<th>failed for users<th>unfinished\
-         <th>retries<th>p50<th>p90<th>p99<th>slowest<th>wait p99<th class=\"text\">failed attempts</tr>",
+        "<h2>Side by side</h2><div class=\"wide\"><table><tr><th>lane<th>way<th>users failed<th>p50<th>p90<th>p99<th>slowest\
+         <th>wait p99<th>attempts<th>ok<th>unfinished<th>retries<th class=\"text\">failed attempts</tr>",
     );
     for name in drill.scenario.lanes() {
         for (at, run) in drill.runs.iter().enumerate() {
@@ -73,21 +73,21 @@ fn table(out: &mut String, drill: &Drill<'_>) {
                 lane.failures.iter().map(|(label, n)| format!("{label} × {n}")).collect();
             let _ = write!(
                 out,
-                "<tr{}><td>{}<td>{}<td>{}<td>{}<td{}>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td class=\"text\">{}</tr>",
+                "<tr{}><td>{}<td>{}<td{}>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td class=\"text\">{}</tr>",
                 if at == 0 { " class=\"first\"" } else { "" },
                 escape(&name),
                 escape(&run.way),
-                thousands(lane.attempts()),
-                thousands(lane.ok),
                 if lane.user_failures > 0 { " class=\"bad\"" } else { "" },
                 thousands(lane.user_failures),
-                thousands(lane.unfinished),
-                thousands(lane.retries),
                 ms(&all.response, 0.5),
                 ms(&all.response, 0.9),
                 ms(&all.response, 0.99),
                 ms(&all.response, 1.0),
                 ms(&all.wait, 0.99),
+                thousands(lane.attempts()),
+                thousands(lane.ok),
+                thousands(lane.unfinished),
+                thousands(lane.retries),
                 escape(&failures.join(", ")),
             );
         }

@@ -93,6 +93,7 @@ fn details(run: &Run) -> Value {
         "usable": run.capacity.usable,
         "leak_lock_held_s": run.observed.leaks.then(|| seconds(run.observed.lock_held)),
         "leak_lock_blocked_s": run.observed.leaks.then(|| seconds(run.observed.lock_blocked)),
+        "leak_lock_late_s": run.observed.leaks.then(|| seconds(run.observed.lock_late)),
         "pgweir_lanes": looks,
         "pgweir_timeline": run.observed.events.iter().map(|(at, text)| json!([seconds(*at), text])).collect::<Vec<_>>(),
         "orders_told_saved": run.told,

@@ -87,7 +87,7 @@ fn remarks(out: &mut String, run: &Run) {
         let (held, blocked) = (run.observed.lock_held.as_secs_f64(), run.observed.lock_blocked.as_secs_f64());
         let _ = writeln!(
             out,
-            "  a leak held its row lock for {held:.1} s; others waited for one for {blocked:.1} s at most"
+            "  a leak held its row lock for {held:.1} s; one that others waited for, {blocked:.1} s of that"
         );
     }
     for act in &run.acts {

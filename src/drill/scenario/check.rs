@@ -6,7 +6,7 @@ use toml::de::DeTable;
 
 use super::document::{Problem, Problems, Section, boolean, count, number, text, texts, time, word};
 use super::{Action, Actor, Deed, Kind, NOTIFY, Pace, Phase, Scenario};
-use crate::drill::expect::{Rule, Subject};
+use crate::drill::expect::{Figure, Rule, Subject};
 
 /// Bounds of a scenario.
 const ACTORS_MAX: usize = 64;
@@ -58,10 +58,15 @@ pub fn read(source: &str) -> Result<Scenario, Vec<Problem>> {
         actions,
         rules: Vec::new(),
         recover_within: None,
+        reset: None,
     };
-    let (rules, recover_within) = read_expect(&mut root, &mut problems, &scenario);
+    let (rules, recover_within, reset) = read_expect(&mut root, &mut problems, &scenario);
     root.finish(&mut problems);
-    if problems.none() { Ok(Scenario { rules, recover_within, ..scenario }) } else { Err(problems.finish()) }
+    if problems.none() {
+        Ok(Scenario { rules, recover_within, reset, ..scenario })
+    } else {
+        Err(problems.finish())
+    }
 }
 
 fn read_phases(root: &mut Section<'_>, problems: &mut Problems<'_>) -> Vec<Phase> {
@@ -270,14 +275,22 @@ fn read_actions(root: &mut Section<'_>, problems: &mut Problems<'_>, phases: &[P
         }
         let console = section.read(problems, "console", text);
         let run = section.read(problems, "run", text);
-        match (console, run) {
-            (Some(text), None) => actions.push(Action { at, deed: Deed::Console(text) }),
-            (None, Some(text)) => actions.push(Action { at, deed: Deed::Run(text) }),
+        let leaks = section.read(problems, "reset_leaks", time);
+        let deeds = [
+            console.map(Deed::Console),
+            run.map(Deed::Run),
+            leaks.map(|idle| {
+                Deed::ResetLeaks(idle, format!("RESET CLIENT of leaks idle for {} s", idle.as_secs_f64()))
+            }),
+        ];
+        let mut deeds = deeds.into_iter().flatten();
+        match (deeds.next(), deeds.next()) {
+            (Some(deed), None) => actions.push(Action { at, deed }),
             _ => problems.add(
                 section.line(),
                 &section.key("console"),
                 "what is not clear",
-                "write console = … or run = …",
+                "write console = …, reset_leaks = … or run = …",
             ),
         }
         section.finish(problems);
@@ -293,8 +306,9 @@ fn read_expect(
     root: &mut Section<'_>,
     problems: &mut Problems<'_>,
     scenario: &Scenario,
-) -> (Vec<Rule>, Option<Duration>) {
-    let Some(mut section) = root.table(problems, "expect") else { return (Vec::new(), None) };
+    // Rules, recover_within, reset.
+) -> (Vec<Rule>, Option<Duration>, Option<Duration>) {
+    let Some(mut section) = root.table(problems, "expect") else { return (Vec::new(), None, None) };
     let sources = section.read(problems, "rules", texts).unwrap_or_default();
     let line = section.line_of(problems, "rules");
     if sources.len() > RULES_MAX {
@@ -347,8 +361,13 @@ fn read_expect(
         let hint = "mark a phase incident = true, or write an [[action]]";
         problems.add(line, &section.key("recover_within"), "there is nothing to recover from", hint);
     }
+    let reset = section.read(problems, "reset", time);
+    if reset.is_none() && !section.has("reset") && rules.iter().any(|rule| rule.figure == Figure::Late) {
+        let hint = "say after how long the guard resets a leak: reset = \"5s\"";
+        problems.add(line, &section.key("reset"), "is missing, and locks.late counts from it", hint);
+    }
     section.finish(problems);
-    (rules, recover_within)
+    (rules, recover_within, reset)
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ pub struct Scenario {
     pub rules: Vec<Rule>,
     /// Time to recover at most.
     pub recover_within: Option<Duration>,
+    /// The idle time after which the guard is taken to reset a leak.
+    pub reset: Option<Duration>,
 }
 
 /// A part of the run.
@@ -214,13 +216,15 @@ pub enum Deed {
     Console(String),
     /// Has the shell run this.
     Run(String),
+    /// Resets one after the other, at the console, the leaks idle for longer than this; the same for people.
+    ResetLeaks(Duration, String),
 }
 
 impl Deed {
     /// For people.
     pub fn text(&self) -> &str {
         match self {
-            Self::Console(text) | Self::Run(text) => text,
+            Self::Console(text) | Self::Run(text) | Self::ResetLeaks(_, text) => text,
         }
     }
 }

@@ -403,6 +403,24 @@ fn stalled_links_are_told_from_busy_ones() {
 }
 
 #[test]
+fn a_message_cut_in_the_middle_stalls_a_transaction() {
+    let large = q(&format!("select '{}'", "x".repeat(2 * HEAD_MAX)));
+    let (piece, rest) = large.split_at(HEAD_MAX + 100);
+    let mut outside = Pair::default();
+    outside.client(piece);
+    assert!(!outside.session.may_be_stalled(), "nothing has begun");
+    let mut pair = Pair::in_transaction();
+    pair.client(piece);
+    assert!(pair.session.is_stalled());
+    pair.client(rest);
+    assert!(!pair.session.may_be_stalled());
+    pair.client(piece);
+    assert!(pair.session.may_be_stalled() && !pair.session.is_stalled(), "the one before is running");
+    pair.upstream(&[c("SELECT 1"), z('T')].concat());
+    assert!(pair.session.is_stalled());
+}
+
+#[test]
 fn malformed_lengths_end_the_session_with_a_reason() {
     let mut session = Session::new();
     let (mut spare, mut aside) = (Vec::new(), Vec::new());
