@@ -215,9 +215,9 @@ const NOT_OF_THE_TEXT: &[&str] = &[
     "the monitor's role",
     "PostgreSQL cannot be reached",
     "a password file",
-    "a users file",
     "a certificate or key",
     "a listener whose certificate",
+    "a users file",
 ];
 
 #[test]

@@ -1,8 +1,8 @@
 //! The admin port: one port for psql, Prometheus and curl.
 //!
 //! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
-//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`,
-//! `chatter`, `help`, `view`, `encode`. Shell: `io`, `console`, `session`, `answer`, `http`, and `serve` here.
+//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `encode`. Shell: `io`,
+//! `console`, `session`, `answer`, `http`, and `serve` here.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
 //! [`STARTUP_TIMEOUT`]; messages of [`MESSAGE_LEN_MAX`] bytes; a peer that does not read is left after [`io::WRITE_TIMEOUT`].

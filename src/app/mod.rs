@@ -135,21 +135,17 @@ impl App {
 
 /// Runs the proxy with a configuration file until it is told to stop.
 pub fn run(path: &Path) -> ExitCode {
-    let loaded = config::load(path).and_then(|(config, warnings)| {
-        let tls = tls::Tls::read(&config)?;
-        Ok((config, tls, warnings))
-    });
-    let (config, tls, warnings) = match loaded {
+    let (config, warnings) = match config::load(path) {
         Ok(loaded) => loaded,
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("{problem}"));
-            eprintln!("pgweir: not started");
-            return ExitCode::from(1);
-        }
+        Err(problems) => return not_started(&problems),
     };
     setup::start_log(&config);
-    // Before any password is read.
+    // Before any secret is read: the configuration holds none.
     secrecy::seal();
+    let tls = match tls::Tls::read(&config) {
+        Ok(tls) => tls,
+        Err(problems) => return not_started(&problems),
+    };
     warnings.iter().chain(&tls.expiries(&config)).for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -166,4 +162,10 @@ pub fn run(path: &Path) -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+fn not_started(problems: &[config::Problem]) -> ExitCode {
+    problems.iter().for_each(|problem| eprintln!("{problem}"));
+    eprintln!("pgweir: not started");
+    ExitCode::from(1)
 }

@@ -90,7 +90,6 @@ impl Tls {
     /// Pass-through authentication over TLS on both sides reaches through only with one certificate, where PostgreSQL can be asked
     /// for its own.
     pub(super) fn certificates_differ(&self, config: &Config) -> Vec<Problem> {
-        // Where pgweir authenticates, each side's login is bound to its own certificate.
         if self.doors.is_empty() || config.auth.own.is_some() {
             return Vec::new();
         }

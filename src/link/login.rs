@@ -419,14 +419,13 @@ impl Exchange<'_> {
     }
 }
 
-/// Whether nobody can listen on the way to PostgreSQL.
+/// Whether nobody can listen on the way to PostgreSQL: TLS with whomever keeps out those only who change nothing.
 fn is_private(upstream: &Stream) -> bool {
-    match upstream.socket() {
-        Socket::Unix(_) => true,
-        Socket::Tcp(socket) => {
-            upstream.tls().is_some() || socket.peer_addr().is_ok_and(|peer| is_local(peer.ip()))
+    upstream.tls().is_some_and(|tls| tls.is_verified())
+        || match upstream.socket() {
+            Socket::Unix(_) => true,
+            Socket::Tcp(socket) => socket.peer_addr().is_ok_and(|peer| is_local(peer.ip())),
         }
-    }
 }
 
 fn bad(reason: Reason) -> LoginError {

@@ -91,8 +91,9 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
-                let ours = accepted.stream.tls().and_then(|tls| tls.presented());
-                let binding = ours.and_then(|leaf| end_point(leaf));
+                // What the client's TLS shows it of us.
+                let presented = accepted.stream.tls().and_then(|tls| tls.presented());
+                let binding = presented.and_then(|certificate| end_point(certificate));
                 let client = &mut accepted.stream;
                 match authenticate(hub, settings, client, address, binding, &mut startup, behind).await {
                     Ok(done) => {

@@ -56,6 +56,7 @@ pub struct ClientFiles {
 pub struct ClientTls {
     mode: Mode,
     direct: bool,
+    verifies: bool,
     config: Arc<ClientConfig>,
 }
 
@@ -121,7 +122,7 @@ impl ClientTls {
         };
         config.alpn_protocols = vec![ALPN_POSTGRESQL.to_vec()];
         config.resumption = Resumption::disabled();
-        Ok(Self { mode: files.mode, direct: files.direct, config: Arc::new(config) })
+        Ok(Self { mode: files.mode, direct: files.direct, verifies, config: Arc::new(config) })
     }
 
     /// Whether TLS may be asked for at all.
@@ -152,6 +153,7 @@ impl ClientTls {
         }
         let mut session = Box::new(Session::client(self.config.clone(), name).map_err(io::Error::other)?);
         handshake(io, &mut session).await.map_err(|error| wrap("TLS with the server", &error))?;
+        session.set_verified(self.verifies);
         if self.direct && session.alpn() != Some(ALPN_POSTGRESQL) {
             return Err(refused(
                 "the server does not speak PostgreSQL's protocol behind direct TLS (no ALPN)",

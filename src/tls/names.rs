@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use rustls::pki_types::{CertificateDer, ServerName};
-use sha2::{Digest, Sha256, Sha384, Sha512};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -17,24 +16,6 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
 /// The certificate's key, as SubjectPublicKeyInfo.
 pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, String> {
     Ok(parse(certificate)?.tbs_certificate.subject_pki.raw.to_vec())
-}
-
-/// What a login is bound to where TLS ends with this certificate: its hash, by the algorithm of its signature, or SHA-256 in place of MD5
-/// and SHA-1 (`tls-server-end-point`, RFC 5929). None for algorithms that have no such hash, as with PostgreSQL.
-pub fn end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    let parsed = parse(certificate).ok()?;
-    let algorithm = parsed.signature_algorithm.algorithm.to_id_string();
-    Some(match algorithm.as_str() {
-        // RSA (PKCS #1) and ECDSA with MD5, SHA-1, SHA-256; with SHA-384; with SHA-512.
-        "1.2.840.113549.1.1.4"
-        | "1.2.840.113549.1.1.5"
-        | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.1"
-        | "1.2.840.10045.4.3.2" => Sha256::digest(certificate).to_vec(),
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Sha384::digest(certificate).to_vec(),
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Sha512::digest(certificate).to_vec(),
-        _ => return None,
-    })
 }
 
 /// From when to when it is valid, in seconds since 1970.
@@ -65,6 +46,24 @@ pub fn holders(certificate: &CertificateDer<'_>) -> Result<Vec<String>, String> 
     }
     names.retain(|name| !name.is_empty() && !name.contains('\0'));
     Ok(names)
+}
+
+/// What SCRAM binds to (tls-server-end-point, RFC 5929, section 4.1): the certificate's hash by the function of its own signature, SHA-256 where
+/// that is MD5 or SHA-1. None where the signature names no hash, as Ed25519's: there is nothing to bind to.
+pub fn end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    use sha2::Digest;
+    let algorithm = parse(certificate).ok()?.signature_algorithm.algorithm.to_id_string();
+    Some(match algorithm.as_str() {
+        // RSA with MD5, SHA-1, SHA-256; ECDSA with SHA-1, SHA-256.
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" => sha2::Sha256::digest(certificate).to_vec(),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => sha2::Sha384::digest(certificate).to_vec(),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => sha2::Sha512::digest(certificate).to_vec(),
+        _ => return None,
+    })
 }
 
 fn common_names(parsed: &X509Certificate<'_>) -> Vec<String> {

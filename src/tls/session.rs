@@ -62,6 +62,8 @@ pub struct Session {
     broken: bool,
     /// Bytes of a record came, and no plaintext.
     piece: bool,
+    /// The peer's certificate was held against an authority.
+    verified: bool,
     /// The certificate shown to the client.
     presented: Option<Arc<CertificateDer<'static>>>,
 }
@@ -192,6 +194,7 @@ impl Session {
             closed: false,
             broken: false,
             piece: false,
+            verified: false,
             presented,
         }
     }
@@ -221,6 +224,16 @@ impl Session {
     /// The certificate that was shown to the client, on the server's side.
     pub fn presented(&self) -> Option<&Arc<CertificateDer<'static>>> {
         self.presented.as_ref()
+    }
+
+    /// Whether the server's certificate was verified, on the client's side.
+    pub fn is_verified(&self) -> bool {
+        self.verified
+    }
+
+    /// Says that `config` verifies certificates.
+    pub(super) fn set_verified(&mut self, verified: bool) {
+        self.verified = verified;
     }
 
     /// Version and cipher suite, for people.

@@ -161,6 +161,21 @@ def test_every_row_of_the_table(weir, plain_weir, row):
         assert done.returncode and "channel binding" in done.stderr and "pgweir" not in done.stderr, done
 
 
+@pytest.mark.parametrize("upstream", [{"tls": "disable"}, {"tls": "require"}], ids=["plain", "tls"])
+@pytest.mark.parametrize("binding", ["disable", "prefer", "require"])
+def test_own_authentication_binds_to_the_listeners_certificate(make_weir, cluster, certs, tmp_path, upstream, binding):
+    """[auth] mode = "scram" is one of the choices: TLS, and SCRAM's channel, end here."""
+    users, port = tmp_path / "users", free_port()
+    users.write_text(f'"u_scram" "{PASSWORD}"\n')
+    users.chmod(0o600)
+    weir = make_weir(listen=[{"address": f"127.0.0.1:{port}", "tls": "require", **certs["other"].keys()}], upstream=upstream,
+                     auth={"mode": "scram", "users_file": str(users)})
+    weir.ports = {"same": port}
+    done = psql(weir, "same", "select 'in'", "u_scram", sslmode="require", channel_binding=binding)
+    assert (done.returncode, done.stdout) == (0, "in\n"), done
+    assert weir.cli("check").returncode == 0
+
+
 # -- clients -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("listener", ["same", "other", "require"])
