@@ -681,8 +681,9 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
     statement, and what was told to be committed is there, and nothing else."""
     weir = make_weir(lanes=[lane("race", idle_in_transaction=policy(reset="1h", warn="1h", when="harm", cap="2h")), lane("other", default=True)],
                      limits={"max_resets_per_minute": 100_000})
-    shots_wanted, count = 3000, 3
-    stop = threading.Event()
+    shots_wanted, hits_wanted, count = 3000, 20, 3
+    hits = itertools.count()
+    hit, stop = threading.Event(), threading.Event()
 
     def talk(number, extended):
         client = weir.raw(f"race{number}", dbname="odoo", timeout=60)
@@ -700,6 +701,8 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
                 if short[0][0] == "E":
                     assert short[0][1] in ("40001", "25P03"), short
                     resets += 1
+                    if next(hits) > hits_wanted:
+                        hit.set()
                     if sql == "commit":
                         assert short[-1] == ("Z", "I"), short
                     else:
@@ -720,7 +723,8 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
         conn = weir.admin_connection()
         cur, shots = conn.cursor(), 0
         ids = [eventually(lambda n=n: weir.clients(f"race{n}"))[0]["id"] for n in range(count)]
-        while shots < shots_wanted:
+        # On a busy machine most shots come late: as many more as it takes, within bounds.
+        while shots < shots_wanted or not hit.is_set() and shots < 20 * shots_wanted:
             for one in ids:
                 try:
                     cur.execute(f"RESET CLIENT {one}")
@@ -739,7 +743,7 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
     committed = sorted(tag for tags, _ in results for tag in tags)
     assert rows(cluster) == committed
     resets = sum(n for _, n in results)
-    assert resets > 20, f"{resets} resets by {shots_wanted} shots: the race was never close"
+    assert resets > hits_wanted, f"{resets} resets: the race was never close"
 
 
 def test_a_client_that_logs_in_is_never_reset(weir):
