@@ -13,16 +13,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use zeroize::Zeroizing;
 
 use super::connect::{self, Opened, explain};
-use super::query;
+use super::query::{self, Look, Reader};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
@@ -32,6 +32,9 @@ pub use super::connect::{MonitorAddress, MonitorSettings};
 const GAP_MIN: Duration = Duration::from_millis(20);
 /// A look that is not answered within this (or twice the interval) costs the connection.
 const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// Rows read at once, and the rest after them: some 0.1 ms of work at a time.
+const PORTION: usize = 128;
+const PORTION_REST: Duration = Duration::from_millis(1);
 /// What only an operator can change is looked at again after this.
 const RECHECK: Duration = Duration::from_secs(10);
 /// Pause before the first redial, and the longest one.
@@ -275,14 +278,11 @@ impl Task {
         self.shared.now.lock().client = Some(Arc::clone(&client));
         loop {
             let asked_at = (self.clock)();
-            let rows = match self.ask(client.query_typed(query::SAMPLE, &[])).await {
-                Ok(rows) => rows,
-                Err(cause) => return End::Lost(cause),
-            };
-            let look = match query::read(&rows, asked_at, (self.clock)()) {
-                Ok(look) => look,
-                Err(cause) => return End::Lost(cause),
-            };
+            let look =
+                match bounded(self.shared.limit, self.look(&client, asked_at)).await.and_then(|look| look) {
+                    Ok(look) => look,
+                    Err(cause) => return End::Lost(cause),
+                };
             if let Err(end) = same_backend(announced_pid, look.sample.monitor_pid) {
                 return end;
             }
@@ -309,6 +309,21 @@ impl Task {
         same_backend(announced_pid, pid)?;
         let settings = query::session_settings(self.shared.limit);
         self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
+    }
+
+    /// Reads a sample in portions, with a rest between them: with thousands of backends it takes milliseconds, in which a worker
+    /// would wait for the core.
+    async fn look(&self, client: &Client, asked_at: Moment) -> Result<Look, String> {
+        let no_parameters = std::iter::empty::<(&(dyn ToSql + Sync), Type)>();
+        let rows = client.query_typed_raw(query::SAMPLE, no_parameters).await.map_err(|e| explain(&e))?;
+        let mut rows = pin!(rows);
+        let mut reader = Reader::default();
+        while let Some(row) = rows.try_next().await.map_err(|e| explain(&e))? {
+            if reader.row(&row, (self.clock)())? % PORTION == 0 {
+                tokio::time::sleep(PORTION_REST).await;
+            }
+        }
+        reader.done(asked_at)
     }
 
     async fn ask<T>(

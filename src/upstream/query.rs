@@ -76,31 +76,62 @@ pub struct Look {
     pub sample: Sample,
 }
 
-/// Reads the rows of [`SAMPLE`].
-///
-/// # Errors
-/// A sentence, where the rows are not what the statement yields.
-pub fn read(rows: &[Row], asked_at: Moment, taken_at: Moment) -> Result<Look, String> {
-    let first = rows.first().ok_or("PostgreSQL listed no session, not even the monitor's")?;
-    read_rows(first, rows, asked_at, taken_at).map_err(|e| super::connect::explain(&e))
+/// Reads the rows of [`SAMPLE`], one after the other.
+#[derive(Default)]
+pub struct Reader {
+    known: Known,
+    sessions: Vec<Session>,
+    /// The server's own facts, and when the first row came: what is listed was listed before it.
+    facts: Option<(Facts, Moment)>,
 }
 
-fn read_rows(
-    first: &Row,
-    rows: &[Row],
-    asked_at: Moment,
-    taken_at: Moment,
-) -> Result<Look, tokio_postgres::Error> {
-    let mut known = Known::default();
-    let sample = Sample {
-        asked_at,
-        taken_at,
-        max_connections: count(first.try_get(2)?),
-        reserved_connections: count(first.try_get(3)?),
-        monitor_pid: first.try_get(0)?,
-        sessions: rows.iter().map(|row| read_session(row, &mut known)).collect::<Result<_, _>>()?,
-    };
-    Ok(Look { may_read: first.try_get(1)?, sample })
+struct Facts {
+    monitor_pid: i32,
+    may_read: bool,
+    max_connections: u32,
+    reserved_connections: u32,
+}
+
+impl Reader {
+    /// Takes one row that came at `now`; rows so far.
+    ///
+    /// # Errors
+    /// A sentence, where the row is not what the statement yields.
+    pub fn row(&mut self, row: &Row, now: Moment) -> Result<usize, String> {
+        self.take(row, now).map_err(|error| super::connect::explain(&error))?;
+        Ok(self.sessions.len())
+    }
+
+    fn take(&mut self, row: &Row, now: Moment) -> Result<(), tokio_postgres::Error> {
+        if self.facts.is_none() {
+            let facts = Facts {
+                monitor_pid: row.try_get(0)?,
+                may_read: row.try_get(1)?,
+                max_connections: count(row.try_get(2)?),
+                reserved_connections: count(row.try_get(3)?),
+            };
+            self.facts = Some((facts, now));
+        }
+        self.sessions.push(read_session(row, &mut self.known)?);
+        Ok(())
+    }
+
+    /// All rows were read.
+    ///
+    /// # Errors
+    /// There was none.
+    pub fn done(self, asked_at: Moment) -> Result<Look, String> {
+        let (facts, taken_at) = self.facts.ok_or("PostgreSQL listed no session, not even the monitor's")?;
+        let sample = Sample {
+            asked_at,
+            taken_at,
+            max_connections: facts.max_connections,
+            reserved_connections: facts.reserved_connections,
+            monitor_pid: facts.monitor_pid,
+            sessions: self.sessions,
+        };
+        Ok(Look { may_read: facts.may_read, sample })
+    }
 }
 
 fn read_session(row: &Row, known: &mut Known) -> Result<Session, tokio_postgres::Error> {
