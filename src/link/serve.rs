@@ -88,6 +88,9 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
                 return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
             }
             let mut own = None;
+            if startup.replication().is_none() {
+                return refuse_stranger_for(hub, accepted, bad_replication()).await;
+            }
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
@@ -152,6 +155,12 @@ fn note_stranger(hub: &Hub, accepted: &Accepted, reason: Reason, what: &str, why
         info!(reason = reason.label(), address = ?accepted.peer, listener = %accepted.listener, why, "{what}");
     }
 }
+/// PostgreSQL would refuse it too, but only after it was given a lane by it.
+fn bad_replication() -> Refusal {
+    let detail = "invalid value for parameter \"replication\" of the startup packet";
+    Refusal::new(Reason::Malformed, detail, "it must be a boolean or \"database\"")
+}
+
 
 /// What a client refused before its session began can be told.
 fn first_words(hub: &Hub, reason: Reason) -> (String, &'static str) {
@@ -217,7 +226,7 @@ impl<'a> Newcomer<'a> {
             address: accepted.peer.map(|peer| peer.ip()),
             listener: accepted.listener.clone(),
             listener_lane: accepted.listener_lane.clone(),
-            replication: startup.replication(),
+            replication: startup.replication() == Some(true),
             process,
         });
         let epoch = hub.epoch.load(Ordering::Acquire);
