@@ -192,7 +192,7 @@ impl Login<'_> {
     /// For the operator's eyes; a stranger learns only that it is not its fault.
     fn unavailable(&self, why: &str) -> Denied {
         if self.hub.may_log(&"".into(), Reason::AuthQuery) {
-            warn!(user = ?self.user, "the auth query failed: {why}");
+            warn!(user = ?self.user, why, "the auth query failed");
         }
         Refusal::new(Reason::AuthQuery, "", "pgweir's log has the cause").into()
     }

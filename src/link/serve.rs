@@ -511,7 +511,7 @@ impl<'a> Newcomer<'a> {
         }
         self.hub.authority.forget(user);
         if self.hub.may_log(&self.lane.name, Reason::UpstreamLogin) {
-            warn!(lane = %self.lane.name, user = ?user, "pgweir could not log in upstream as {user:?}: {why}");
+            warn!(lane = %self.lane.name, user = ?user, why, "pgweir could not log in upstream as {user:?}");
         }
         let hint = "the secret in [auth] users_file, or the auth query's, must fit PostgreSQL's";
         Refusal::new(Reason::UpstreamLogin, format!("as \"{user}\": {why}"), hint)
@@ -530,8 +530,8 @@ impl<'a> Newcomer<'a> {
             self.hub.guard(|guard, _| guard.count_refusal(self.lane.id, refusal.reason));
         }
         if self.hub.may_log(&self.lane.name, refusal.reason) {
-            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = %self.facts.user,
-              database = %self.facts.database, application = %self.facts.application, address = ?self.shared().address(),
+            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = ?self.facts.user,
+              database = ?self.facts.database, application = ?self.facts.application, address = ?self.shared().address(),
               detail = refusal.detail, "refused");
         }
         closing::refuse(self.client, &refusal).await;
