@@ -147,6 +147,15 @@ impl Login<'_> {
         let stored = match self.hub.authority.find(self.own.query.as_ref(), self.user).await {
             Ok(stored) => stored,
             Err(why) => return Err(self.unavailable(&why)),
+        if let Some(stored) = stored.clone().filter(|stored| stored.must_derive()) {
+            let (user, mock) = (self.user.to_owned(), mock.clone());
+            self.hub
+                .authority
+                .derive(move || {
+                    stored.verifier(&user, &mock);
+                })
+                .await;
+        }
         };
         self.looks_up = false;
         let random = random().ok_or_else(internal)?;
