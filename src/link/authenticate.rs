@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ use super::stream::Stream;
 use crate::auth::exchange::{ANSWER_MAX, Ask, Exchange, Proof, Step};
 use crate::auth::scram::Failed;
 use crate::auth::stored::Stored;
+use crate::auth::throttle::Turn;
 use crate::auth::upstream::Credentials;
 use crate::clock;
 use crate::reason::{Reason, Refusal};
@@ -72,6 +74,8 @@ enum Outcome {
     /// Wrong password or unknown user.
     Wrong,
 }
+    /// Not looked at: too many logins of the address failed.
+    Unheard,
 
 /// Authenticates a client within startup_timeout. A startup packet that asks for more than protocol 3.0 is brought down to it: what
 /// PostgreSQL speaks is not known yet.
@@ -90,7 +94,9 @@ pub async fn authenticate(
     if startup.user().is_empty() {
         return Err(Refusal::new(Reason::Malformed, "no user name is in the startup packet", "").into());
     }
-    may_try(hub, address, startup.user())?;
+    // What the client's TLS shows it of us.
+    let presented = client.tls().and_then(|tls| tls.presented());
+    let binding = presented.and_then(|certificate| end_point(certificate));
     let mut out = Vec::new();
     if let Some(unknown) = startup.settle_for_3_0() {
         reply::negotiate_protocol_version(&mut out, 0, &unknown);
@@ -127,16 +133,7 @@ pub async fn authenticate(
         }
         Outcome::Wrong => Err(login.wrong().await),
     }
-}
-
-/// Whether an address is heard at all.
-fn may_try(hub: &Hub, address: Option<IpAddr>, user: &str) -> Result<(), Refusal> {
-    let throttle = hub.authority.throttle.lock();
-    if throttle.may_try(address, user, clock::now()) {
-        return Ok(());
-    }
-    let detail = format!("{} logins failed lately", throttle.failures(address, user, clock::now()));
-    Err(Refusal::new(Reason::LoginThrottled, detail, "wait a minute, and use the right password"))
+        Outcome::Unheard => Err(login.throttled()),
 }
 
 impl Login<'_> {
@@ -165,8 +162,10 @@ impl Login<'_> {
         loop {
             let answer = self.answer().await?;
             if exchange.is_last() {
-                // Again: many that came at once must not get more guesses than one after the other.
-                may_try(self.hub, self.address, self.user)?;
+                // Everybody has been asked, and is asked until here: an address that is locked must not tell who exists.
+                if !self.has_its_turn().await {
+                    return Ok(Outcome::Unheard);
+                }
             }
             match exchange.answer(&answer) {
                 Ok(Step::Ask(next, ask)) => {
@@ -189,8 +188,27 @@ impl Login<'_> {
     }
 
     /// The answer to a failed login, when its time has come.
+    /// Waits until this proof may be looked at; false if it is not. Who waits competes anew each time, so that a row of guesses is no
+    /// queue before the one who knows the password.
+    async fn has_its_turn(&self) -> bool {
+        loop {
+            let turn = self.hub.authority.throttle.lock().turn(self.address, self.user, clock::now());
+            match turn {
+                Turn::Now => return true,
+                Turn::Later(wait) => tokio::time::sleep(wait + jitter()).await,
+                Turn::Never(delay) => {
+                    tokio::time::sleep(delay).await;
+                    return false;
+                }
+            }
+        }
+    }
+
     async fn wrong(&mut self) -> Denied {
-        let delay = self.hub.authority.throttle.lock().fail(self.address, self.user, clock::now());
+        let (locked, delay) = {
+            let (mut throttle, now) = (self.hub.authority.throttle.lock(), clock::now());
+            (throttle.is_locked(self.address, now), throttle.fail(self.address, self.user, now))
+        };
         self.hub.authority.forget(self.user);
         // It may hang up meanwhile; its place among strangers is its own for that long.
         tokio::time::sleep(delay).await;
@@ -249,3 +267,10 @@ fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
         out.extend_from_slice(data);
     });
 }
+/// Up to a quarter of a second, in which those who waited for the same moment are put into an order of chance.
+fn jitter() -> Duration {
+    let mut byte = [0];
+    let _ = getrandom::fill(&mut byte);
+    Duration::from_millis(u64::from(byte[0]))
+}
+
