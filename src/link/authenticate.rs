@@ -22,6 +22,7 @@ use crate::auth::throttle::Turn;
 use crate::auth::upstream::Credentials;
 use crate::clock;
 use crate::reason::{Reason, Refusal};
+use crate::tls::names::end_point;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::reply;
 use crate::wire::startup::Startup;
@@ -73,12 +74,12 @@ enum Outcome {
     Proven(Arc<Stored>, Proof),
     /// Wrong password or unknown user.
     Wrong,
-}
     /// Not looked at: too many logins of the address failed.
     Unheard,
+}
 
-/// Authenticates a client within startup_timeout. A startup packet that asks for more than protocol 3.0 is brought down to it: what
-/// PostgreSQL speaks is not known yet.
+/// Authenticates a client within what is `left` of startup_timeout. A startup packet that asks for more than protocol 3.0 is brought
+/// down to it: what PostgreSQL speaks is not known yet.
 ///
 /// # Errors
 /// See [`Denied`].
@@ -87,9 +88,9 @@ pub async fn authenticate(
     own: &OwnAuth,
     client: &mut Stream,
     address: Option<IpAddr>,
-    binding: Option<Vec<u8>>,
     startup: &mut Startup,
     behind: Vec<u8>,
+    left: Duration,
 ) -> Result<Authenticated, Denied> {
     if startup.user().is_empty() {
         return Err(Refusal::new(Reason::Malformed, "no user name is in the startup packet", "").into());
@@ -106,7 +107,7 @@ pub async fn authenticate(
     let user = startup.user();
     let mut login = Login { hub, own, client, user, address, binding, input, out, looks_up: false };
     let bound = hub.settings.load().startup_timeout;
-    let outcome = match timeout(bound, login.run()).await {
+    let outcome = match timeout(left, login.run()).await {
         Ok(outcome) => outcome?,
         Err(_) if login.looks_up => {
             return Err(login.unavailable("the monitor has no connection, or PostgreSQL does not answer"));
@@ -132,8 +133,8 @@ pub async fn authenticate(
             Ok(Authenticated { credentials, words, rest })
         }
         Outcome::Wrong => Err(login.wrong().await),
-    }
         Outcome::Unheard => Err(login.throttled()),
+    }
 }
 
 impl Login<'_> {
@@ -144,6 +145,8 @@ impl Login<'_> {
         let stored = match self.hub.authority.find(self.own.query.as_ref(), self.user).await {
             Ok(stored) => stored,
             Err(why) => return Err(self.unavailable(&why)),
+        };
+        self.looks_up = false;
         if let Some(stored) = stored.clone().filter(|stored| stored.must_derive()) {
             let (user, mock) = (self.user.to_owned(), mock.clone());
             self.hub
@@ -153,8 +156,6 @@ impl Login<'_> {
                 })
                 .await;
         }
-        };
-        self.looks_up = false;
         let random = random().ok_or_else(internal)?;
         let (mut exchange, ask) =
             Exchange::begin(self.user, stored.as_ref(), &mock, random, self.binding.take());
@@ -187,7 +188,6 @@ impl Login<'_> {
         }
     }
 
-    /// The answer to a failed login, when its time has come.
     /// Waits until this proof may be looked at; false if it is not. Who waits competes anew each time, so that a row of guesses is no
     /// queue before the one who knows the password.
     async fn has_its_turn(&self) -> bool {
@@ -204,6 +204,7 @@ impl Login<'_> {
         }
     }
 
+    /// The answer to a failed login, when its time has come.
     async fn wrong(&mut self) -> Denied {
         let (locked, delay) = {
             let (mut throttle, now) = (self.hub.authority.throttle.lock(), clock::now());
@@ -212,8 +213,18 @@ impl Login<'_> {
         self.hub.authority.forget(self.user);
         // It may hang up meanwhile; its place among strangers is its own for that long.
         tokio::time::sleep(delay).await;
+        if locked {
+            // As those who are not heard, lest the answer tells who has logged in from here.
+            return self.throttled();
+        }
         let detail = format!("for user \"{}\"", self.user);
         Refusal::new(Reason::Password, detail, "").into()
+    }
+
+    fn throttled(&self) -> Denied {
+        let failures = self.hub.authority.throttle.lock().failures(self.address, clock::now());
+        let detail = format!("{failures} logins failed lately");
+        Refusal::new(Reason::LoginThrottled, detail, "wait a minute, and use the right password").into()
     }
 
     /// For the operator's eyes; a stranger learns only that it is not its fault.
@@ -257,6 +268,13 @@ impl Login<'_> {
     }
 }
 
+/// Up to a quarter of a second, in which those who waited for the same moment are put into an order of chance.
+fn jitter() -> Duration {
+    let mut byte = [0];
+    let _ = getrandom::fill(&mut byte);
+    Duration::from_millis(u64::from(byte[0]))
+}
+
 fn bad(detail: &str) -> Denied {
     Refusal::new(Reason::Malformed, detail, "").into()
 }
@@ -267,10 +285,3 @@ fn authentication(out: &mut Vec<u8>, code: u32, data: &[u8]) {
         out.extend_from_slice(data);
     });
 }
-/// Up to a quarter of a second, in which those who waited for the same moment are put into an order of chance.
-fn jitter() -> Duration {
-    let mut byte = [0];
-    let _ = getrandom::fill(&mut byte);
-    Duration::from_millis(u64::from(byte[0]))
-}
-
