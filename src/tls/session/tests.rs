@@ -204,3 +204,39 @@ fn the_beginning_of_a_record_is_noticed_once() {
     assert_eq!(pair.hear(&mut into), Some(5));
     assert!(!pair.server.take_piece());
 }
+
+/// A stranger's handshake message that goes over many records is kept up to a bound.
+#[test]
+fn an_endless_hello_is_given_up() {
+    for piece in [16_000, 700, 1] {
+        let (mut server, _) = sessions();
+        let mut sent = 0_usize;
+        // A ClientHello of 65,520 bytes, of which no end comes.
+        let mut wire = vec![0x16, 3, 1];
+        wire.extend_from_slice(&(piece.max(4) as u16).to_be_bytes());
+        wire.extend_from_slice(&[1, 0, 0xff, 0xf0]);
+        wire.resize(5 + piece.max(4), 0);
+        let failed = loop {
+            let mut pending = std::mem::take(&mut wire);
+            let shaken = server.shake_with(
+                |into| {
+                    let n = into.len().min(pending.len());
+                    into[..n].copy_from_slice(&pending[..n]);
+                    pending.drain(..n);
+                    Ok((n > 0).then_some(n))
+                },
+                |bytes| Ok(Some(bytes.len())),
+            );
+            match shaken {
+                Err(error) => break error,
+                Ok(done) => assert_eq!(done, None),
+            }
+            assert!(server.carry.len() <= HELLO_MAX);
+            sent += piece;
+            assert!(sent < 60_000, "it took all of it");
+            wire = [&[0x16, 3, 1][..], &(piece as u16).to_be_bytes(), &vec![0; piece]].concat();
+        };
+        assert_eq!(failed.kind(), io::ErrorKind::InvalidData);
+        assert!(sent > 2_000, "it is a handshake like any other until then: {failed} after {sent}");
+    }
+}
