@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use pgweir::auth::scram::{ITERATIONS, MECHANISM, Mock, Server, Verifier};
 use pgweir::reason::{Severity, SqlState};
 use pgweir::wire::reply;
 
@@ -94,9 +95,8 @@ fn answer(out: &mut Vec<u8>, sql: &str) {
     }
 }
 
-/// Startup and password; none if the client may not come in.
-fn login(stream: &mut TcpStream, password: &str, said: &mpsc::Sender<String>) -> Option<()> {
-    // The CLI asks for TLS first, and goes on without where there is none.
+/// The startup packet, behind a request for TLS: the CLI asks for that first, and goes on without where there is none.
+fn startup(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut request = [0; 8];
     stream.read_exact(&mut request).ok()?;
     assert_eq!(request, [0, 0, 0, 8, 4, 0xd2, 0x16, 0x2f]);
@@ -105,20 +105,42 @@ fn login(stream: &mut TcpStream, password: &str, said: &mpsc::Sender<String>) ->
     stream.read_exact(&mut length).ok()?;
     let mut startup = vec![0; u32::from_be_bytes(length) as usize - 4];
     stream.read_exact(&mut startup).ok()?;
+    Some(startup)
+}
+
+/// Startup and password; none if the client may not come in.
+fn login(stream: &mut TcpStream, password: &str, said: &mpsc::Sender<String>) -> Option<()> {
+    let startup = startup(stream)?;
     let parameters: Vec<&[u8]> = startup[4..].split(|byte| *byte == 0).collect();
     said.send(String::from_utf8_lossy(&parameters.join(&b' ')).into_owned()).ok()?;
-    stream.write_all(&[b'R', 0, 0, 0, 8, 0, 0, 0, 3]).ok()?;
-    let (_, given) = receive(stream)?;
+    let verifier = Verifier::from_password(password);
+    let server = Server::new(Some(&verifier), "admin", &Mock::new([7; 32], ITERATIONS));
+    ask(stream, 10, &[MECHANISM.as_bytes(), b"\0\0"].concat())?;
+    let (_, chosen) = receive(stream)?;
+    let (challenged, challenge) = server.first(&chosen[MECHANISM.len() + 5..], "console").ok()?;
+    ask(stream, 11, challenge.as_bytes())?;
+    let (_, proof) = receive(stream)?;
     let mut out = Vec::new();
-    let right = text(&given) == password;
-    if right {
-        out.extend_from_slice(&[b'R', 0, 0, 0, 8, 0, 0, 0, 0]);
+    let proven = challenged.last(&proof).ok();
+    if let Some(proven) = &proven {
+        ask(stream, 12, proven.server_final.as_bytes())?;
+        ask(stream, 0, b"")?;
         reply::ready_for_query(&mut out, b'I');
     } else {
         reply::error(&mut out, Severity::Fatal, SqlState(*b"28P01"), "password authentication failed", "");
     }
     stream.write_all(&out).ok()?;
-    right.then_some(())
+    proven.map(drop)
+}
+
+/// An authentication request.
+fn ask(stream: &mut TcpStream, code: u32, data: &[u8]) -> Option<()> {
+    let mut out = Vec::new();
+    reply::message(&mut out, b'R', |out| {
+        out.extend_from_slice(&code.to_be_bytes());
+        out.extend_from_slice(data);
+    });
+    stream.write_all(&out).ok()
 }
 
 /// Serves one client; tells its startup parameters and statements, in order.
@@ -220,6 +242,30 @@ fn a_command_tells_what_was_done_or_why_not() {
         (err(&wrong).as_str(), wrong.status.code()),
         ("pgweir: password authentication failed\n", Some(1))
     );
+}
+
+/// Who has taken the admin port learns no password, and is not believed.
+#[test]
+fn a_false_console_is_given_nothing() {
+    for (code, told) in [(3, "in the clear"), (5, "another login than SCRAM"), (0, "without a proof")] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let heard = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the CLI");
+            let mut heard = startup(&mut stream).expect("a startup packet");
+            ask(&mut stream, code, b"salt").expect("the CLI is there");
+            // A reset is an end as well.
+            let _ = stream.read_to_end(&mut heard);
+            String::from_utf8_lossy(&heard).into_owned()
+        });
+        let fooled = pgweir(&address, "hunter2", &["status"]);
+        assert_eq!(fooled.status.code(), Some(3));
+        assert!(err(&fooled).contains(told) && err(&fooled).contains("no pgweir"), "{}", err(&fooled));
+        let heard = heard.join().expect("the false console ends");
+        assert!(heard.contains("admin") && !heard.contains("hunter2"));
+        // Nothing behind the startup packet's last byte.
+        assert!(heard.ends_with("\0\0"), "{heard:?}");
+    }
 }
 
 #[test]

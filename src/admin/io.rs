@@ -76,7 +76,7 @@ impl Wire {
                 Ok(())
             }
             Err(error) => {
-                tracing::info!(%error, "admin console: no TLS with a client");
+                tracing::info!(error = error.to_string(), "admin console: no TLS with a client");
                 say_and_close(stream, &[]).await;
                 Err(End::Gone)
             }

@@ -227,7 +227,7 @@ async fn secure(mut stream: TcpStream, peer: SocketAddr, shared: &Shared, tls: &
     let session = match shaken {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
-            tracing::info!(%peer, %error, "admin port: no TLS with a client");
+            tracing::info!(%peer, error = error.to_string(), "admin port: no TLS with a client");
             return io::say_and_close(Box::new(stream), &[]).await;
         }
         Err(_) => return,

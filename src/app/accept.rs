@@ -71,7 +71,7 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
         let Ok(mut ready) = listening.readable().await else { return };
         for _ in 0..BURST {
             match next(listening.get_ref()) {
-                Ok(_) if workers.is_crowded() => {}
+                Ok(socket) if workers.turns_away(&socket, &name) => {}
                 Ok(socket) => workers.receive(socket, name.clone(), lane.clone()),
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();

@@ -1,6 +1,6 @@
 //! The threads: one receives clients and sees links off, on a tokio runtime; the workers carry established links, each a reactor.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,9 +20,12 @@ use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
 use crate::listen::socket::tune_tcp;
 use crate::listen::threads;
+use crate::reason::Reason;
 
 /// Connections at most that have sent no startup packet yet, or are being refused.
 const STRANGERS_MAX: u32 = 2000;
+/// The same of one address: half of them, which is more than all workers of one Odoo, so that no single host takes every place.
+const STRANGERS_OF_ADDRESS_MAX: u32 = 1000;
 /// A worker busier than this gets no new link while another one is less busy, in ‰ of a core.
 const FULL: u32 = 600;
 /// A worker busier than this hands links over to one that is less busy by half, in ‰ of a core.
@@ -91,9 +94,29 @@ impl Workers {
         &self.reception
     }
 
-    /// Whether there are so many connections that have not said who they are that another one is closed unheard.
-    pub fn is_crowded(&self) -> bool {
-        is_crowded(&self.hub.counters)
+    /// Whether there are so many connections that have not said who they are, in all or of its address, that another one is closed
+    /// unheard: that is counted, and logged sparingly.
+    pub fn turns_away(&self, socket: &Socket, listener: &str) -> bool {
+        let peer = match socket {
+            Socket::Tcp(_, peer) => *peer,
+            Socket::Unix(_) => None,
+        };
+        let crowded = is_crowded(&self.hub.counters, peer.map(|peer| peer.ip()));
+        if crowded {
+            let reason = Reason::LoginLimit;
+            *self.hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
+            if self.hub.may_log(&"".into(), reason) {
+                tracing::warn!(
+                    reason = reason.label(),
+                    address = ?peer,
+                    listener,
+                    in_all = STRANGERS_MAX,
+                    of_one_address = STRANGERS_OF_ADDRESS_MAX,
+                    "closed unheard: too many connections have not said who they are"
+                );
+            }
+        }
+        crowded
     }
 
     /// Serves a connection. To be called on the reception.
@@ -186,8 +209,11 @@ impl Worker {
     }
 }
 
-fn is_crowded(counters: &Counters) -> bool {
+fn is_crowded(counters: &Counters, address: Option<IpAddr>) -> bool {
+    let of_address =
+        address.and_then(|address| counters.strangers_by_address.get(&address).map(|count| *count));
     counters.strangers.load(Ordering::Relaxed) >= STRANGERS_MAX
+        || of_address.is_some_and(|count| count >= STRANGERS_OF_ADDRESS_MAX)
 }
 
 /// Sees links off whose relay has ended.
@@ -227,10 +253,19 @@ mod tests {
         let counters = Counters::default();
         counters.clients.store(STRANGERS_MAX + 600, Ordering::Relaxed);
         counters.leaving.store(STRANGERS_MAX + 600, Ordering::Relaxed);
-        assert!(!is_crowded(&counters), "they leave");
+        assert!(!is_crowded(&counters, None), "they leave");
         counters.strangers.store(STRANGERS_MAX, Ordering::Relaxed);
-        assert!(is_crowded(&counters));
+        assert!(is_crowded(&counters, None));
         counters.strangers.store(STRANGERS_MAX - 1, Ordering::Relaxed);
-        assert!(!is_crowded(&counters));
+        assert!(!is_crowded(&counters, None));
+    }
+
+    #[test]
+    fn one_address_leaves_room_for_others() {
+        let (counters, of) = (Counters::default(), |last| Some(IpAddr::from([192, 0, 2, last])));
+        counters.strangers.store(STRANGERS_OF_ADDRESS_MAX, Ordering::Relaxed);
+        counters.strangers_by_address.insert(IpAddr::from([192, 0, 2, 1]), STRANGERS_OF_ADDRESS_MAX);
+        assert!(is_crowded(&counters, of(1)));
+        assert!(!is_crowded(&counters, of(2)) && !is_crowded(&counters, None));
     }
 }

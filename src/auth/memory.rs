@@ -29,18 +29,21 @@ struct Entry {
     /// None: there is no such user, or it has no password.
     stored: Option<Arc<Stored>>,
     at: Moment,
+    /// Good for nothing but what was derived of it, should the next answer be the same.
+    forgotten: bool,
 }
 
 impl Memory {
     /// What is known of a user, where that is fresh enough.
     pub fn get(&self, user: &str, now: Moment) -> Option<Option<Arc<Stored>>> {
-        let entry = self.entries.get(user)?;
+        let entry = self.entries.get(user).filter(|entry| !entry.forgotten)?;
         (now.since(entry.at) < FRESH).then(|| entry.stored.clone())
     }
 
     /// What was known of a user before PostgreSQL went away. Only users that exist: the login upstream is what decides.
     pub fn get_stale(&self, user: &str, now: Moment) -> Option<Arc<Stored>> {
-        let entry = self.entries.get(user).filter(|entry| now.since(entry.at) < KEPT)?;
+        let fits = |entry: &&Entry| !entry.forgotten && now.since(entry.at) < KEPT;
+        let entry = self.entries.get(user).filter(fits)?;
         entry.stored.clone()
     }
 
@@ -54,13 +57,17 @@ impl Memory {
         if !self.entries.contains_key(user) {
             self.make_room(now);
         }
-        self.entries.insert(user.into(), Entry { stored: stored.clone(), at: now });
+        self.entries.insert(user.into(), Entry { stored: stored.clone(), at: now, forgotten: false });
         stored
     }
 
-    /// Forgets a user.
+    /// Forgets a user. What was derived of its secret is for whoever asks next and gets the same: failing must not be a way to make
+    /// pgweir derive again and again.
     pub fn forget(&mut self, user: &str) {
-        self.entries.remove(user);
+        match self.entries.get_mut(user) {
+            Some(entry) if entry.stored.is_some() => entry.forgotten = true,
+            _ => drop(self.entries.remove(user)),
+        }
     }
 
     /// Forgets everybody.
@@ -111,6 +118,20 @@ mod tests {
 
     fn secret(text: &str) -> Option<Arc<Stored>> {
         Stored::parse(text).expect("well-formed")
+    }
+
+    #[test]
+    fn a_forgotten_user_is_asked_for_again_and_not_derived_for_again() {
+        let plain = || Stored::parse("secret").expect("well-formed");
+        let mut memory = Memory::default();
+        let first = memory.put("a", plain(), at(0)).expect("kept");
+        memory.forget("a");
+        assert!(memory.get("a", at(1)).is_none() && memory.get_stale("a", at(1)).is_none());
+        assert!(Arc::ptr_eq(&memory.put("a", plain(), at(1)).expect("kept"), &first));
+        assert!(memory.get("a", at(1)).is_some());
+        memory.put("nobody", None, at(1));
+        memory.forget("nobody");
+        assert_eq!(memory.len(), 1, "nothing is derived of nobody");
     }
 
     #[test]

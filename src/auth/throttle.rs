@@ -1,8 +1,9 @@
-//! Failed logins of an address: each is answered later than the one before, and too many are not heard at all for a while.
+//! Failed logins of an address: each is answered later than the one before, and after too many proofs are not looked at for a while.
 //!
 //! Counted where a proof is found wrong, so that many connections at once get no more guesses than one after the other. A user who has
-//! logged in from the address lately has a count of its own: one misconfigured program must not shut out its neighbours, whether they
-//! share a host or a router with it.
+//! logged in from the address lately has a count of its own, and is never refused for it: beyond the bound its proofs are looked at one
+//! after the other, at the pace of the longest pause. Nobody who shares a host or a router with it can shut it out by failing, not even
+//! under its name, and a guesser is no faster by it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// Failures of one address after which its logins are refused unheard.
+/// Failures of one address after which proofs of its logins are not looked at.
 pub const FAILURES_MAX: u32 = 30;
 /// One failure is forgiven in this time: what remains to somebody who guesses for ever.
 pub const FORGIVE: Duration = Duration::from_secs(2);
@@ -44,6 +45,19 @@ struct Failures {
 struct Known {
     failures: Failures,
     logged_in: Moment,
+    /// From when on its next proof is looked at, where it failed too often.
+    free_at: Moment,
+}
+
+/// What becomes of a proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is looked at.
+    Now,
+    /// It may ask again after this.
+    Later(Duration),
+    /// It is not looked at, and answered like a wrong one, after this.
+    Never(Duration),
 }
 
 impl Failures {
@@ -67,18 +81,37 @@ impl Failures {
 }
 
 impl Throttle {
-    /// Failures that are not forgiven yet, and are held against this user at this address.
-    pub fn failures(&self, address: Option<IpAddr>, user: &str, now: Moment) -> u32 {
-        let Some(address) = address.map(network) else { return 0 };
-        match self.known.get(&(address, user.into())) {
-            Some(known) if now.since(known.logged_in) < KNOWN_FOR => known.failures.left(now),
-            _ => self.addresses.get(&address).map_or(0, |failures| failures.left(now)),
-        }
+    /// Failures of an address that are not forgiven yet.
+    pub fn failures(&self, address: Option<IpAddr>, now: Moment) -> u32 {
+        let failures = address.and_then(|address| self.addresses.get(&network(address)));
+        failures.map_or(0, |failures| failures.left(now))
     }
 
-    /// Whether a user may try at an address.
-    pub fn may_try(&self, address: Option<IpAddr>, user: &str, now: Moment) -> bool {
-        self.failures(address, user, now) < FAILURES_MAX
+    /// Whether so many logins of an address failed that strangers' proofs are not looked at.
+    pub fn is_locked(&self, address: Option<IpAddr>, now: Moment) -> bool {
+        self.failures(address, now) >= FAILURES_MAX
+    }
+
+    /// Asked where a proof is about to be looked at.
+    pub fn turn(&mut self, address: Option<IpAddr>, user: &str, now: Moment) -> Turn {
+        let key: Option<(IpAddr, Arc<str>)> = address.map(|address| (network(address), user.into()));
+        let locked = self.is_locked(address, now);
+        match key.and_then(|key| self.known.get_mut(&key)) {
+            Some(known) if now.since(known.logged_in) < KNOWN_FOR => {
+                // The last one takes its turn already, or what is forgiven meanwhile would come on top.
+                if known.failures.left(now) + 1 < FAILURES_MAX {
+                    return Turn::Now;
+                }
+                let wait = known.free_at.since(now);
+                if wait > Duration::ZERO {
+                    return Turn::Later(wait);
+                }
+                known.free_at = now + DELAY_MAX;
+                Turn::Now
+            }
+            _ if locked => Turn::Never(DELAY_MAX),
+            _ => Turn::Now,
+        }
     }
 
     /// Counts a failure; gives the time after which it is answered.
@@ -97,8 +130,11 @@ impl Throttle {
         let Some(address) = address.map(network) else { return };
         let key = (address, user.into());
         make_room(&mut self.known, &key, |known| known.logged_in);
-        let known = self.known.entry(key).or_insert(Known { failures: Failures::none(now), logged_in: now });
+        let new = Known { failures: Failures::none(now), logged_in: now, free_at: now };
+        let known = self.known.entry(key).or_insert(new);
         known.logged_in = now;
+        // It was no guess: the next one need not wait for it.
+        known.free_at = now;
     }
 
     /// Forgets what is forgiven, and users that were not seen for long.
@@ -146,21 +182,29 @@ mod tests {
         Some(IpAddr::from([192, 0, 2, last]))
     }
 
+    fn may_try(throttle: &mut Throttle, address: Option<IpAddr>, user: &str, now: Moment) -> bool {
+        throttle.turn(address, user, now) == Turn::Now
+    }
+
     #[test]
     fn each_failure_waits_longer_and_too_many_are_not_heard() {
         let mut throttle = Throttle::default();
         let delays: Vec<u128> = (0..7).map(|_| throttle.fail(host(1), "u", at(0)).as_millis()).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 1600, 1600]);
         for _ in 7..FAILURES_MAX {
-            assert!(throttle.may_try(host(1), "u", at(0)));
+            assert!(may_try(&mut throttle, host(1), "u", at(0)));
             throttle.fail(host(1), "u", at(0));
         }
-        assert!(!throttle.may_try(host(1), "u", at(0)) && throttle.may_try(host(2), "u", at(0)));
+        assert!(!may_try(&mut throttle, host(1), "u", at(0)) && may_try(&mut throttle, host(2), "u", at(0)));
         // One guess a step is left, and after a minute nothing is held against it.
-        assert!(!throttle.may_try(host(1), "u", at(1999)) && throttle.may_try(host(1), "u", at(2000)));
+        assert!(
+            !may_try(&mut throttle, host(1), "u", at(1999)) && may_try(&mut throttle, host(1), "u", at(2000))
+        );
         throttle.fail(host(1), "u", at(2000));
-        assert!(!throttle.may_try(host(1), "u", at(3999)) && throttle.may_try(host(1), "u", at(4000)));
-        assert_eq!(throttle.failures(host(1), "u", at(64_000)), 0);
+        assert!(
+            !may_try(&mut throttle, host(1), "u", at(3999)) && may_try(&mut throttle, host(1), "u", at(4000))
+        );
+        assert_eq!(throttle.failures(host(1), at(64_000)), 0);
         assert_eq!(throttle.fail(host(1), "u", at(64_000)).as_millis(), 100);
     }
 
@@ -170,7 +214,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(throttle.fail(None, "u", at(0)).as_millis(), 100);
         }
-        assert!(throttle.may_try(None, "u", at(0)) && throttle.is_empty());
+        assert!(may_try(&mut throttle, None, "u", at(0)) && throttle.is_empty());
     }
 
     #[test]
@@ -180,20 +224,18 @@ mod tests {
         for _ in 0..FAILURES_MAX {
             throttle.fail(host(1), "cron", at(1));
         }
-        assert!(!throttle.may_try(host(1), "cron", at(1)) && !throttle.may_try(host(1), "other", at(1)));
-        assert!(throttle.may_try(host(1), "web", at(1)));
-        assert!(throttle.may_try(host(2), "cron", at(1)));
-        // It has no more guesses than anybody else.
-        for _ in 0..FAILURES_MAX {
-            throttle.fail(host(1), "web", at(2));
-        }
-        assert!(!throttle.may_try(host(1), "web", at(2)));
+        assert!(
+            !may_try(&mut throttle, host(1), "cron", at(1))
+                && !may_try(&mut throttle, host(1), "other", at(1))
+        );
+        assert!(may_try(&mut throttle, host(1), "web", at(1)));
+        assert!(may_try(&mut throttle, host(2), "cron", at(1)));
         // And is a stranger again after an hour.
         throttle.succeed(host(1), "old", at(0));
         for _ in 0..FAILURES_MAX {
             throttle.fail(host(1), "cron", at(3_600_000));
         }
-        assert!(!throttle.may_try(host(1), "old", at(3_600_000)));
+        assert!(!may_try(&mut throttle, host(1), "old", at(3_600_000)));
         throttle.clean(at(3_700_000));
         assert!(throttle.is_empty() && throttle.known.is_empty());
         for n in 0..10_100_u32 {
@@ -202,18 +244,47 @@ mod tests {
         assert_eq!(throttle.known.len(), ENTRIES_MAX);
     }
 
+    /// Somebody behind the same router guesses the password of a user who works there.
+    #[test]
+    fn who_has_logged_in_from_an_address_is_slowed_and_never_shut_out() {
+        let mut throttle = Throttle::default();
+        throttle.succeed(host(1), "odoo", at(0));
+        for _ in 0..FAILURES_MAX {
+            assert_eq!(throttle.turn(host(1), "odoo", at(1)), Turn::Now);
+            throttle.fail(host(1), "odoo", at(1));
+        }
+        assert!(throttle.is_locked(host(1), at(1)) && !throttle.is_locked(host(2), at(1)));
+        // One at a time, no faster than the longest pause; others still have none.
+        assert_eq!(throttle.turn(host(1), "odoo", at(1)), Turn::Later(DELAY_MAX));
+        assert_eq!(throttle.turn(host(1), "odoo", at(1602)), Turn::Now);
+        assert_eq!(throttle.turn(host(1), "stranger", at(1602)), Turn::Never(DELAY_MAX));
+        assert_eq!(throttle.turn(host(1), "odoo", at(1700)), Turn::Later(Duration::from_millis(1502)));
+        // The right password was no guess.
+        throttle.succeed(host(1), "odoo", at(1700));
+        assert_eq!(throttle.turn(host(1), "odoo", at(1700)), Turn::Now);
+        // Guesses for ever: no more than one in the longest pause.
+        let looked = (0..160_000).step_by(10).filter(|ms| {
+            let now = throttle.turn(host(1), "odoo", at(2000 + ms)) == Turn::Now;
+            if now {
+                throttle.fail(host(1), "odoo", at(2000 + ms));
+            }
+            now
+        });
+        assert!(looked.count() <= 101 + FAILURES_MAX as usize);
+    }
+
     #[test]
     fn a_host_is_its_network_and_the_table_is_bounded() {
         let mut throttle = Throttle::default();
         throttle.fail(Some("2001:db8::1".parse().expect("an address")), "u", at(0));
-        assert_eq!(throttle.failures(Some("2001:db8::ffff".parse().expect("an address")), "u", at(0)), 1);
+        assert_eq!(throttle.failures(Some("2001:db8::ffff".parse().expect("an address")), at(0)), 1);
         throttle.fail(Some("::ffff:192.0.2.1".parse().expect("an address")), "u", at(0));
-        assert_eq!(throttle.failures(host(1), "u", at(0)), 1);
+        assert_eq!(throttle.failures(host(1), at(0)), 1);
         throttle.fail(host(1), "u", at(0));
         for n in 0..10_100_u32 {
             throttle.fail(Some(IpAddr::from(n.to_be_bytes())), "u", at(1));
         }
         assert_eq!(throttle.len(), ENTRIES_MAX);
-        assert_eq!(throttle.failures(host(1), "u", at(1)), 2, "the worst stay");
+        assert_eq!(throttle.failures(host(1), at(1)), 2, "the worst stay");
     }
 }

@@ -20,6 +20,10 @@ use super::md5;
 use super::scram::{ITERATIONS_MAX, MECHANISM, is_nonce};
 use super::stored::{Secret, Stored};
 
+/// Iterations derived for a login upstream, whose number is whatever the role's verifier says: a role may set its own (PostgreSQL's
+/// default is 4096). Some 50 ms.
+pub const ITERATIONS_DERIVED_MAX: u32 = 100_000;
+
 /// What pgweir may answer with in a user's name.
 #[derive(Clone)]
 pub struct Credentials {
@@ -62,6 +66,11 @@ pub enum Cannot {
         "PostgreSQL asks for a method that is not spoken: use scram-sha-256, md5, password, cert or trust"
     )]
     Method,
+    /// More work than is done for one login.
+    #[error(
+        "PostgreSQL asks for more than {ITERATIONS_DERIVED_MAX} iterations of SCRAM-SHA-256: lower its scram_iterations and set the password anew"
+    )]
+    Iterations,
     /// PostgreSQL broke the protocol of SCRAM.
     #[error("PostgreSQL's SCRAM-SHA-256 messages make no sense")]
     Malformed,
@@ -127,6 +136,16 @@ impl Answerer {
         }
     }
 
+    /// What has to be derived before this request can be answered, if anything. [`Self::answer`] would do it too, but it takes long: not
+    /// for a thread that serves others.
+    pub fn work(&self, code: u32, data: &[u8]) -> Option<Work> {
+        let text = std::str::from_utf8(data).ok().filter(|_| code == 11)?;
+        let (_, salt, iterations) = server_first_of(text)?;
+        let stored = &self.credentials.stored;
+        let due = iterations <= ITERATIONS_DERIVED_MAX && stored.must_derive_for(&salt, iterations);
+        due.then(|| Work { stored: stored.clone(), salt, iterations })
+    }
+
     fn clear_text(&self) -> Result<Zeroizing<Vec<u8>>, Cannot> {
         let Secret::Plain(password) = self.credentials.stored.secret() else {
             return Err(Cannot::NoPassword);
@@ -190,6 +209,9 @@ impl Answerer {
 
     fn keys(&self, salt: &[u8], iterations: u32) -> Result<Keys, Cannot> {
         let stored = &self.credentials.stored;
+        if matches!(stored.secret(), Secret::Plain(_)) && iterations > ITERATIONS_DERIVED_MAX {
+            return Err(Cannot::Iterations);
+        }
         if let Some(keys) = stored.keys_for(salt, iterations) {
             return Ok(keys);
         }
@@ -211,6 +233,21 @@ impl Answerer {
         }
         self.scram = Scram::Done;
         Ok(())
+    }
+}
+
+/// A derivation that is due.
+#[derive(Debug)]
+pub struct Work {
+    stored: Arc<Stored>,
+    salt: Vec<u8>,
+    iterations: u32,
+}
+
+impl Work {
+    /// Does it: up to some 50 ms. The result is kept with the secret.
+    pub fn carry_out(self) {
+        self.stored.keys_for(&self.salt, self.iterations);
     }
 }
 
@@ -291,6 +328,26 @@ mod tests {
             log_in(credentials("md50123456789abcdef0123456789abcdef", None), &verifier),
             Err(Cannot::NoKey)
         );
+    }
+
+    #[test]
+    fn work_is_told_beforehand_and_has_a_bound() {
+        let asked = |iterations: u32| format!("r=oursx,s=AAAA,i={iterations}");
+        let begun = |secret: &str| {
+            let mut answerer = Answerer::new(credentials(secret, None), false);
+            answerer.answer(10, OFFER, "ours").expect("SCRAM");
+            answerer
+        };
+        let mut answerer = begun("secret");
+        assert!(answerer.work(10, OFFER).is_none());
+        answerer.work(11, asked(2).as_bytes()).expect("to be derived").carry_out();
+        assert!(answerer.work(11, asked(2).as_bytes()).is_none(), "it is kept");
+        assert!(answerer.answer(11, asked(2).as_bytes(), "").is_ok());
+        let many = asked(ITERATIONS_DERIVED_MAX + 1);
+        assert!(begun("secret").work(11, many.as_bytes()).is_none());
+        assert_eq!(begun("secret").answer(11, many.as_bytes(), ""), Err(Cannot::Iterations));
+        let verifier = postgres_protocol::password::scram_sha_256(b"secret");
+        assert!(begun(&verifier).work(11, asked(2).as_bytes()).is_none(), "nothing to derive from");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
 
 use super::endpoint::{AdminEndpoint, application_name};
 use super::table::{Kind, Table};
+use crate::tls::asked::{self, Answered, Wary};
 use crate::tls::client::{ClientFiles, ClientTls, Mode};
 use crate::tls::stream::TlsStream;
 
@@ -79,6 +80,8 @@ impl Console {
             let stream = dial(endpoint)
                 .await
                 .map_err(|error| Failure::Unreachable(format!("cannot reach {address}: {error}")))?;
+            // pgweir asks for SCRAM and nothing else: whoever asks for more has taken its port.
+            let stream = Wary::new(stream, Answered::ProofOnly, no_pgweir);
             config.connect_raw(stream, NoTls).await.map_err(|error| connect_failure(&address, &error))
         };
         let (client, mut connection) = match tokio::time::timeout(CONNECT_MAX, connecting).await {
@@ -152,6 +155,15 @@ impl Console {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
+/// What is said of an admin port that asks for what pgweir's never does.
+fn no_pgweir(code: u32) -> &'static str {
+    match code {
+        asked::OK => "the admin port let us in without a proof that it knows the password: this is no pgweir",
+        asked::CLEAR => "the admin port asked for the password in the clear: this is no pgweir",
+        _ => "the admin port asked for another login than SCRAM-SHA-256: this is no pgweir",
+    }
+}
+
 /// Connects, with TLS where the port has it.
 async fn dial(endpoint: &AdminEndpoint) -> io::Result<Box<dyn Duplex>> {
     let host = reachable(&endpoint.host);
@@ -159,21 +171,32 @@ async fn dial(endpoint: &AdminEndpoint) -> io::Result<Box<dyn Duplex>> {
         let path = format!("{host}/.s.PGSQL.{}", endpoint.port);
         return Ok(Box::new(UnixStream::connect(path).await?));
     }
-    let any = || {
-        let files = ClientFiles { mode: Mode::Prefer, ..ClientFiles::default() };
+    let whomever = |mode| {
+        let files = ClientFiles { mode, ..ClientFiles::default() };
         ClientTls::load(&files).map_err(|_| io::Error::from(io::ErrorKind::Other))
     };
-    let Some(known) = &endpoint.tls else { return secure(host, endpoint.port, &any()?).await };
+    let Some(known) = &endpoint.tls else {
+        return secure(host, endpoint.port, &whomever(Mode::Prefer)?).await;
+    };
     match secure(host, endpoint.port, known).await {
-        // A renewed certificate that pgweir was not told of yet must not keep anybody from telling it.
+        // A renewed certificate that pgweir was not told of yet must not keep anybody on its host from telling it. SCRAM shows neither
+        // side the password, and the driver makes the other side prove that it knows it; without TLS at all there is no going on.
         Err(error) if error.kind() == io::ErrorKind::InvalidData && is_loopback(host) => {
-            eprintln!(
-                "pgweir: the admin port does not show the certificate of the configuration ({error}); was it renewed? Run `pgweir reload`"
-            );
-            secure(host, endpoint.port, &any()?).await
+            let again = secure(host, endpoint.port, &whomever(Mode::Require)?).await;
+            let stream = again.map_err(|_| not_the_certificate(&error))?;
+            eprintln!("pgweir: {}", not_the_certificate(&error));
+            Ok(stream)
         }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(not_the_certificate(&error)),
         done => done,
     }
+}
+
+fn not_the_certificate(error: &io::Error) -> io::Error {
+    io::Error::other(format!(
+        "the admin port does not show the certificate of the configuration ({error}); was certificate_file renewed or changed since \
+         pgweir loaded it? On its host `systemctl reload pgweir` (SIGHUP) or `pgweir reload` tells it"
+    ))
 }
 
 async fn secure(host: &str, port: u16, tls: &ClientTls) -> io::Result<Box<dyn Duplex>> {

@@ -4,6 +4,7 @@
 //! memory and in the log). Entries are in the file in the order of their numbers.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -134,14 +135,30 @@ fn log(entry: &TimelineEntry) {
     tracing::info!(
         target: "timeline",
         seq = entry.seq,
-        who = %entry.who,
+        who = %Visible(&entry.who),
         event = %entry.event,
         lane = %entry.lane,
         client = entry.client,
         usage = entry.usage,
         "{}",
-        entry.text
+        Visible(&entry.text)
     );
+}
+
+/// A text that may hold names of a client's choice, on one line: control characters, with which it would write lines of its own into
+/// the log or speak to a terminal, are shown as escapes.
+struct Visible<'a>(&'a str);
+
+impl fmt::Display for Visible<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write;
+        self.0.chars().try_for_each(|c| match c {
+            // Line and paragraph separators are no control characters, and break lines all the same.
+            '\u{2028}' | '\u{2029}' => write!(f, "{}", c.escape_default()),
+            c if c.is_control() => write!(f, "{}", c.escape_default()),
+            c => f.write_char(c),
+        })
+    }
 }
 
 /// All that a percentage of connections is worth, and the same in memory and on disk.
@@ -381,6 +398,13 @@ mod tests {
 
     fn texts(timeline: &Timeline) -> Vec<String> {
         timeline.entries().into_iter().map(|entry| entry.text).collect()
+    }
+
+    #[test]
+    fn names_write_no_lines_and_no_escapes_into_the_log() {
+        let shown =
+            Visible("application a\n2026 ERROR b\u{1b}[2J\u{2028}\u{9b}x, user \"caf\u{e9}\"").to_string();
+        assert_eq!(shown, "application a\\n2026 ERROR b\\u{1b}[2J\\u{2028}\\u{9b}x, user \"caf\u{e9}\"");
     }
 
     #[test]

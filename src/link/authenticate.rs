@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -17,9 +18,11 @@ use super::stream::Stream;
 use crate::auth::exchange::{ANSWER_MAX, Ask, Exchange, Proof, Step};
 use crate::auth::scram::Failed;
 use crate::auth::stored::Stored;
+use crate::auth::throttle::Turn;
 use crate::auth::upstream::Credentials;
 use crate::clock;
 use crate::reason::{Reason, Refusal};
+use crate::tls::names::end_point;
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::reply;
 use crate::wire::startup::Startup;
@@ -71,10 +74,12 @@ enum Outcome {
     Proven(Arc<Stored>, Proof),
     /// Wrong password or unknown user.
     Wrong,
+    /// Not looked at: too many logins of the address failed.
+    Unheard,
 }
 
-/// Authenticates a client within startup_timeout. A startup packet that asks for more than protocol 3.0 is brought down to it: what
-/// PostgreSQL speaks is not known yet.
+/// Authenticates a client within what is `left` of startup_timeout. A startup packet that asks for more than protocol 3.0 is brought
+/// down to it: what PostgreSQL speaks is not known yet.
 ///
 /// # Errors
 /// See [`Denied`].
@@ -83,14 +88,16 @@ pub async fn authenticate(
     own: &OwnAuth,
     client: &mut Stream,
     address: Option<IpAddr>,
-    binding: Option<Vec<u8>>,
     startup: &mut Startup,
     behind: Vec<u8>,
+    left: Duration,
 ) -> Result<Authenticated, Denied> {
     if startup.user().is_empty() {
         return Err(Refusal::new(Reason::Malformed, "no user name is in the startup packet", "").into());
     }
-    may_try(hub, address, startup.user())?;
+    // What the client's TLS shows it of us.
+    let presented = client.tls().and_then(|tls| tls.presented());
+    let binding = presented.and_then(|certificate| end_point(certificate));
     let mut out = Vec::new();
     if let Some(unknown) = startup.settle_for_3_0() {
         reply::negotiate_protocol_version(&mut out, 0, &unknown);
@@ -100,7 +107,7 @@ pub async fn authenticate(
     let user = startup.user();
     let mut login = Login { hub, own, client, user, address, binding, input, out, looks_up: false };
     let bound = hub.settings.load().startup_timeout;
-    let outcome = match timeout(bound, login.run()).await {
+    let outcome = match timeout(left, login.run()).await {
         Ok(outcome) => outcome?,
         Err(_) if login.looks_up => {
             return Err(login.unavailable("the monitor has no connection, or PostgreSQL does not answer"));
@@ -126,17 +133,8 @@ pub async fn authenticate(
             Ok(Authenticated { credentials, words, rest })
         }
         Outcome::Wrong => Err(login.wrong().await),
+        Outcome::Unheard => Err(login.throttled()),
     }
-}
-
-/// Whether an address is heard at all.
-fn may_try(hub: &Hub, address: Option<IpAddr>, user: &str) -> Result<(), Refusal> {
-    let throttle = hub.authority.throttle.lock();
-    if throttle.may_try(address, user, clock::now()) {
-        return Ok(());
-    }
-    let detail = format!("{} logins failed lately", throttle.failures(address, user, clock::now()));
-    Err(Refusal::new(Reason::LoginThrottled, detail, "wait a minute, and use the right password"))
 }
 
 impl Login<'_> {
@@ -149,6 +147,15 @@ impl Login<'_> {
             Err(why) => return Err(self.unavailable(&why)),
         };
         self.looks_up = false;
+        if let Some(stored) = stored.clone().filter(|stored| stored.must_derive()) {
+            let (user, mock) = (self.user.to_owned(), mock.clone());
+            self.hub
+                .authority
+                .derive(move || {
+                    stored.verifier(&user, &mock);
+                })
+                .await;
+        }
         let random = random().ok_or_else(internal)?;
         let (mut exchange, ask) =
             Exchange::begin(self.user, stored.as_ref(), &mock, random, self.binding.take());
@@ -156,8 +163,10 @@ impl Login<'_> {
         loop {
             let answer = self.answer().await?;
             if exchange.is_last() {
-                // Again: many that came at once must not get more guesses than one after the other.
-                may_try(self.hub, self.address, self.user)?;
+                // Everybody has been asked, and is asked until here: an address that is locked must not tell who exists.
+                if !self.has_its_turn().await {
+                    return Ok(Outcome::Unheard);
+                }
             }
             match exchange.answer(&answer) {
                 Ok(Step::Ask(next, ask)) => {
@@ -179,20 +188,49 @@ impl Login<'_> {
         }
     }
 
+    /// Waits until this proof may be looked at; false if it is not. Who waits competes anew each time, so that a row of guesses is no
+    /// queue before the one who knows the password.
+    async fn has_its_turn(&self) -> bool {
+        loop {
+            let turn = self.hub.authority.throttle.lock().turn(self.address, self.user, clock::now());
+            match turn {
+                Turn::Now => return true,
+                Turn::Later(wait) => tokio::time::sleep(wait + jitter()).await,
+                Turn::Never(delay) => {
+                    tokio::time::sleep(delay).await;
+                    return false;
+                }
+            }
+        }
+    }
+
     /// The answer to a failed login, when its time has come.
     async fn wrong(&mut self) -> Denied {
-        let delay = self.hub.authority.throttle.lock().fail(self.address, self.user, clock::now());
+        let (locked, delay) = {
+            let (mut throttle, now) = (self.hub.authority.throttle.lock(), clock::now());
+            (throttle.is_locked(self.address, now), throttle.fail(self.address, self.user, now))
+        };
         self.hub.authority.forget(self.user);
         // It may hang up meanwhile; its place among strangers is its own for that long.
         tokio::time::sleep(delay).await;
+        if locked {
+            // As those who are not heard, lest the answer tells who has logged in from here.
+            return self.throttled();
+        }
         let detail = format!("for user \"{}\"", self.user);
         Refusal::new(Reason::Password, detail, "").into()
+    }
+
+    fn throttled(&self) -> Denied {
+        let failures = self.hub.authority.throttle.lock().failures(self.address, clock::now());
+        let detail = format!("{failures} logins failed lately");
+        Refusal::new(Reason::LoginThrottled, detail, "wait a minute, and use the right password").into()
     }
 
     /// For the operator's eyes; a stranger learns only that it is not its fault.
     fn unavailable(&self, why: &str) -> Denied {
         if self.hub.may_log(&"".into(), Reason::AuthQuery) {
-            warn!(user = ?self.user, "the auth query failed: {why}");
+            warn!(user = ?self.user, why, "the auth query failed");
         }
         Refusal::new(Reason::AuthQuery, "", "pgweir's log has the cause").into()
     }
@@ -228,6 +266,13 @@ impl Login<'_> {
             }
         }
     }
+}
+
+/// Up to a quarter of a second, in which those who waited for the same moment are put into an order of chance.
+fn jitter() -> Duration {
+    let mut byte = [0];
+    let _ = getrandom::fill(&mut byte);
+    Duration::from_millis(u64::from(byte[0]))
 }
 
 fn bad(detail: &str) -> Denied {

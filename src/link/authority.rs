@@ -16,12 +16,14 @@ use crate::auth::memory::Memory;
 use crate::auth::scram::{ITERATIONS, Mock};
 use crate::auth::stored::{BadVerifier, Secret, Stored};
 use crate::auth::throttle::Throttle;
-use crate::auth::upstream::Credentials;
+use crate::auth::upstream::{Credentials, ITERATIONS_DERIVED_MAX};
 use crate::auth::users::Users;
 use crate::clock;
 
 /// Auth queries under way at most; others wait for their turn.
 const QUERIES_MAX: usize = 16;
+/// Derivations under way at most, each on a thread of its own; others wait for their turn.
+const DERIVING_MAX: usize = 2;
 /// Longest name of a role, in bytes (NAMEDATALEN less one).
 const NAME_LEN_MAX: usize = 63;
 /// Pause before a query is put again to a monitor that is not connected.
@@ -57,6 +59,7 @@ pub struct Authority {
     mock: OnceLock<Mock>,
     ask: OnceLock<Ask>,
     asking: Semaphore,
+    deriving: Arc<Semaphore>,
     /// Iterations of the last verifier the query answered with; 0 before.
     iterations: AtomicU32,
 }
@@ -70,6 +73,7 @@ impl Default for Authority {
             mock: OnceLock::new(),
             ask: OnceLock::new(),
             asking: Semaphore::new(QUERIES_MAX),
+            deriving: Arc::new(Semaphore::new(DERIVING_MAX)),
             iterations: AtomicU32::new(0),
         }
     }
@@ -95,6 +99,18 @@ impl Authority {
         for (name, stored) in self.users.load().iter() {
             stored.verifier(name, &mock);
         }
+    }
+
+    /// Does work that takes milliseconds beside the thread that serves. Who gives up waiting leaves it to its end, and its turn taken
+    /// until then.
+    pub async fn derive(&self, work: impl FnOnce() + Send + 'static) {
+        let Ok(turn) = self.deriving.clone().acquire_owned().await else { return };
+        let done = tokio::task::spawn_blocking(move || {
+            work();
+            drop(turn);
+        });
+        // Whoever needs the result does the work again where a panic ended it.
+        let _ = done.await;
     }
 
     /// What stands in for users that do not exist. None when the system has no random bytes.
@@ -146,7 +162,9 @@ impl Authority {
         let stored =
             stored.map_err(|error: BadVerifier| format!("the secret of {user:?} {error}"))?.flatten();
         if let Some(Secret::Scram(verifier)) = stored.as_deref().map(Stored::secret) {
-            self.iterations.store(verifier.derivation().1, Ordering::Relaxed);
+            // A role sets its own: nobody's clear password is derived with more for that.
+            let iterations = verifier.derivation().1.min(ITERATIONS_DERIVED_MAX);
+            self.iterations.store(iterations, Ordering::Relaxed);
         }
         Ok(self.memory.lock().put(user, stored, clock::now()))
     }
@@ -221,6 +239,27 @@ mod tests {
         let second = authority.find(Some(&query), "other").await.expect("found").expect("a secret");
         assert!(!second.is_same(&first));
         assert!(authority.credentials("other").is_some() && authority.credentials("locked").is_none());
+    }
+
+    #[tokio::test]
+    async fn only_so_many_derive_at_once_and_who_gives_up_holds_its_turn() {
+        let authority = Arc::new(Authority::default());
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        for left in (0..DERIVING_MAX).rev() {
+            let (deriving, wait) = (authority.clone(), wait.clone());
+            let work = move || wait.lock().recv().unwrap_or(());
+            let gone = tokio::spawn(async move { deriving.derive(work).await });
+            while authority.deriving.available_permits() > left {
+                tokio::task::yield_now().await;
+            }
+            gone.abort();
+            assert!(gone.await.is_err());
+        }
+        assert_eq!(authority.deriving.available_permits(), 0);
+        drop(go);
+        authority.derive(|| {}).await;
+        authority.derive(|| {}).await;
     }
 
     #[tokio::test]

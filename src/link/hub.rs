@@ -1,7 +1,7 @@
 //! What all links share: the guard behind its lock, the registry of links, the cancel table, the lanes' gates and meters.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -133,6 +133,8 @@ pub struct Counters {
     pub sessions: AtomicU32,
     /// Connections of whom nothing is known yet, or that are refused without a startup packet.
     pub strangers: AtomicU32,
+    /// The same by address, where there is one.
+    pub strangers_by_address: DashMap<IpAddr, u32>,
     /// Links whose end is under way: last words, orderly close.
     pub leaving: AtomicU32,
     /// Panics caught.

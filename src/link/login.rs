@@ -289,6 +289,9 @@ impl Exchange<'_> {
     /// Answers for a client that has logged in here.
     async fn answer_ourselves(&mut self, code: u32, message: &[u8], data: &[u8]) -> Result<Next, LoginError> {
         let Some(answerer) = &mut self.answerer else { return Ok(Next::Upstream) };
+        if let Some(work) = answerer.work(code, data) {
+            self.login.hub.authority.derive(move || work.carry_out()).await;
+        }
         let random = authority::random();
         let nonce = random
             .ok_or_else(|| LoginError::Refuse(Refusal::new(Reason::Internal, "no random numbers", "")))?;

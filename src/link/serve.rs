@@ -30,7 +30,6 @@ use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
-use crate::tls::names::end_point;
 use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
 
 /// A client's bytes kept while it waits in the queue.
@@ -65,11 +64,13 @@ pub async fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> Option<B
 
 /// From the first packet to the first ReadyForQuery.
 async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>> {
-    let stranger = Tally::stranger(hub.clone());
+    let stranger = Tally::stranger(hub.clone(), accepted.peer.map(|peer| peer.ip()));
     let hub = &hub;
     let settings = hub.settings.load_full();
+    // One deadline for the startup packet, TLS, and the password where it is ours to ask.
+    let (accepted_at, startup_timeout) = (clock::now(), settings.startup_timeout);
     let door = DoorTls::of(&settings.doors, &accepted.listener);
-    let wish = match timeout(settings.startup_timeout, welcome::read(&mut accepted.stream, door)).await {
+    let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream, door)).await {
         Ok(Ok(wish)) => wish,
         Ok(Err(NoWish::Gone)) => return None,
         Ok(Err(NoWish::Bad(reason))) => return refuse_stranger(hub, accepted, reason).await,
@@ -87,15 +88,16 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             if hub.stage() != Stage::Running {
                 return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
             }
+            if startup.replication().is_none() {
+                return refuse_stranger_for(hub, accepted, bad_replication()).await;
+            }
             let mut own = None;
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
-                // What the client's TLS shows it of us.
-                let presented = accepted.stream.tls().and_then(|tls| tls.presented());
-                let binding = presented.and_then(|certificate| end_point(certificate));
                 let client = &mut accepted.stream;
-                match authenticate(hub, settings, client, address, binding, &mut startup, behind).await {
+                let left = startup_timeout.saturating_sub(clock::now().since(accepted_at));
+                match authenticate(hub, settings, client, address, &mut startup, behind, left).await {
                     Ok(done) => {
                         behind = done.rest;
                         own = Some(Own { credentials: done.credentials, words: done.words });
@@ -151,6 +153,12 @@ fn note_stranger(hub: &Hub, accepted: &Accepted, reason: Reason, what: &str, why
     if hub.may_log(&"".into(), reason) {
         info!(reason = reason.label(), address = ?accepted.peer, listener = %accepted.listener, why, "{what}");
     }
+}
+
+/// PostgreSQL would refuse it too, but only after it was given a lane by it.
+fn bad_replication() -> Refusal {
+    let detail = "invalid value for parameter \"replication\" of the startup packet";
+    Refusal::new(Reason::Malformed, detail, "it must be a boolean or \"database\"")
 }
 
 /// What a client refused before its session began can be told.
@@ -217,7 +225,7 @@ impl<'a> Newcomer<'a> {
             address: accepted.peer.map(|peer| peer.ip()),
             listener: accepted.listener.clone(),
             listener_lane: accepted.listener_lane.clone(),
-            replication: startup.replication(),
+            replication: startup.replication() == Some(true),
             process,
         });
         let epoch = hub.epoch.load(Ordering::Acquire);
@@ -502,7 +510,7 @@ impl<'a> Newcomer<'a> {
         }
         self.hub.authority.forget(user);
         if self.hub.may_log(&self.lane.name, Reason::UpstreamLogin) {
-            warn!(lane = %self.lane.name, user = ?user, "pgweir could not log in upstream as {user:?}: {why}");
+            warn!(lane = %self.lane.name, user = ?user, why, "pgweir could not log in upstream as {user:?}");
         }
         let hint = "the secret in [auth] users_file, or the auth query's, must fit PostgreSQL's";
         Refusal::new(Reason::UpstreamLogin, format!("as \"{user}\": {why}"), hint)
@@ -521,8 +529,8 @@ impl<'a> Newcomer<'a> {
             self.hub.guard(|guard, _| guard.count_refusal(self.lane.id, refusal.reason));
         }
         if self.hub.may_log(&self.lane.name, refusal.reason) {
-            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = %self.facts.user,
-              database = %self.facts.database, application = %self.facts.application, address = ?self.shared().address(),
+            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = ?self.facts.user,
+              database = ?self.facts.database, application = ?self.facts.application, address = ?self.shared().address(),
               detail = refusal.detail, "refused");
         }
         closing::refuse(self.client, &refusal).await;

@@ -8,9 +8,13 @@ use std::path::Path;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 /// Bytes of a PEM file at most: a bundle of all public authorities has 220 kB.
 const FILE_MAX: u64 = 4 * 1024 * 1024;
+
+/// Spare room in which read_to_end finds the end of a file without growing its buffer.
+const PROBE_LEN: usize = 64;
 
 /// Which of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +48,7 @@ fn read(
     which: Which,
     path: &Path,
     may_read: impl FnOnce(&std::fs::Metadata) -> bool,
-) -> Result<Vec<u8>, FileProblem> {
+) -> Result<Zeroizing<Vec<u8>>, FileProblem> {
     let shown = path.display();
     let io = |error: std::io::Error| {
         FileProblem::new(which, format!("{shown}: {error}"), "name a PEM file that pgweir may read")
@@ -59,7 +63,9 @@ fn read(
         let text = format!("{shown}: others may read or write the private key");
         return Err(FileProblem::new(which, text, "run `chmod 600` on it; a file of root's may be 640"));
     }
-    let mut bytes = Vec::new();
+    // Room for all of it and a byte to find the end with: growing would leave copies of a key behind.
+    let len = usize::try_from(file.metadata().map_err(io)?.len().min(FILE_MAX)).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(len + PROBE_LEN));
     file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(FileProblem::new(
@@ -93,13 +99,12 @@ pub(super) fn certificates(which: Which, path: &Path) -> Result<Vec<CertificateD
 /// The private key of a file. As PostgreSQL and libpq do, a file of ours must be closed to all others, a file of root's may be
 /// readable by its group.
 pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, FileProblem> {
-    let mut bytes = read(Which::Key, path, |meta| {
+    let bytes = read(Which::Key, path, |meta| {
         let others = if meta.uid() == 0 { 0o037 } else { 0o077 };
         meta.mode() & others == 0
     })?;
     let key = PrivateKeyDer::from_pem_slice(&bytes);
     let encrypted = bytes.windows(9).any(|word| word == b"ENCRYPTED");
-    zeroize::Zeroize::zeroize(&mut bytes);
     key.map_err(|error| {
         let shown = path.display();
         if encrypted {

@@ -2,11 +2,13 @@
 //!
 //! `session` is one connection's TLS without input or output: an established link is carried by plain system calls, so that rustls is
 //! driven by hand. `stream` puts a session under tokio, for logins and the admin port. `server` and `client` are the two ends' settings as
-//! read from files, `verify` what a client demands of a server's certificate, `names` what a certificate says of its holder.
+//! read from files, `verify` what a client demands of a server's certificate, `names` what a certificate says of its holder, `asked`
+//! which requests for a password are answered on a connection.
 //!
 //! Deliberately absent: session tickets and resumption (PostgreSQL and libpq use none, and a ticket key would be one more secret), early
 //! data, renegotiation (rustls has none), revocation lists.
 
+pub mod asked;
 pub mod client;
 pub mod names;
 pub mod server;

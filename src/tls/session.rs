@@ -21,6 +21,8 @@ use rustls::{ClientConfig, CommonState, ServerConfig};
 const RECORD_MAX: usize = 5 + (1 << 14) + 2048;
 /// Ciphertext kept: a record's, or those of a handshake message that goes over many (rustls takes 64 kB).
 const CARRY_MAX: usize = 5 * RECORD_MAX;
+/// The same while a client shakes hands, whoever it is: its Certificate message, the longest, has as much as one record takes.
+const HELLO_MAX: usize = 20 * 1024;
 /// Ciphertext taken from a socket at once.
 const RECV_MAX: usize = 64 * 1024;
 /// Plaintext encrypted at once: what one send takes of a socket buffer of the usual size.
@@ -412,13 +414,16 @@ impl Session {
         into: &mut [u8],
         recv: &mut impl FnMut(&mut [u8]) -> io::Result<Option<usize>>,
     ) -> io::Result<Option<Read>> {
+        let shakes_as_server = matches!(self.conn, Conn::Server(_)) && self.is_handshaking();
         SCRATCH.with_borrow_mut(|scratch| {
             let kept = self.carry.len();
-            if kept > CARRY_MAX {
+            let bound = if shakes_as_server { HELLO_MAX } else { CARRY_MAX };
+            if kept >= bound {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             // A record must fit, and what it brings should.
             let room = into.len().clamp(RECORD_MAX, RECV_MAX);
+            let room = if shakes_as_server { room.min(HELLO_MAX - kept) } else { room };
             let wire = &mut scratch.recv;
             if wire.len() < CARRY_MAX + RECV_MAX {
                 wire.resize(CARRY_MAX + RECV_MAX, 0);

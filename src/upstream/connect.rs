@@ -18,11 +18,16 @@ use tokio_postgres::{Client, Config, Connection, NoTls};
 use zeroize::Zeroizing;
 
 use super::sniff::KeyScan;
+use crate::tls::asked::{Answered, Wary};
 use crate::tls::client::ClientTls;
 use crate::tls::stream::TlsStream;
 
 /// `application_name` of the monitor's session.
 pub const APPLICATION_NAME: &str = "pgweir monitor";
+
+/// What the operator is told where the password would be for all to read. `tls = "require"` alone verifies nobody.
+const EXPOSED: &str = "PostgreSQL asks for the monitor's password in the clear, and the connection is neither local nor TLS with a \
+    verified server: use scram-sha-256 in pg_hba.conf, or [upstream] tls = \"verify-full\" with ca_file";
 
 /// Where PostgreSQL listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +97,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A socket whose startup messages are watched for the backend's pid.
 pub struct Sniffed {
-    inner: Box<dyn Duplex>,
+    inner: Wary<Box<dyn Duplex>>,
     scan: KeyScan,
     /// Zero until BackendKeyData was read.
     pid: Arc<AtomicI32>,
@@ -151,7 +156,10 @@ pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
 
 async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
     let dialled = dial(&settings.address, settings.tls.as_ref()).await;
-    let inner = dialled.map_err(|error| format!("{}: {error}", settings.address))?;
+    let (inner, private) = dialled.map_err(|error| format!("{}: {error}", settings.address))?;
+    let answered = if private { Answered::All } else { Answered::NotInTheClear };
+    // The code is always that of the password in the clear.
+    let inner = Wary::new(inner, answered, |_| EXPOSED);
     let pid = Arc::new(AtomicI32::new(0));
     let stream = Sniffed { inner, scan: KeyScan::default(), pid: Arc::clone(&pid) };
     let mut config = Config::new();
@@ -164,27 +172,43 @@ async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
     Ok(Opened { client, connection, announced_pid: pid.load(Ordering::Relaxed) })
 }
 
-async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<Box<dyn Duplex>> {
+/// A connection, and whether nobody can listen on it: local, or TLS with a server that showed who it is.
+type Dialled = (Box<dyn Duplex>, bool);
+
+async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<Dialled> {
     let (host, port) = match address {
         MonitorAddress::Tcp { host, port } => (host.as_str(), *port),
         MonitorAddress::Unix { directory, port } => {
-            return Ok(Box::new(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?));
+            let stream = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?;
+            return Ok((Box::new(stream), true));
         }
     };
     let mut stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    let Some(tls) = tls else { return Ok(plain(stream)) };
     match tls.negotiate(&mut stream, host).await {
-        Ok(Some(session)) => Ok(Box::new(TlsStream::new(stream, session))),
-        Ok(None) => Ok(Box::new(stream)),
+        Ok(Some(session)) => {
+            let private = session.is_verified() || is_loopback(&stream);
+            Ok((Box::new(TlsStream::new(stream, session)), private))
+        }
+        Ok(None) => Ok(plain(stream)),
         // As libpq does it: "prefer" goes on without.
         Err(_) if tls.may_be_plain() => {
             let stream = TcpStream::connect((host, port)).await?;
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream))
+            Ok(plain(stream))
         }
         Err(error) => Err(error),
     }
+}
+
+fn plain(stream: TcpStream) -> Dialled {
+    let private = is_loopback(&stream);
+    (Box::new(stream), private)
+}
+
+fn is_loopback(stream: &TcpStream) -> bool {
+    stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
 }
 
 /// A driver's error as one line, with PostgreSQL's own words and SQLSTATE where it spoke.

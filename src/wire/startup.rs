@@ -104,13 +104,30 @@ impl Startup {
         Some(unknown)
     }
 
-    /// Whether the session is for replication: `replication` with a boolean that is true, or `database`.
-    pub fn replication(&self) -> bool {
-        match self.get("replication").map(str::to_ascii_lowercase).as_deref() {
-            None | Some("" | "false" | "off" | "no" | "0" | "f" | "n") => false,
-            Some(_) => true,
-        }
+    /// Whether the session is for replication: `replication` with a boolean that is true, or `database`, the last one counting. None
+    /// where any of its values is neither: PostgreSQL refuses that (ProcessStartupPacket, SQLSTATE 22023), and whoever took it for true
+    /// would let an ordinary session into the lane of replication.
+    pub fn replication(&self) -> Option<bool> {
+        let mut values = self.parameters.iter().filter(|(name, _)| name == "replication");
+        values.try_fold(false, |_, (_, value)| if value == "database" { Some(true) } else { boolean(value) })
     }
+}
+
+/// PostgreSQL's parse_bool: beginnings of true, false, yes, no, on and off that no other word has, in any case, and 1 and 0.
+fn boolean(text: &str) -> Option<bool> {
+    const WORDS: [(&str, usize, bool); 8] = [
+        ("true", 1, true),
+        ("false", 1, false),
+        ("yes", 1, true),
+        ("no", 1, false),
+        ("on", 2, true),
+        ("off", 2, false),
+        ("1", 1, true),
+        ("0", 1, false),
+    ];
+    let begins = |word: &str| word.get(..text.len()).is_some_and(|head| head.eq_ignore_ascii_case(text));
+    let found = WORDS.iter().find(|(word, least, _)| text.len() >= *least && begins(word));
+    found.map(|(_, _, value)| *value)
 }
 
 /// Checks a first packet's length field, so that its body may be read.
@@ -189,8 +206,32 @@ mod tests {
             (startup.minor, startup.user(), startup.database(), startup.application_name()),
             (2, "odoo", "odoo", "odoo-7")
         );
-        assert!(!startup.replication());
+        assert_eq!(startup.replication(), Some(false));
         assert_eq!(startup.raw, raw);
+    }
+
+    #[test]
+    fn replication_is_what_postgresql_takes_it_for() {
+        let of = |values: &[&str]| {
+            let body: String = values.iter().map(|value| format!("replication\0{value}\0")).collect();
+            let parsed = parse(&packet(3 << 16, format!("{body}\0").as_bytes()));
+            let Ok(FirstPacket::Startup(startup)) = parsed else { panic!("no startup") };
+            startup.replication()
+        };
+        for yes in ["true", "TRUE", "t", "tr", "yes", "Y", "on", "oN", "1", "database"] {
+            assert_eq!(of(&[yes]), Some(true), "{yes}");
+        }
+        for no in ["false", "fals", "fa", "F", "no", "n", "off", "of", "OFF", "0"] {
+            assert_eq!(of(&[no]), Some(false), "{no}");
+        }
+        for neither in
+            ["", "o", "nope", "truer", "falsey", "10", "2", " on", "on ", "Database", "data", "o\u{f6}"]
+        {
+            assert_eq!(of(&[neither]), None, "{neither}");
+        }
+        assert_eq!(of(&[]), Some(false));
+        assert_eq!(of(&["on", "off"]), Some(false), "the last one counts");
+        assert_eq!(of(&["nope", "off"]), None, "PostgreSQL looks at each");
     }
 
     #[test]

@@ -320,6 +320,36 @@ def test_too_many_failures_are_not_heard_and_forgiven_in_time(scram):
     assert weir.metric("pgweir_refusals_total", reason="login_throttled") >= len(answers) - len(heard) + 1
 
 
+def test_nobody_at_an_address_shuts_out_who_works_there(scram):
+    weir = scram({"odoo": "right", "ghost": "x"})
+    assert log_in(weir, "odoo", "right") == "odoo"
+    jobs = [background(refused, weir, "odoo", "wrong") for _ in range(33)]
+    answers = [job.result(30) for job in jobs]
+    assert any("password authentication failed" in text for text in answers)
+    # Under its own name, at its own address.
+    assert log_in(weir, "odoo", "right") == "odoo"
+    # While the address is locked everybody is asked, and told the same.
+    jobs = [background(refused, weir, "nobody", "wrong") for _ in range(33)]
+    [job.result(30) for job in jobs]
+    looks = []
+    for user in ("nobody", "ghost"):
+        with weir.socket() as client:
+            client.send(wire.startup_packet(user, "postgres"))
+            looks.append(client.receive().tag)
+    assert looks == ["R", "R"]
+
+
+def test_names_write_no_lines_into_the_log(make_weir):
+    weir = make_weir(lanes=[lane("other", default=True, quota=1, wait_timeout="100ms")])
+    forged = "x\n2026-01-01T00:00:00Z ERROR forged\x1b[2J"
+    with weir.raw(forged), weir.socket() as client:
+        client.send(wire.startup_packet("odoo", "postgres", forged))
+        assert client.error()["C"] == "53300"
+    eventually(lambda: "reason=\"lane_full\"" in weir.log())
+    assert "forged" in weir.log() and "\x1b[2J" not in weir.log()
+    assert not [line for line in weir.log().splitlines() if line.startswith("2026-01-01T00:00:00Z")]
+
+
 def test_a_login_holds_no_slot_and_has_a_bound(scram, cluster):
     weir = scram({"a_trust": "right"}, lanes=[lane("other", default=True, quota=1)], limits={"startup_timeout": "2s"})
     silent = [weir.socket() for _ in range(5)]

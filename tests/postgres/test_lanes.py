@@ -399,6 +399,15 @@ def test_replication_rule(make_weir, cluster):
         walsender.communicate(timeout=10)
 
 
+def test_what_postgresql_takes_for_false_is_no_replication(make_weir, tidy):
+    weir = make_weir(lanes=[lane("replication", match=[{"replication": True}], protected=True, quota=2), OTHER])
+    for n, word in enumerate(["fals", "F", "n", "of", "0"]):
+        client = tidy(weir.raw(f"no-{n}", replication=word))
+        assert client.ok("select 1") == [["1"]]
+        assert lane_of(weir, f"no-{n}") == "other", word
+    assert weir.usage()["own_slots"] == 5
+
+
 @pytest.mark.parametrize("unix", [True, False], ids=["unix", "tcp"])
 def test_process_rule(make_weir, cluster, unix):
     weir = make_weir(lanes=[lane("cron", match=[{"process": "odoo: WorkerCron*"}]),

@@ -138,6 +138,13 @@ def test_unknown_protocol_options_are_negotiated_away(weir):
         assert client.ok("select 1") == [["1"]]
 
 
+@pytest.mark.parametrize("word", ["nope", "o", "", "truer", "Database"])
+def test_replication_that_is_no_boolean_is_refused(weir, word):
+    with weir.socket() as client:
+        client.send(wire.startup_packet("odoo", "postgres", replication=word))
+        assert client.error()["C"] == ("22023" if DIRECT else "08P01")
+
+
 @pytest.mark.parametrize("protocol", [(2, 0), (4, 0), (1, 0)])
 def test_other_protocols_are_refused(weir, protocol):
     with weir.socket() as client:

@@ -204,3 +204,93 @@ fn the_beginning_of_a_record_is_noticed_once() {
     assert_eq!(pair.hear(&mut into), Some(5));
     assert!(!pair.server.take_piece());
 }
+
+/// A stranger's handshake message that goes over many records is kept up to a bound.
+#[test]
+fn an_endless_hello_is_given_up() {
+    for piece in [16_000, 700, 1] {
+        let (mut server, _) = sessions();
+        let mut sent = 0_usize;
+        // A ClientHello of 65,520 bytes, of which no end comes.
+        let mut wire = vec![0x16, 3, 1];
+        wire.extend_from_slice(&(piece.max(4) as u16).to_be_bytes());
+        wire.extend_from_slice(&[1, 0, 0xff, 0xf0]);
+        wire.resize(5 + piece.max(4), 0);
+        let failed = loop {
+            let mut pending = std::mem::take(&mut wire);
+            let shaken = server.shake_with(
+                |into| {
+                    let n = into.len().min(pending.len());
+                    into[..n].copy_from_slice(&pending[..n]);
+                    pending.drain(..n);
+                    Ok((n > 0).then_some(n))
+                },
+                |bytes| Ok(Some(bytes.len())),
+            );
+            match shaken {
+                Err(error) => break error,
+                Ok(done) => assert_eq!(done, None),
+            }
+            assert!(server.carry.len() <= HELLO_MAX);
+            sent += piece;
+            assert!(sent < 60_000, "it took all of it");
+            wire = [&[0x16, 3, 1][..], &(piece as u16).to_be_bytes(), &vec![0; piece]].concat();
+        };
+        assert_eq!(failed.kind(), io::ErrorKind::InvalidData);
+        assert!(sent > 2_000, "it is a handshake like any other until then: {failed} after {sent}");
+    }
+}
+
+/// Measured: a client's flight with a certificate (or a chain) of 16 kB fits into what is kept.
+#[test]
+fn a_long_certificate_of_a_client_fits() {
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::server::WebPkiClientVerifier;
+
+    let names = (0..690).map(|n| format!("name-{n:04}.example.org"));
+    let made = rcgen::generate_simple_self_signed(names.collect::<Vec<_>>()).expect("a certificate");
+    let certificate = made.cert.der().clone();
+    assert!((15_500..16_384).contains(&certificate.len()), "{}", certificate.len());
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).expect("a root");
+    let provider = crate::tls::client::provider();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let ends = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let leaf = ends.cert.der().clone();
+    let server = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_client_cert_verifier(verifier.build().expect("a verifier"))
+        .with_single_cert(
+            vec![leaf.clone()],
+            PrivateKeyDer::try_from(ends.signing_key.serialize_der()).expect("a key"),
+        )
+        .expect("its key");
+    let mut known = rustls::RootCertStore::empty();
+    known.add(leaf.clone()).expect("a root");
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(known)
+        .with_client_auth_cert(vec![certificate.clone()], key)
+        .expect("its key");
+    for step in [usize::MAX, 1000] {
+        let mut server =
+            Session::server(Arc::new(server.clone()), Arc::new(leaf.clone())).expect("a session");
+        let mut client =
+            Session::client(Arc::new(client.clone()), crate::tls::testing::name()).expect("a session");
+        let (up, down) =
+            (RefCell::new(Pipe::new(step, usize::MAX)), RefCell::new(Pipe::new(step, usize::MAX)));
+        loop {
+            let one =
+                client.shake_with(|into| down.borrow_mut().recv(into), |bytes| up.borrow_mut().send(bytes));
+            let two =
+                server.shake_with(|into| up.borrow_mut().recv(into), |bytes| down.borrow_mut().send(bytes));
+            if one.expect("agreed").is_some() && two.expect("agreed").is_some() {
+                break;
+            }
+        }
+        assert_eq!(server.peer_certificate(), Some(&certificate));
+    }
+}
