@@ -45,6 +45,10 @@ impl Request for Batch {
         &self.post
     }
 
+    fn link(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
+    }
+
     async fn attempt(
         &mut self,
         arrival: &Arrival,
@@ -64,13 +68,6 @@ impl Request for Batch {
             }
         }
         link.query("COMMIT").await
-    }
-
-    async fn roll_back(&mut self) -> Result<(), Failure> {
-        match &mut self.link {
-            Some(link) => link.query("ROLLBACK").await,
-            None => Ok(()),
-        }
     }
 }
 

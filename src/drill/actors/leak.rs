@@ -24,6 +24,10 @@ impl Request for Leak {
         &self.post
     }
 
+    fn link(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
+    }
+
     async fn attempt(&mut self, arrival: &Arrival, _: &mut Dice, stamp: &mut Stamp) -> Result<(), Failure> {
         if self.link.is_none() {
             self.link = Some(self.post.connect().await?);
@@ -38,13 +42,6 @@ impl Request for Leak {
         tokio::time::sleep(hold).await;
         link.query(&odoo::page_read(1)).await?;
         link.query("COMMIT").await
-    }
-
-    async fn roll_back(&mut self) -> Result<(), Failure> {
-        match &mut self.link {
-            Some(link) => link.query("ROLLBACK").await,
-            None => Ok(()),
-        }
     }
 }
 

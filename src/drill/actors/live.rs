@@ -77,6 +77,10 @@ impl Request for Poll {
         &self.post
     }
 
+    fn link(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
+    }
+
     async fn attempt(&mut self, _: &Arrival, _: &mut Dice, stamp: &mut Stamp) -> Result<(), Failure> {
         let mut link = match self.link.take() {
             Some(link) => link,
@@ -94,13 +98,6 @@ impl Request for Poll {
         };
         self.link = Some(link);
         done
-    }
-
-    async fn roll_back(&mut self) -> Result<(), Failure> {
-        match &mut self.link {
-            Some(link) => link.query("ROLLBACK").await,
-            None => Ok(()),
-        }
     }
 }
 

@@ -90,6 +90,10 @@ impl Request for Web {
         &self.post
     }
 
+    fn link(&mut self) -> Option<&mut Link> {
+        self.link.as_mut()
+    }
+
     async fn attempt(
         &mut self,
         arrival: &Arrival,
@@ -113,10 +117,6 @@ impl Request for Web {
         }
         self.post.stage.told(reference);
         Ok(())
-    }
-
-    async fn roll_back(&mut self) -> Result<(), Failure> {
-        self.say("ROLLBACK").await
     }
 }
 

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use crate::drill::client::Failure;
+use crate::drill::client::{Failure, Link};
 use crate::drill::retry::Retry;
 use crate::drill::schedule::{Arrival, Dice};
 use crate::drill::stage::Post;
@@ -86,8 +86,17 @@ pub trait Request: Send {
         dice: &mut Dice,
         stamp: &mut Stamp,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
+    /// The link it works on, if it has one.
+    fn link(&mut self) -> Option<&mut Link>;
     /// Rolls the failed try back; the link stays.
-    fn roll_back(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn roll_back(&mut self) -> impl Future<Output = Result<(), Failure>> + Send {
+        async {
+            match self.link() {
+                Some(link) => link.query("ROLLBACK").await,
+                None => Ok(()),
+            }
+        }
+    }
 }
 
 /// Tries as often as Odoo does. Each try makes the same choices.
