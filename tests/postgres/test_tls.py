@@ -408,11 +408,11 @@ def test_a_slow_reader_is_waited_for(weir, cluster):
     slow.close()
 
 
-def test_both_directions_full(weir):
+def test_both_directions_full(weir, cluster):
     count = 2000
-    with raw(weir, timeout=60) as client:
-        sending = background(client.send, *[wire.query(f"select {i}, repeat('y', 2000), '{'z' * 1000}'") for i in range(count)])
-        time.sleep(0.3)
+    with raw(weir, app="full", rcvbuf=4096, timeout=60) as client:
+        sending = background(client.send, *[wire.query(f"select {i}, repeat('y', 10000), '{'z' * 1000}'") for i in range(count)])
+        eventually(lambda: cluster.activity("full", "wait_event = 'ClientWrite'"))
         for i in range(count):
             rows = [m.values for m in client.until("Z") if m.tag == "D"]
             assert rows[0][0] == str(i)
