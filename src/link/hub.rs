@@ -16,6 +16,7 @@ use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
+use super::pool::Pool;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
@@ -27,6 +28,10 @@ use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
 use crate::reason::Reason;
+use crate::wire::statement;
+
+/// How long no connection is pooled to a database that PostgreSQL needs without sessions: it waits for 5 s.
+const BARRED_FOR: Duration = Duration::from_secs(10);
 
 /// Where PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +163,8 @@ pub struct Hub {
     pub settings: ArcSwap<LinkSettings>,
     /// Figures.
     pub counters: Counters,
+    /// Backends that wait for their next client.
+    pub pool: Pool,
     /// Looks client processes up.
     pub lookups: Lookups,
     /// Who may log in, where pgweir itself authenticates.
@@ -188,6 +195,7 @@ impl Hub {
             lanes: ArcSwap::from_pointee(Vec::new()),
             settings: ArcSwap::from_pointee(settings),
             counters: Counters::default(),
+            pool: Pool::default(),
             lookups: Lookups::default(),
             authority: Authority::default(),
             processes: Mutex::new(HashMap::new()),
@@ -244,6 +252,8 @@ impl Hub {
     fn deliver(&self, action: Action, usage: Option<f64>) {
         match action {
             Action::Grant(link) => self.post(link, Command::Granted),
+            Action::GrantPooled(link, pooled) => self.post(link, Command::Reused(pooled)),
+            Action::ClosePooled(pooled) => self.pool.close(pooled),
             Action::Refuse(link, refusal) => self.post(link, Command::Refused(refusal)),
             Action::Release(link) => self.post(link, Command::AskAgain),
             Action::RejectHeld(link, refusal) => self.post(link, Command::RejectHeld(refusal)),
@@ -251,6 +261,17 @@ impl Hub {
             Action::PausesChanged => self.tell(Event::PausesChanged),
             Action::Timeline { event, lane, link, text, who } => {
                 self.tell(Event::Timeline { event, lane, link, text, who, usage });
+            }
+        }
+    }
+
+    /// Closes the pooled connections that a statement would wait for, and keeps none of those databases for a while.
+    pub fn make_room_for(&self, statement: &[u8]) {
+        for database in statement::databases_emptied(statement) {
+            let closed = self.guard(|guard, now| guard.bar_database(now, &database, now + BARRED_FOR));
+            if closed > 0 {
+                let text = format!("{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE");
+                self.note("pool", None, None, text);
             }
         }
     }
@@ -313,6 +334,8 @@ impl Hub {
                 })
             })
             .collect();
+        let lanes: Vec<Arc<Lane>> = lanes;
+        self.pool.set_enabled(lanes.iter().any(|lane| lane.settings.pooling.is_some()));
         self.lanes.store(Arc::new(lanes));
     }
 
@@ -425,6 +448,16 @@ impl Slot {
         self.hub.guard(|guard, now| guard.dialling(now, self.link, local));
     }
 
+    /// The link that holds it.
+    pub fn link(&self) -> LinkId {
+        self.link
+    }
+
+    /// It is that of a pooled connection, which has been taken: from here on only EOF frees the slot.
+    pub fn inherited(&mut self) {
+        self.dialled = true;
+    }
+
     /// EOF or RST was seen from PostgreSQL, or it never got a startup packet.
     pub fn released(mut self) {
         self.release_now();
@@ -520,6 +553,7 @@ mod tests {
             address: None,
             replication: false,
             nested: false,
+            key: None,
         };
         assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
         (registered, Slot::new(hub.clone(), id))

@@ -1,5 +1,6 @@
 //! One client and its upstream connection.
 
+pub mod ahead;
 pub mod authenticate;
 pub mod authority;
 pub mod cancel;
@@ -16,6 +17,7 @@ pub mod keys;
 pub mod login;
 pub mod meter;
 pub mod out;
+pub mod pool;
 pub mod reactor;
 mod relay;
 mod rollback;

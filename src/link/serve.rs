@@ -17,6 +17,7 @@ use super::dial::dial;
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
+use super::pool::{self, Resting, Ticket};
 use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
@@ -26,6 +27,8 @@ use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
+use crate::lanes::ids::LinkId;
+use crate::lanes::pool::PoolKey;
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
@@ -175,6 +178,8 @@ struct Newcomer<'a> {
     may_skip_password: bool,
     arrived: Moment,
     own: Option<Own>,
+    /// Whose pooled connections it may have; none where it is to have one of its own.
+    key: Option<PoolKey>,
 }
 
 impl<'a> Newcomer<'a> {
@@ -236,6 +241,8 @@ impl<'a> Newcomer<'a> {
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
+        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
+        let key = pools.then(|| PoolKey::new(&startup.raw));
         Some(Self {
             hub,
             client: accepted.stream,
@@ -248,6 +255,7 @@ impl<'a> Newcomer<'a> {
             may_skip_password: local || settings.allow_trust,
             arrived,
             own,
+            key,
         })
     }
 
@@ -267,11 +275,23 @@ impl<'a> Newcomer<'a> {
             address: self.facts.address,
             replication: self.facts.replication,
             nested,
+            key: self.key.clone(),
         };
         let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
         loop {
             let mut slot = match self.wait(arrived, &mut behind).await {
-                Ok(slot) => Some(slot),
+                Ok((slot, Some(pooled))) => match self.reuse(slot, pooled, &mut behind).await {
+                    Reuse::Done(resumed) => {
+                        let (upstream, slot, logged_in, ticket) = *resumed;
+                        return self.establish(upstream, slot, logged_in, Some(ticket));
+                    }
+                    Reuse::Gone => return None,
+                    Reuse::Again(next) => {
+                        arrived = next;
+                        continue;
+                    }
+                },
+                Ok((slot, None)) => Some(slot),
                 Err(None) => return None,
                 Err(Some(refusal)) => {
                     let by_guard =
@@ -281,7 +301,12 @@ impl<'a> Newcomer<'a> {
             };
             self.shared().enter(LinkState::Login, clock::now());
             match self.try_once(&mut slot, std::mem::take(&mut behind)).await {
-                Ok((upstream, logged_in)) => return self.establish(upstream, slot?, logged_in),
+                Ok((upstream, mut logged_in)) => {
+                    let pid = logged_in.pid;
+                    self.hub.guard(|guard, now| guard.login_done(now, id, pid));
+                    let ticket = self.ticket(std::mem::take(&mut logged_in.parameters));
+                    return self.establish(upstream, slot?, logged_in, ticket);
+                }
                 Err(Failure::Again(why)) => {
                     if let Some(slot) = slot {
                         slot.forget();
@@ -294,14 +319,60 @@ impl<'a> Newcomer<'a> {
         }
     }
 
-    /// Waits until the guard grants a slot. An error without refusal is a client that hung up.
-    async fn wait(&mut self, arrived: Arrived, behind: &mut Vec<u8>) -> Result<Slot, Option<Refusal>> {
+    /// Takes the pooled connection the guard has given to this client.
+    async fn reuse(&mut self, mut slot: Slot, pooled: LinkId, behind: &mut Vec<u8>) -> Reuse {
+        let id = self.shared().id;
+        slot.inherited();
+        self.shared().enter(LinkState::Login, clock::now());
+        let check_after = self.lane.settings.pooling.as_ref().map_or(Duration::ZERO, |p| p.check_after);
+        let resting = match pool::take(self.hub, id, pooled, check_after).await {
+            Ok(resting) => *resting,
+            Err(next) => {
+                slot.forget();
+                return Reuse::Again(next);
+            }
+        };
+        self.hub.guard(|guard, now| guard.revived(now, id));
+        self.lane.meter.reused.fetch_add(1, Ordering::Relaxed);
+        let words = self.own.as_ref().map_or(&[][..], |own| own.words.as_slice());
+        let logged_in = resting.greet(&mut self.client, words, std::mem::take(behind)).await;
+        let Resting { upstream, slot: old, key, mut ticket, since } = resting;
+        // The guard knows it by the new name.
+        old.forget();
+        ticket.lane = self.lane.id;
+        match logged_in {
+            Some(logged_in) => Reuse::Done(Box::new((upstream, slot, logged_in, ticket))),
+            None => {
+                // Nothing of this client has reached the backend.
+                pool::rest(self.hub, Resting { upstream, slot, key, ticket, since });
+                Reuse::Gone
+            }
+        }
+    }
+
+    /// What the link needs to be pooled when this client has ended; none where it will not be.
+    fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
+        let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
+        let application = self.shared().with_labels(|labels| labels.application_name.clone());
+        Some(Ticket::new(self.hub, key, self.lane.id, application, parameters))
+    }
+
+    /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
+    async fn wait(
+        &mut self,
+        arrived: Arrived,
+        behind: &mut Vec<u8>,
+    ) -> Result<(Slot, Option<LinkId>), Option<Refusal>> {
         let id = self.shared().id;
         let granted = || Slot::new(self.hub.clone(), id);
         match arrived {
             Arrived::Granted => {
                 self.lane.meter.wait.record(std::time::Duration::ZERO);
-                return Ok(granted());
+                return Ok((granted(), None));
+            }
+            Arrived::Reused(pooled) => {
+                self.lane.meter.wait.record(std::time::Duration::ZERO);
+                return Ok((granted(), Some(pooled)));
             }
             Arrived::Refused(refusal) => return Err(Some(refusal)),
             Arrived::Waiting(reason) => {
@@ -319,7 +390,11 @@ impl<'a> Newcomer<'a> {
                     match command {
                         Command::Granted => {
                             self.waited(began);
-                            return Ok(slot);
+                            return Ok((slot, None));
+                        }
+                        Command::Reused(pooled) => {
+                            self.waited(began);
+                            return Ok((slot, Some(pooled)));
                         }
                         Command::Refused(refusal) | Command::Close { refusal, .. } => {
                             self.waited(began);
@@ -501,19 +576,40 @@ impl<'a> Newcomer<'a> {
     }
 
     /// From here on the link needs no runtime. None where a socket cannot be taken out of it: the slot is given back by its drop.
-    fn establish(mut self, upstream: Stream, slot: Slot, logged_in: LoggedIn) -> Option<Box<Established>> {
-        let LoggedIn { pid, keys, upstream_rest, client_rest } = logged_in;
+    fn establish(
+        mut self,
+        upstream: Stream,
+        slot: Slot,
+        logged_in: LoggedIn,
+        ticket: Option<Ticket>,
+    ) -> Option<Box<Established>> {
+        let LoggedIn { pid, keys, upstream_rest, client_rest, .. } = logged_in;
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
-        self.hub.guard(|guard, now| guard.login_done(now, shared.id, pid));
+        if let Some(ticket) = &ticket
+            && self.lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.min_size > 0)
+        {
+            self.hub.pool.seen.note(ticket, &self.startup.raw, &self.facts);
+        }
         self.registered.set_key(pid, keys.clone());
         debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
                "logged in");
         let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
-        let desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
+        let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
+        desk.ticket = ticket.map(Box::new);
         let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
+}
+
+/// What became of a pooled connection that was to be reused.
+enum Reuse {
+    /// The client has it.
+    Done(Box<(Stream, Slot, LoggedIn, Ticket)>),
+    /// The client is gone.
+    Gone,
+    /// It was no good.
+    Again(Arrived),
 }
 
 enum Failure {
