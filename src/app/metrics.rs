@@ -168,7 +168,8 @@ fn meters(app: &App, out: &mut String) {
     for lane in lanes.iter() {
         pooled.sample(&[("lane", &lane.name)], app.hub.guard(|guard, _| guard.pooled(lane.id)));
     }
-    let mut reused = Family::new(out, "pgweir_pool_reused_total", "counter", "Clients given a pooled connection.");
+    let mut reused =
+        Family::new(out, "pgweir_pool_reused_total", "counter", "Clients given a pooled connection.");
     for lane in lanes.iter() {
         reused.sample(&[("lane", &lane.name)], lane.meter.reused.load(Ordering::Relaxed));
     }

@@ -253,7 +253,8 @@ fn pooling(report: &mut Report<'_>, draft: &Draft) {
     if draft.config.auth.own.is_some() {
         return;
     }
-    for (_, note) in draft.lane_settings().iter().zip(&draft.lanes).filter(|(lane, _)| lane.pooling.is_some()) {
+    for (_, note) in draft.lane_settings().iter().zip(&draft.lanes).filter(|(lane, _)| lane.pooling.is_some())
+    {
         report.problem_at(
             &format!("{}.pooling", note.key),
             "is only possible where pgweir itself authenticates clients",

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::raw::{Report, Section};
 use super::{rule, values};
-use crate::lanes::settings::{Disposition, Glob, LaneSettings, LeakAction, LeakSettings, Pooling, ResetWhen, Rule};
+use crate::lanes::settings::{
+    Disposition, Glob, LaneSettings, LeakAction, LeakSettings, Pooling, ResetWhen, Rule,
+};
 use crate::reason::SqlState;
 
 /// Rules of one lane at most.
@@ -214,7 +216,11 @@ fn pooling(report: &mut Report<'_>, section: &mut Section<'_>) -> Option<Pooling
     let mode = section.read(report, "pooling", values::word(&words)).unwrap_or(Mode::None);
     if mode == Mode::Transaction {
         let key = section.key("pooling");
-        report.problem_at(&key, "is not available yet", "write \"session\" or \"none\", or leave the key out");
+        report.problem_at(
+            &key,
+            "is not available yet",
+            "write \"session\" or \"none\", or leave the key out",
+        );
     }
     let time = |report: &mut Report<'_>, section: &mut Section<'_>, name, default| {
         section.read(report, name, values::duration).unwrap_or(Duration::from_secs(default))

@@ -472,7 +472,11 @@ impl Guard {
         self.pool.audit()?;
         let pooled = self.ledger.iter().filter(|(_, link)| link.phase == Phase::Pooled);
         let unknown = pooled.filter(|(id, _)| self.pool.get(*id).is_none()).count();
-        let lost = self.pool.iter().filter(|(id, _)| self.ledger.get(*id).is_none_or(|link| link.phase != Phase::Pooled)).count();
+        let lost = self
+            .pool
+            .iter()
+            .filter(|(id, _)| self.ledger.get(*id).is_none_or(|link| link.phase != Phase::Pooled))
+            .count();
         if unknown + lost > 0 {
             return Err(format!("{unknown} pooled links not in the pool, {lost} in the pool only"));
         }

@@ -172,7 +172,14 @@ impl Guard {
     }
 
     /// It is not in the queue any more, but admitted.
-    pub(super) fn note_granted(&mut self, now: Moment, link: LinkId, home: LaneId, place: Place, first: bool) {
+    pub(super) fn note_granted(
+        &mut self,
+        now: Moment,
+        link: LinkId,
+        home: LaneId,
+        place: Place,
+        first: bool,
+    ) {
         let observe = self.limits.observe;
         let lane = self.lane_mut(home);
         lane.queue.remove(place);
@@ -458,7 +465,8 @@ impl Guard {
         }
         let address = known.who.address?;
         // A pooled connection is no address's.
-        reached(settings.per_address, &|| counts.of_address(address) + own_slot).then_some(Reason::AddressLimit)
+        reached(settings.per_address, &|| counts.of_address(address) + own_slot)
+            .then_some(Reason::AddressLimit)
     }
 
     fn budget_is_spent(

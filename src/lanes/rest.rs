@@ -250,7 +250,8 @@ impl Guard {
         });
         for lane in self.pool.lanes() {
             let counts = self.ledger.lane(lane);
-            let over = (counts.load() - counts.ending.min(counts.load())).saturating_sub(self.lane_ref(lane).quota());
+            let over = (counts.load() - counts.ending.min(counts.load()))
+                .saturating_sub(self.lane_ref(lane).quota());
             for _ in 0..over {
                 let Some(oldest) = self.oldest(|_, resting| resting == lane) else { break };
                 self.evict(oldest);
@@ -266,9 +267,10 @@ impl Guard {
 
     /// Of those that fit: of the worst lane, the one unused for longest.
     fn oldest(&self, fits: impl Fn(&Link, LaneId) -> bool) -> Option<LinkId> {
-        let all = self.pool.iter().filter(|(link, resting)| {
-            self.ledger.get(*link).is_some_and(|known| fits(known, resting.lane))
-        });
+        let all = self
+            .pool
+            .iter()
+            .filter(|(link, resting)| self.ledger.get(*link).is_some_and(|known| fits(known, resting.lane)));
         let worst = |lane: LaneId| std::cmp::Reverse(self.lane_ref(lane).settings.priority);
         let found = all.min_by_key(|(link, resting)| (worst(resting.lane), self.pool.age(*link)));
         found.map(|(link, _)| link)
@@ -322,7 +324,8 @@ impl Guard {
         let place = Place::new(false, now, self.next_seq());
         self.ledger.insert(link, who, home, place, now);
         let nothing = (Claims::default(), Earmarks::default());
-        let stopped = self.stop(now, link, &nothing.0, &nothing.1).is_some() || self.pace(now, link).is_some();
+        let stopped =
+            self.stop(now, link, &nothing.0, &nothing.1).is_some() || self.pace(now, link).is_some();
         if stopped || self.breaker.trouble().is_some() {
             self.forget_quietly(now, link);
             return false;

@@ -270,7 +270,9 @@ impl Hub {
         for database in statement::databases_emptied(statement) {
             let closed = self.guard(|guard, now| guard.bar_database(now, &database, now + BARRED_FOR));
             if closed > 0 {
-                let text = format!("{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE");
+                let text = format!(
+                    "{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE"
+                );
                 self.note("pool", None, None, text);
             }
         }

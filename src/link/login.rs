@@ -403,7 +403,13 @@ impl Exchange<'_> {
         // Mostly there is none, but room for some was made: the link would keep it for ever.
         client_rest.shrink_to_fit();
         let (pid, keys) = self.key.take().unwrap_or_default();
-        Ok(LoggedIn { pid, keys, upstream_rest: std::mem::take(&mut self.from_upstream), client_rest, parameters })
+        Ok(LoggedIn {
+            pid,
+            keys,
+            upstream_rest: std::mem::take(&mut self.from_upstream),
+            client_rest,
+            parameters,
+        })
     }
 
     /// ParameterStatus of what is kept back: where the client was asked nothing, that is all.

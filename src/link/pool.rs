@@ -184,9 +184,7 @@ pub(super) struct Worn {
 /// Whether nothing of a link that has left the registry can hit whoever comes next: no cancel is on its way, nor was one given up.
 pub(super) fn is_undisturbed(hub: &Hub, shared: &LinkShared) -> bool {
     let given_up = |command: &Command| matches!(command, Command::Close { .. } | Command::Drain);
-    hub.stage() == Stage::Running
-        && !shared.is_being_cancelled()
-        && !shared.take_mail().iter().any(given_up)
+    hub.stage() == Stage::Running && !shared.is_being_cancelled() && !shared.take_mail().iter().any(given_up)
 }
 
 /// Resets a backend and pools it, or closes it.
@@ -202,8 +200,11 @@ pub(super) async fn recycle(hub: &Arc<Hub>, worn: Worn) {
         Err(_) => {
             let unsent = reply::TERMINATE.to_vec();
             let how = How::Cancel;
-            closing::close(hub, Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None })
-                .await;
+            closing::close(
+                hub,
+                Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None },
+            )
+            .await;
         }
     }
 }

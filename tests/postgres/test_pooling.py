@@ -1,15 +1,12 @@
 """Session pooling: an upstream connection outlives its client, and its next client cannot tell."""
 
 import re
-import signal
 import subprocess
 import threading
 import time
 from hashlib import md5
 
-import psycopg
 import psycopg2
-import psycopg2.extensions
 import pytest
 
 from harness import background, eventually, holds, lane
@@ -101,20 +98,16 @@ def test_the_next_client_gets_the_same_backend_and_sees_its_real_pid(weir):
 
 
 def test_psql_and_a_client_that_leaves_without_a_word(weir):
-    pids = {weir.psql("-c", "select pg_backend_pid()", app="web", password=PASSWORD).stdout.strip() for _ in range(3)
-            if not at_rest_or_first(weir)}
+    pids = set()
+    for _ in range(3):
+        pids.add(weir.psql("-c", "select pg_backend_pid()", app="web", password=PASSWORD).stdout.strip())
+        at_rest(weir)
     assert len(pids) == 1
     raw = weir.raw("bare", password=PASSWORD)
-    pid = raw.pid
-    raw.sock.close()
-    eventually(lambda: resting(weir) == 2)
+    raw.close()
+    at_rest(weir, 2)
     with weir.raw("bare", password=PASSWORD) as again:
-        assert again.pid == pid
-
-
-def at_rest_or_first(weir):
-    if weir.metric("pgweir_lane_slots"):
-        at_rest(weir)
+        assert again.pid == raw.pid
 
 
 def test_user_database_and_parameters_are_never_shared(weir):
@@ -179,32 +172,22 @@ def test_sequences_and_plans(weir, cluster):
 
 
 def test_parameter_status_is_the_truth(weir):
-    def parameters(client):
-        return {m.values()[0]: m.values()[1] for m in client.greeting if m.tag == "S"} if hasattr(client, "greeting") else None
-
-    def startup(**more):
+    def log_in():
         client = wire.RawClient(weir.port)
-        client.send(wire.startup_packet("odoo", "postgres", app="params", **more))
-        messages = login(client)
-        found = dict(m.body.split(b"\0")[:2] for m in messages if m.tag == "S")
-        return client, found, [m.tag for m in messages]
+        messages = client.startup("odoo", "postgres", password=PASSWORD, app="params", DateStyle="German, DMY")
+        return client, dict(client.params), [m.tag for m in messages]
 
-    def login(client):
-        return client.login("odoo", PASSWORD)
-
-    del parameters
-    client, before, tags = startup(DateStyle="German, DMY")
-    assert before[b"DateStyle"] == b"German, DMY"
-    first = client.pid
-    # A change while it is in use, reported and then undone by the reset.
-    client.ask(wire.query("set timezone = 'Asia/Tokyo'; set client_encoding = 'LATIN1'; set application_name = 'else'"))
+    client, before, tags = log_in()
+    assert before["DateStyle"] == "German, DMY" and before["application_name"] == "params"
+    pid = client.pid
+    # Changes while it is in use are reported, and undone by the reset.
+    client.query("set timezone = 'Asia/Tokyo'; set client_encoding = 'LATIN1'; set application_name = 'else'; set datestyle = 'ISO'")
+    assert client.params["TimeZone"] == "Asia/Tokyo"
     client.close()
     at_rest(weir)
-    client, after, again = startup(DateStyle="German, DMY")
-    assert client.pid == first
-    assert after == before
-    assert again == tags
-    assert client.ask(wire.query("show datestyle"))
+    client, after, again = log_in()
+    assert (client.pid, after, again) == (pid, before, tags)
+    assert client.ok("show datestyle") == [["German, DMY"]]
     client.close()
 
 
@@ -244,7 +227,7 @@ def test_an_end_that_is_not_orderly_is_not_pooled(weir, cluster, leave):
         client.send(wire.query("select 1")[:7])
     else:
         client.send(wire.query("copy (select 1) to stdout; copy pg_temp.x from stdin"))
-    client.sock.close()
+    client.close()
     eventually(lambda: not alive(cluster, pid))
     assert resting(weir) == 0
     eventually(weir.drained)
@@ -254,7 +237,7 @@ def test_terminate_behind_a_request_ends_the_backend_in_order(weir, cluster):
     cluster.sql("create table if not exists pool_t (v int); grant all on pool_t to odoo; truncate pool_t")
     client = weir.raw("last", password=PASSWORD)
     client.send(wire.query("insert into pool_t select 1 from pg_sleep(0.3)"), wire.packet("X"))
-    client.sock.close()
+    client.close()
     eventually(lambda: cluster.value("select count(*) from pool_t") == 1)
     eventually(weir.drained)
 
@@ -299,7 +282,7 @@ def test_a_terminated_backend_is_not_handed_out(weir, cluster):
 def test_termination_right_before_the_next_client(weir, cluster):
     for _ in range(20):
         pid, _ = visit(weir, "select 1")
-        cluster.sql(f"select pg_terminate_backend({pid})")
+        cluster.sql(f"select pg_terminate_backend({pid}, 5000)")
         assert visit(weir, "select 41 + 1")[1] == 42
 
 
@@ -414,8 +397,8 @@ def test_quota_is_never_exceeded(make, cluster):
         for worker in workers:
             worker.result(20)
     finally:
-        peak = sampler.stop()
-    assert peak <= 3
+        sampler.stop()
+    assert 1 <= sampler.maximum <= 3
     assert weir.metric("pgweir_upstream_too_many_clients_total") == 0
 
 
@@ -439,8 +422,8 @@ def test_usage_counts_pooled_connections(weir):
     row = weir.lane("web")
     assert (row["slots"], row["idle"]) == (1, 1)
     eventually(lambda: weir.usage()["bypass"] == 1, what="the monitor only")
-    via = {row["via"] for row in weir.admin("SHOW SESSIONS") if row["application"] == "web"}
-    assert via == {"pgweir"}
+    via = lambda: {row["via"] for row in weir.admin("SHOW SESSIONS") if row["application"] == "web"}  # noqa: E731
+    eventually(lambda: via() == {"pgweir"})
 
 
 # -- databases that must be empty --------------------------------------------------------------------------------
@@ -525,7 +508,7 @@ def test_shutdown_is_orderly(make, cluster):
 def test_check_refuses_pooling_without_authentication(make_weir):
     weir = make_weir(lanes=[pooled(default=True)], start=False)
     weir.write()
-    done = weir.cli("check", "--offline") if False else weir.cli("check")
+    done = weir.cli("check")
     assert done.returncode != 0
     assert "pooling" in done.stdout + done.stderr and 'mode = "scram"' in done.stdout + done.stderr
 
@@ -535,7 +518,7 @@ def test_check_refuses_pooling_without_authentication(make_weir):
 def test_pgbench_reconnecting(make, cluster):
     env = {"PGHOST": str(cluster.sockets), "PGPORT": str(cluster.port), "PGUSER": "odoo", "PGDATABASE": "pooldb"}
     subprocess.run([str(cluster.bin / "pgbench"), "-i", "-q", "-s", "1"], env=env, check=True, capture_output=True, timeout=60)
-    weir = make([pooled(default=True, quota=6, wait_timeout="10s")])
+    weir = make([pooled(default=True, quota=8, wait_timeout="10s")])
     done = subprocess.run([str(cluster.bin / "pgbench"), "-n", "-S", "-C", "-c", "8", "-j", "2", "-T", "4"],
                           env=weir.libpq_env("pgbench", dbname="pooldb", password=PASSWORD), text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -545,5 +528,3 @@ def test_pgbench_reconnecting(make, cluster):
     assert count > 100
     assert weir.metric("pgweir_pool_reused_total") > count - 30
     assert weir.metric("pgweir_refusals_total") == 0
-    weir.signal(signal.SIGHUP)
-    assert psycopg.__version__ and eventually(lambda: resting(weir) <= 6)
