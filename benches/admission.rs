@@ -32,6 +32,7 @@ fn arrive(guard: &mut Guard, now: Moment, link: u64) {
         address: Some([10, 0, 0, (link % 200) as u8].into()),
         replication: false,
         nested: false,
+        key: None,
     };
     divan::black_box(guard.arrive(now, LinkId(link), who));
     while guard.poll_action().is_some() {}

@@ -266,7 +266,8 @@ fn protected_lanes_are_left_alone() {
 
 #[test]
 fn what_is_to_come_says_so() {
-    web("pooling = \"session\"", "pooling", "not available yet");
+    web("pooling = \"transaction\"", "pooling", "not available yet");
+    web("pooling = \"session\"", "pooling", "where pgweir itself authenticates");
     one("6432\"\n", "6432\"\ntls = \"require\"\n", "tls", "listen[1].tls", "TLS is to come");
     section("[admin]\ntls = \"allow\"", "tls", "admin.tls", "TLS is to come");
     one("5432\"\n", "5432\"\ntls = \"verify-full\"\n", "tls", "upstream.tls", "TLS is to come");

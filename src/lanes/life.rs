@@ -180,6 +180,8 @@ impl Guard {
             );
             self.timeline("too_many_clients", None, link, text, SELF);
         }
+        // Somebody needs the room more than the next client of its key.
+        self.evict_oldest();
         self.act_once(Action::SampleNow);
         self.pause_ramps_above(now, now);
     }

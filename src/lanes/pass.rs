@@ -113,6 +113,7 @@ impl Guard {
                 Next::Evict(pooled) => self.evict(pooled),
             }
             self.evaluate_shed(now);
+            self.trim_pool();
             self.count_newly_shed();
         }
     }
@@ -138,6 +139,7 @@ impl Guard {
                 None => self.grant(now, link),
             }
             self.evaluate_shed(now);
+            self.trim_pool();
         }
     }
 
@@ -262,7 +264,7 @@ impl Guard {
         // Stopped applications of this scan: thousands may wait for the same one.
         let mut full: BTreeSet<&str> = BTreeSet::new();
         let mut budget_is_spent = false;
-        let mut lane_is_full = false;
+        let mut lane_stopped: Option<Reason> = None;
         let pooling = !self.pool.is_empty();
         for (at, (_, link)) in self.lane_ref(lane).queue.iter().enumerate() {
             let Some(known) = self.ledger.get(link) else { continue };
@@ -271,8 +273,8 @@ impl Guard {
                 return Some(Next::Reuse(link, pooled));
             }
             let is_counted = !known.who.replication;
-            let stop = if lane_is_full {
-                Some(Stop::Lane(Reason::LaneFull))
+            let stop = if let Some(reason) = lane_stopped {
+                Some(Stop::Lane(reason))
             } else if is_counted && budget_is_spent {
                 Some(Stop::Link(Reason::UpstreamBudget))
             } else if is_counted && full.contains(&*known.who.application) {
@@ -288,7 +290,9 @@ impl Guard {
             }
             match stop {
                 // Those behind it may use a connection that it cannot.
-                Some(Stop::Lane(Reason::LaneFull)) if looks => lane_is_full = true,
+                Some(Stop::Lane(
+                    reason @ (Reason::LaneFull | Reason::UpstreamFull | Reason::UpstreamDown),
+                )) if looks => lane_stopped = Some(reason),
                 // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
                 Some(Stop::Lane(_)) => break,
                 Some(Stop::Link(Reason::ApplicationFull)) => drop(full.insert(&known.who.application)),

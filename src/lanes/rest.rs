@@ -56,7 +56,10 @@ impl Guard {
             known.visiting = None;
             known.phase = Phase::Pooled;
         });
-        self.ledger.put_who(link, Who { address: None, application: application.clone(), ..(*who).clone() });
+        let nobodys = Who { address: None, application: application.clone(), ..(*who).clone() };
+        // The ledger forgets who has no link left, and nobody else holds it.
+        drop(who);
+        self.ledger.put_who(link, nobodys);
         self.pool.insert(link, home, key, now);
         self.settle(now);
         true
@@ -153,6 +156,8 @@ impl Guard {
         let (born, pooled) = (known.dialled_at, known.extra().taken);
         let (Some(key), Some(pooled)) = (key, pooled) else { return };
         let rests = self.may_rest(now, home, &who, born);
+        // As in `pool`.
+        drop(who);
         self.give_back(now, link, if rests { Phase::Pooled } else { Phase::Closing });
         if rests {
             self.pool.insert(pooled, home, key, now);
@@ -261,6 +266,13 @@ impl Guard {
         let counts = self.ledger.counts();
         for _ in 0..(counts.own - counts.own_ending).saturating_sub(budget) {
             let Some(oldest) = self.oldest(|_, _| true) else { break };
+            self.evict(oldest);
+        }
+    }
+
+    /// Closes the pooled connection that is missed least.
+    pub(super) fn evict_oldest(&mut self) {
+        if let Some(oldest) = self.oldest(|_, _| true) {
             self.evict(oldest);
         }
     }
