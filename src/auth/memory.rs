@@ -15,6 +15,9 @@ pub const ENTRIES_MAX: usize = 2000;
 /// How long an answer is good.
 pub const FRESH: Duration = Duration::from_secs(60);
 
+/// How long it is kept for when PostgreSQL cannot be asked: clients shall be able to wait for it.
+pub const KEPT: Duration = Duration::from_secs(600);
+
 /// Answers by user.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -33,6 +36,12 @@ impl Memory {
     pub fn get(&self, user: &str, now: Moment) -> Option<Option<Arc<Stored>>> {
         let entry = self.entries.get(user)?;
         (now.since(entry.at) < FRESH).then(|| entry.stored.clone())
+    }
+
+    /// What was known of a user before PostgreSQL went away. Only users that exist: the login upstream is what decides.
+    pub fn get_stale(&self, user: &str, now: Moment) -> Option<Arc<Stored>> {
+        let entry = self.entries.get(user).filter(|entry| now.since(entry.at) < KEPT)?;
+        entry.stored.clone()
     }
 
     /// Keeps an answer; gives what is kept: an unchanged secret keeps what was derived from it.
@@ -59,10 +68,13 @@ impl Memory {
         self.entries.clear();
     }
 
-    /// Forgets what is fresh no more, secrets with it, and keys nobody has proved to have for long.
+    /// Forgets what is kept no longer, secrets with it, and keys nobody has proved to have for long.
     pub fn clean(&mut self, now: Moment) {
         self.entries.values().filter_map(|entry| entry.stored.as_ref()).for_each(|stored| stored.clean(now));
-        self.entries.retain(|_, entry| now.since(entry.at) < FRESH);
+        self.entries.retain(|_, entry| {
+            let kept = if entry.stored.is_some() { KEPT } else { FRESH };
+            now.since(entry.at) < kept
+        });
     }
 
     /// Users kept.
@@ -109,9 +121,14 @@ mod tests {
         assert!(memory.get("odoo", at(59)).flatten().is_some());
         assert!(memory.get("nobody", at(59)).expect("known not to exist").is_none());
         assert!(memory.get("odoo", at(60)).is_none() && memory.get("other", at(0)).is_none());
-        memory.forget("odoo");
-        assert!(memory.get("odoo", at(0)).is_none());
+        assert!(memory.get_stale("odoo", at(599)).is_some() && memory.get_stale("odoo", at(600)).is_none());
+        assert!(memory.get_stale("nobody", at(1)).is_none());
         memory.clean(at(60));
+        assert_eq!(memory.len(), 1);
+        memory.forget("odoo");
+        assert!(memory.get("odoo", at(0)).is_none() && memory.get_stale("odoo", at(0)).is_none());
+        memory.put("odoo", secret("one"), at(0));
+        memory.clean(at(600));
         assert!(memory.is_empty());
     }
 

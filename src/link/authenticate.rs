@@ -90,7 +90,7 @@ pub async fn authenticate(
     if startup.user().is_empty() {
         return Err(Refusal::new(Reason::Malformed, "no user name is in the startup packet", "").into());
     }
-    may_try(hub, address)?;
+    may_try(hub, address, startup.user())?;
     let mut out = Vec::new();
     if let Some(unknown) = startup.settle_for_3_0() {
         reply::negotiate_protocol_version(&mut out, 0, &unknown);
@@ -112,6 +112,7 @@ pub async fn authenticate(
     };
     match outcome {
         Outcome::Proven(stored, proof) => {
+            hub.authority.throttle.lock().succeed(address, user, clock::now());
             let mut words = Vec::new();
             if let Some(server_final) = &proof.server_final {
                 authentication(&mut words, 12, server_final.as_bytes());
@@ -119,21 +120,22 @@ pub async fn authenticate(
             if let Some(client_key) = &proof.client_key {
                 stored.remember(client_key, clock::now());
             }
-            let rest = std::mem::take(&mut *login.input);
+            // A copy: the buffer itself, which held proofs, is overwritten.
+            let rest = login.input.to_vec();
             let credentials = Credentials { user: user.into(), stored, client_key: proof.client_key };
-            Ok(Authenticated { credentials, words, rest: rest.to_vec() })
+            Ok(Authenticated { credentials, words, rest })
         }
         Outcome::Wrong => Err(login.wrong().await),
     }
 }
 
 /// Whether an address is heard at all.
-fn may_try(hub: &Hub, address: Option<IpAddr>) -> Result<(), Refusal> {
+fn may_try(hub: &Hub, address: Option<IpAddr>, user: &str) -> Result<(), Refusal> {
     let throttle = hub.authority.throttle.lock();
-    if throttle.may_try(address, clock::now()) {
+    if throttle.may_try(address, user, clock::now()) {
         return Ok(());
     }
-    let detail = format!("{} logins failed lately", throttle.failures(address, clock::now()));
+    let detail = format!("{} logins failed lately", throttle.failures(address, user, clock::now()));
     Err(Refusal::new(Reason::LoginThrottled, detail, "wait a minute, and use the right password"))
 }
 
@@ -155,7 +157,7 @@ impl Login<'_> {
             let answer = self.answer().await?;
             if exchange.is_last() {
                 // Again: many that came at once must not get more guesses than one after the other.
-                may_try(self.hub, self.address)?;
+                may_try(self.hub, self.address, self.user)?;
             }
             match exchange.answer(&answer) {
                 Ok(Step::Ask(next, ask)) => {
@@ -179,7 +181,7 @@ impl Login<'_> {
 
     /// The answer to a failed login, when its time has come.
     async fn wrong(&mut self) -> Denied {
-        let delay = self.hub.authority.throttle.lock().fail(self.address, clock::now());
+        let delay = self.hub.authority.throttle.lock().fail(self.address, self.user, clock::now());
         self.hub.authority.forget(self.user);
         // It may hang up meanwhile; its place among strangers is its own for that long.
         tokio::time::sleep(delay).await;

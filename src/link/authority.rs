@@ -112,7 +112,7 @@ impl Authority {
     /// A user's secret: from the file, else from the query. An error is for the operator.
     ///
     /// # Errors
-    /// The query failed. While the monitor is not connected this waits; the caller has the bound.
+    /// The query failed. While the monitor is not connected, what was known before is good, or this waits; the caller has the bound.
     pub async fn find(&self, query: Option<&Arc<str>>, user: &str) -> Result<Option<Arc<Stored>>, String> {
         if !is_possible(user) {
             return Ok(None);
@@ -134,7 +134,12 @@ impl Authority {
             match ask(query.clone(), user.into()).await {
                 Ok(text) => break text,
                 Err(AskError::Failed(why)) => return Err(why),
-                Err(AskError::NotConnected) => tokio::time::sleep(ASK_AGAIN).await,
+                Err(AskError::NotConnected) => {
+                    if let Some(stale) = self.memory.lock().get_stale(user, clock::now()) {
+                        return Ok(Some(stale));
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
             }
         };
         let stored = text.as_deref().map(|text| Stored::parse(text)).transpose();
@@ -155,6 +160,7 @@ impl Authority {
     pub fn clean(&self) {
         let now = clock::now();
         self.memory.lock().clean(now);
+        self.throttle.lock().clean(now);
         self.users.load().iter().for_each(|(_, stored)| stored.clean(now));
     }
 

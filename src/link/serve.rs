@@ -88,6 +88,7 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
+                // The hash of our certificate, once the client's TLS ends here.
                 let binding = None;
                 let client = &mut accepted.stream;
                 match authenticate(hub, settings, client, address, binding, &mut startup, behind).await {

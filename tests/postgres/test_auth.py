@@ -302,13 +302,16 @@ def test_an_unknown_user_looks_like_a_wrong_password(scram, cluster):
 
 
 def test_too_many_failures_are_not_heard_and_forgiven_in_time(scram):
-    weir = scram({"a_trust": "right"})
+    weir = scram({"a_trust": "right", "odoo": "neighbour"})
+    assert log_in(weir, "odoo", "neighbour") == "odoo"
     jobs = [background(refused, weir, "a_trust", "wrong") for _ in range(40)]
     answers = [job.result(30) for job in jobs]
     heard = [text for text in answers if "password authentication failed" in text]
     assert 29 <= len(heard) <= 33, len(heard)
     assert all("too many logins from this address failed" in text for text in answers if text not in heard)
     assert "too many logins" in refused(weir, "a_trust", "right")
+    # Who logged in from here before is not shut out by it.
+    assert log_in(weir, "odoo", "neighbour") == "odoo"
     # Nobody is refused at a Unix socket for what others do.
     assert log_in(weir, "a_trust", "right", unix=True) == "a_trust"
     eventually(lambda: log_in_or_not(weir, "a_trust", "right"), timeout=10)
@@ -392,6 +395,18 @@ def test_a_client_waits_for_a_full_or_absent_postgresql_after_its_login(scram, c
     cluster.stop()
     waiting = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
     eventually(lambda: weir.lane("other")["waiting"] == 1)
+    cluster.start()
+    assert waiting.result(30) == "a_scram"
+
+
+def test_who_is_known_by_query_can_wait_for_an_absent_postgresql(scram, cluster):
+    weir = scram(query=QUERY)
+    assert log_in(weir, "a_scram", PASSWORDS["a_scram"]) == "a_scram"
+    cluster.stop()
+    waiting = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
+    eventually(lambda: weir.lane("other")["waiting"] == 1)
+    stranger = background(refused, weir, "a_md5", PASSWORDS["a_md5"])
+    assert "users cannot be looked up" in stranger.result(30)
     cluster.start()
     assert waiting.result(30) == "a_scram"
 
