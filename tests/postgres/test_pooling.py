@@ -226,7 +226,9 @@ def test_an_end_that_is_not_orderly_is_not_pooled(weir, cluster, leave):
     elif leave == "half a message":
         client.send(wire.query("select 1")[:7])
     else:
-        client.send(wire.query("copy (select 1) to stdout; copy pg_temp.x from stdin"))
+        client.ok("create temp table rude (v int)")
+        client.send(wire.query("copy rude from stdin"))
+        client.until("G")
     client.close()
     eventually(lambda: not alive(cluster, pid))
     assert resting(weir) == 0
