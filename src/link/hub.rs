@@ -28,10 +28,6 @@ use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::settings::LaneSettings;
 use crate::listen::process::Lookups;
 use crate::reason::Reason;
-use crate::wire::statement;
-
-/// How long no connection is pooled to a database that PostgreSQL needs without sessions: it waits for 5 s.
-const BARRED_FOR: Duration = Duration::from_secs(10);
 
 /// Where PostgreSQL is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,19 +257,6 @@ impl Hub {
             Action::PausesChanged => self.tell(Event::PausesChanged),
             Action::Timeline { event, lane, link, text, who } => {
                 self.tell(Event::Timeline { event, lane, link, text, who, usage });
-            }
-        }
-    }
-
-    /// Closes the pooled connections that a statement would wait for, and keeps none of those databases for a while.
-    pub fn make_room_for(&self, statement: &[u8]) {
-        for database in statement::databases_emptied(statement) {
-            let closed = self.guard(|guard, now| guard.bar_database(now, &database, now + BARRED_FOR));
-            if closed > 0 {
-                let text = format!(
-                    "{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE"
-                );
-                self.note("pool", None, None, text);
             }
         }
     }

@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::ahead::Seen;
 use super::closing::{self, Closing, How};
-use super::hub::{Hub, Slot, Stage};
+use super::hub::{Hub, Lane, Slot, Stage};
 use super::keys::CancelKeys;
 use super::login::LoggedIn;
 use super::shared::{Command, LinkShared};
@@ -27,12 +27,14 @@ use crate::lanes::guard::Arrived;
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::pool::PoolKey;
 use crate::wire::frame::{HEADER_LEN, Header, split_cstr};
-use crate::wire::reply;
+use crate::wire::{reply, statement};
 
 /// How long a reset may take: it drops the temporary tables of the session.
 const RESET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a sign of life may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long no connection is pooled to a database that PostgreSQL needs without sessions: it waits for 5 s.
+const BARRED_FOR: Duration = Duration::from_secs(10);
 /// Replies kept while a reset or check is judged, in bytes.
 const REPLIES_MAX: usize = 64 * 1024;
 /// How long a new client may take to accept its greeting.
@@ -172,6 +174,21 @@ impl Pool {
     }
 }
 
+impl Hub {
+    /// Closes the pooled connections that a statement would wait for, and keeps none of those databases for a while.
+    pub fn make_room_for(&self, statement: &[u8]) {
+        for database in statement::databases_emptied(statement) {
+            let closed = self.guard(|guard, now| guard.bar_database(now, &database, now + BARRED_FOR));
+            if closed > 0 {
+                let text = format!(
+                    "{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE"
+                );
+                self.note("pool", None, None, text);
+            }
+        }
+    }
+}
+
 /// A backend whose client has just ended, with nothing outstanding and outside a transaction.
 pub(super) struct Worn {
     pub(super) shared: Arc<LinkShared>,
@@ -297,8 +314,57 @@ pub(super) async fn close(hub: &Arc<Hub>, resting: Box<Resting>) {
     }
 }
 
+/// What became of a pooled connection that was to be reused.
+pub(super) enum Reuse {
+    /// The client has it.
+    Done(Box<(Stream, Slot, LoggedIn, Ticket)>),
+    /// The client is gone.
+    Gone,
+    /// It was no good.
+    Again(Arrived),
+}
+
+/// Takes the pooled connection whose slot the guard has given to `slot`'s link, and greets the client: `words` come first.
+pub(super) async fn reuse(
+    hub: &Arc<Hub>,
+    lane: &Lane,
+    mut slot: Slot,
+    pooled: LinkId,
+    client: &mut Stream,
+    words: &[u8],
+    behind: &mut Vec<u8>,
+) -> Reuse {
+    let link = slot.link();
+    slot.inherited();
+    let check_after = lane.settings.pooling.as_ref().map_or(Duration::ZERO, |pooling| pooling.check_after);
+    let resting = match take(hub, link, pooled, check_after).await {
+        Ok(resting) => *resting,
+        Err(next) => {
+            slot.forget();
+            return Reuse::Again(next);
+        }
+    };
+    hub.guard(|guard, now| guard.revived(now, link));
+    let logged_in = resting.greet(client, words, std::mem::take(behind)).await;
+    let Resting { upstream, slot: old, key, mut ticket, since } = resting;
+    // The guard knows it by the new name.
+    old.forget();
+    ticket.lane = lane.id;
+    match logged_in {
+        Some(logged_in) => {
+            lane.meter.reused.fetch_add(1, Ordering::Relaxed);
+            Reuse::Done(Box::new((upstream, slot, logged_in, ticket)))
+        }
+        None => {
+            // Nothing of this client has reached the backend.
+            rest(hub, Resting { upstream, slot, key, ticket, since });
+            Reuse::Gone
+        }
+    }
+}
+
 /// Takes the pooled connection the guard has given to `link`, if it is well. Else the link waits again, or is granted something else.
-pub(super) async fn take(
+async fn take(
     hub: &Arc<Hub>,
     link: LinkId,
     pooled: LinkId,

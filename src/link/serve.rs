@@ -17,7 +17,7 @@ use super::dial::dial;
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
-use super::pool::{self, Resting, Ticket};
+use super::pool::{self, Reuse, Ticket};
 use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
@@ -321,34 +321,10 @@ impl<'a> Newcomer<'a> {
     }
 
     /// Takes the pooled connection the guard has given to this client.
-    async fn reuse(&mut self, mut slot: Slot, pooled: LinkId, behind: &mut Vec<u8>) -> Reuse {
-        let id = self.shared().id;
-        slot.inherited();
+    async fn reuse(&mut self, slot: Slot, pooled: LinkId, behind: &mut Vec<u8>) -> Reuse {
         self.shared().enter(LinkState::Login, clock::now());
-        let check_after = self.lane.settings.pooling.as_ref().map_or(Duration::ZERO, |p| p.check_after);
-        let resting = match pool::take(self.hub, id, pooled, check_after).await {
-            Ok(resting) => *resting,
-            Err(next) => {
-                slot.forget();
-                return Reuse::Again(next);
-            }
-        };
-        self.hub.guard(|guard, now| guard.revived(now, id));
-        self.lane.meter.reused.fetch_add(1, Ordering::Relaxed);
         let words = self.own.as_ref().map_or(&[][..], |own| own.words.as_slice());
-        let logged_in = resting.greet(&mut self.client, words, std::mem::take(behind)).await;
-        let Resting { upstream, slot: old, key, mut ticket, since } = resting;
-        // The guard knows it by the new name.
-        old.forget();
-        ticket.lane = self.lane.id;
-        match logged_in {
-            Some(logged_in) => Reuse::Done(Box::new((upstream, slot, logged_in, ticket))),
-            None => {
-                // Nothing of this client has reached the backend.
-                pool::rest(self.hub, Resting { upstream, slot, key, ticket, since });
-                Reuse::Gone
-            }
-        }
+        pool::reuse(self.hub, &self.lane, slot, pooled, &mut self.client, words, behind).await
     }
 
     /// What the link needs to be pooled when this client has ended; none where it will not be.
@@ -601,16 +577,6 @@ impl<'a> Newcomer<'a> {
         let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
-}
-
-/// What became of a pooled connection that was to be reused.
-enum Reuse {
-    /// The client has it.
-    Done(Box<(Stream, Slot, LoggedIn, Ticket)>),
-    /// The client is gone.
-    Gone,
-    /// It was no good.
-    Again(Arrived),
 }
 
 enum Failure {
