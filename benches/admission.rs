@@ -33,6 +33,7 @@ fn arrive(guard: &mut Guard, now: Moment, link: u64) {
         replication: false,
         nested: false,
         alone: false,
+        key: None,
     };
     divan::black_box(guard.arrive(now, LinkId(link), who));
     while guard.poll_action().is_some() {}

@@ -266,7 +266,8 @@ fn protected_lanes_are_left_alone() {
 
 #[test]
 fn what_is_to_come_says_so() {
-    web("pooling = \"session\"", "pooling", "not available yet");
+    web("pooling = \"transaction\"", "pooling", "not available yet");
+    web("pooling = \"session\"", "pooling", "where pgweir itself authenticates");
 }
 
 const FILES: &str = "certificate_file = \"c.pem\"\nkey_file = \"/k.pem\"\n";

@@ -188,7 +188,21 @@ const MISTAKES: &[Mistake] = &[
     ),
     ("short links", "shop*", "odoo-*", "warning", "waits for itself"),
     ("an admin address", END, "quota = 5\n[admin]\naddress = \"0.0.0.0:6433\"\n", "warning", "in the clear"),
-    ("a feature", WEB, "quota = 10\npooling = \"session\"\n", "problem", "not available yet"),
+    ("a feature", WEB, "quota = 10\npooling = \"transaction\"\n", "problem", "not available yet"),
+    (
+        "`pooling = \"session\"`",
+        WEB,
+        "quota = 10\npooling = \"session\"\n",
+        "problem",
+        "where pgweir itself authenticates",
+    ),
+    (
+        "`pooling = \"session\"`",
+        WEB,
+        "quota = 10\nmin_pool_size = 2\n",
+        "warning",
+        "has no effect without pooling",
+    ),
     (
         "`mode = \"scram\"`",
         END,

@@ -160,16 +160,13 @@ impl App {
                 count += 1;
             }
         }
-        self.note_by(
-            by,
-            "drain",
-            lane,
-            None,
-            &format!("{count} links end at their next transaction boundary"),
-        );
-        said(format!(
-            "lane {lane}: {count} links end at their next transaction boundary; new ones are still welcome"
-        ))
+        let pooled = self.hub.guard(|guard, now| guard.drain_pool(now, Some(id), false));
+        let mut what = format!("{count} links end at their next transaction boundary");
+        if pooled > 0 {
+            what += &format!(", {pooled} pooled connections are closed");
+        }
+        self.note_by(by, "drain", lane, None, &what);
+        said(format!("lane {lane}: {what}; new ones are still welcome"))
     }
 
     async fn cancel_client(&self, by: &str, id: u64) -> Done {

@@ -212,6 +212,7 @@ impl App {
 
     async fn drain(&self) {
         self.hub.set_stage(Stage::Draining);
+        self.hub.guard(|guard, now| guard.drain_pool(now, None, true));
         let deadline = clock::now() + self.config.load().process.drain_timeout;
         while clock::now() < deadline && !self.hub.links.is_empty() {
             // Repeated: a link may have been logging in when it was told first.
@@ -229,9 +230,10 @@ impl App {
             self.tell_all(|| Command::Close { generation: None, refusal: refusal.clone() });
             tokio::time::sleep(LOOK).await;
         }
-        // Links that are in no registry any more may still have words for a client that reads slowly.
+        // Links that are in no registry any more may still have words for a client that reads slowly, and pooled connections close.
         let deadline = clock::now() + LAST_WORDS;
-        while clock::now() < deadline && self.hub.counters.leaving.load(Ordering::Relaxed) > 0 {
+        let leaving = || self.hub.counters.leaving.load(Ordering::Relaxed) + self.hub.pool.kept();
+        while clock::now() < deadline && leaving() > 0 {
             tokio::time::sleep(LOOK).await;
         }
     }

@@ -159,6 +159,20 @@ fn meters(app: &App, out: &mut String) {
     for lane in lanes.iter() {
         reclaimed.sample(&[("lane", &lane.name)], lane.meter.reclaimed.load(Ordering::Relaxed));
     }
+    let mut pooled = Family::new(
+        out,
+        "pgweir_pooled_connections",
+        "gauge",
+        "Upstream connections at rest, ready for the next client.",
+    );
+    for lane in lanes.iter() {
+        pooled.sample(&[("lane", &lane.name)], app.hub.guard(|guard, _| guard.pooled(lane.id)));
+    }
+    let mut reused =
+        Family::new(out, "pgweir_pool_reused_total", "counter", "Clients given a pooled connection.");
+    for lane in lanes.iter() {
+        reused.sample(&[("lane", &lane.name)], lane.meter.reused.load(Ordering::Relaxed));
+    }
     let mut ends =
         Family::new(out, "pgweir_transactions_total", "counter", "Transactions by how they ended.");
     for lane in lanes.iter() {

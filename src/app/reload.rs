@@ -55,6 +55,10 @@ impl App {
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
         let limits = &new.settings.limits;
         self.judge.lock().configure(limits.max_resets_per_minute, limits.observe);
+        if old.upstream != new.upstream {
+            self.hub.pool.upstream_changed();
+            self.hub.guard(|guard, now| guard.drain_pool(now, None, false));
+        }
         let has_files = new.upstream.ca_file.is_some() || new.upstream.certificate.is_some();
         let monitor_changed = old.monitor != new.monitor || old.upstream != new.upstream || has_files;
         let expiries = tls.expiries(&new);

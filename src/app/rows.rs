@@ -59,6 +59,11 @@ impl App {
             lanes.entry(lane).or_default().add(state);
             applications.entry(application).or_default().add(state);
         }
+        // To PostgreSQL a pooled connection is an idle one.
+        for (_, lane, application) in self.hub.guard(|guard, _| guard.pooled_backends()) {
+            lanes.entry(lane).or_default().idle += 1;
+            applications.entry(application).or_default().idle += 1;
+        }
         (lanes, applications)
     }
 
@@ -109,15 +114,20 @@ impl App {
     pub(super) fn session_rows(&self) -> Vec<SessionRow> {
         let Some(sample) = self.sample.load_full() else { return Vec::new() };
         let ours = self.by_pid();
+        let pooled = self.hub.guard(|guard, _| guard.pooled_backends());
+        let pooled: HashMap<i32, Arc<str>> = pooled.into_iter().map(|(pid, lane, _)| (pid, lane)).collect();
         let age = clock::now().since(sample.taken_at);
         let literals = self.hub.settings.load().log_literals;
         let row = |session: &Session| {
             let link = ours.get(&session.pid);
-            let lane = link.map_or_else(|| "".into(), |link| link.with_labels(|l| l.lane_name.clone()));
+            let rests = pooled.get(&session.pid);
+            let lane = link.map(|link| link.with_labels(|l| l.lane_name.clone()));
+            let lane = lane.or_else(|| rests.cloned()).unwrap_or_else(|| "".into());
             SessionRow {
                 pid: session.pid,
                 via: match link {
                     Some(_) => "pgweir",
+                    None if rests.is_some() => "pgweir",
                     None if session.pid == sample.monitor_pid => "monitor",
                     None => "bypass",
                 },

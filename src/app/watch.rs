@@ -48,6 +48,10 @@ impl App {
                     self.hub.guard(|guard, now| guard.sample(now, &sample));
                     self.sample.store(Some(sample.clone()));
                     self.judge_by_fresh_sample(&sample);
+                    if self.hub.pool.is_enabled() {
+                        let active = sample.sessions.iter().filter(|session| &*session.state == "active");
+                        active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));
+                    }
                     self.terminate_bypass_leaks(&sample).await;
                 }
                 MonitorEvent::Down { cause } => {

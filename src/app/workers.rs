@@ -13,6 +13,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 
 use crate::clock::{self, Moment};
+use crate::link::ahead;
 use crate::link::established::{End, Established, finish};
 use crate::link::hub::{Client, Counters, Hub};
 use crate::link::reactor::{Handle, Reactor};
@@ -79,6 +80,7 @@ impl Workers {
             .spawn(move || runtime.block_on(see_off(for_reception, finished)))?;
         let workers =
             Arc::new(Self { hub: hub.clone(), reception, workers, measured: Mutex::new(clock::now()) });
+        workers.reception.spawn(ahead::run(hub.clone()));
         let balanced = workers.clone();
         workers.reception.spawn(async move {
             loop {

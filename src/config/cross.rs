@@ -21,6 +21,7 @@ pub(super) fn check(report: &mut Report<'_>, draft: &mut Draft) {
     reachability(report, draft);
     applications(report, draft);
     nested_need(report, draft);
+    pooling(report, draft);
     monitor(report, draft);
 }
 
@@ -244,6 +245,21 @@ fn nested_need(report: &mut Report<'_>, draft: &Draft) {
             report.warning_at(&key, text, hint);
             return;
         }
+    }
+}
+
+/// A pooled connection is anybody's who could log in as its user: that is pgweir's to judge.
+fn pooling(report: &mut Report<'_>, draft: &Draft) {
+    if draft.config.auth.own.is_some() {
+        return;
+    }
+    for (_, note) in draft.lane_settings().iter().zip(&draft.lanes).filter(|(lane, _)| lane.pooling.is_some())
+    {
+        report.problem_at(
+            &format!("{}.pooling", note.key),
+            "is only possible where pgweir itself authenticates clients",
+            "write [auth] mode = \"scram\" with a users_file or a query, or pooling = \"none\"",
+        );
     }
 }
 

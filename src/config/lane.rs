@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::raw::{Report, Section};
 use super::{rule, values};
-use crate::lanes::settings::{Disposition, Glob, LaneSettings, LeakAction, LeakSettings, ResetWhen, Rule};
+use crate::lanes::settings::{
+    Disposition, Glob, LaneSettings, LeakAction, LeakSettings, Pooling, ResetWhen, Rule,
+};
 use crate::reason::SqlState;
 
 /// Rules of one lane at most.
@@ -87,10 +89,10 @@ pub(super) fn read(
         max_waiting: section.read(report, "max_waiting", values::count(0, 1_000_000)).unwrap_or(500),
         connect_rate: section.read(report, "connect_rate", values::rate).flatten(),
         reclaim_idle_after: optional(report, &mut section, "reclaim_idle_after"),
+        pooling: pooling(report, &mut section),
         idle_in_transaction: leaks(report, &mut section, protected),
         rules: rules.rules,
     };
-    pooling(report, &mut section);
     alone(report, &section, &lane);
     let note = LaneNote {
         key: section.name.clone(),
@@ -203,12 +205,42 @@ fn rules(report: &mut Report<'_>, section: &mut Section<'_>, protected: bool) ->
     all
 }
 
-fn pooling(report: &mut Report<'_>, section: &mut Section<'_>) {
-    let words = [("none", true), ("session", false), ("transaction", false)];
-    if section.read(report, "pooling", values::word(&words)) == Some(false) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    None,
+    Session,
+    Transaction,
+}
+
+fn pooling(report: &mut Report<'_>, section: &mut Section<'_>) -> Option<Pooling> {
+    let words = [("none", Mode::None), ("session", Mode::Session), ("transaction", Mode::Transaction)];
+    let mode = section.read(report, "pooling", values::word(&words)).unwrap_or(Mode::None);
+    if mode == Mode::Transaction {
         let key = section.key("pooling");
-        report.problem_at(&key, "is not available yet", "write \"none\", or leave the key out");
+        report.problem_at(
+            &key,
+            "is not available yet",
+            "write \"session\" or \"none\", or leave the key out",
+        );
     }
+    let time = |report: &mut Report<'_>, section: &mut Section<'_>, name, default| {
+        section.read(report, name, values::duration).unwrap_or(Duration::from_secs(default))
+    };
+    let pooling = Pooling {
+        lifetime: time(report, section, "server_lifetime", 3600),
+        idle_timeout: time(report, section, "server_idle_timeout", 600),
+        check_after: time(report, section, "server_check_delay", 30),
+        min_size: section
+            .read(report, "min_pool_size", values::count(0, values::CONNECTIONS_MAX))
+            .unwrap_or(0),
+    };
+    for name in ["server_lifetime", "server_idle_timeout", "server_check_delay", "min_pool_size"] {
+        if mode == Mode::None && section.has(name) {
+            let text = "has no effect without pooling = \"session\"";
+            report.warning_at(&section.key(name), text, "write pooling = \"session\", or remove it");
+        }
+    }
+    (mode == Mode::Session).then_some(pooling)
 }
 
 /// What contradicts itself inside one lane.
@@ -228,6 +260,10 @@ fn alone(report: &mut Report<'_>, section: &Section<'_>, lane: &LaneSettings) {
                 "let another lane be the default",
             );
         }
+    }
+    if let Some(pooling) = lane.pooling.as_ref().filter(|pooling| pooling.min_size > lane.quota) {
+        let text = format!("{} is more than the quota {}", pooling.min_size, lane.quota);
+        report.problem_at(&section.key("min_pool_size"), text, "lower it, or raise the quota");
     }
     if lane.shed_above.is_none() && !section.has("shed_above") {
         let judged = lane.idle_in_transaction.as_ref().is_some_and(|l| l.reset.is_some());

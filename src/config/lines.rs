@@ -174,7 +174,13 @@ fn lane_lines(lines: &mut Lines, lane: &LaneSettings) {
     lines.put(key("max_waiting"), lane.max_waiting);
     lines.put(key("connect_rate"), lane.connect_rate.unwrap_or(0.0));
     lines.put(key("reclaim_idle_after"), opt_time(lane.reclaim_idle_after));
-    lines.put(key("pooling"), "none");
+    lines.put(key("pooling"), if lane.pooling.is_some() { "session" } else { "none" });
+    if let Some(pooling) = &lane.pooling {
+        lines.time(key("server_lifetime"), pooling.lifetime);
+        lines.time(key("server_idle_timeout"), pooling.idle_timeout);
+        lines.time(key("server_check_delay"), pooling.check_after);
+        lines.put(key("min_pool_size"), pooling.min_size);
+    }
     for (at, rule) in lane.rules.iter().enumerate() {
         lines.put(key(&format!("match[{}]", at + 1)), &rule.text);
     }

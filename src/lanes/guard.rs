@@ -13,6 +13,7 @@ use super::ids::{LaneId, LinkId};
 use super::ledger::{Ledger, Phase};
 use super::pass::Stops;
 use super::pause::{Chain, Pause};
+use super::pool::{Pool, PoolKey};
 use super::queue::{Place, Queue};
 use super::ramp::Ramp;
 use super::rate::{Jitter, Rate};
@@ -47,6 +48,8 @@ pub struct Arrival {
     /// Whether its client process has no other link: with `links_per_process` it waits until the lane has room for all of its process.
     /// A process that keeps others when this one goes is not counted any more: the quota is exact, this is not.
     pub alone: bool,
+    /// Which pooled connections it may be given; none for those that are to have one of their own.
+    pub key: Option<PoolKey>,
 }
 
 /// What became of an arrival or a redial.
@@ -54,6 +57,8 @@ pub struct Arrival {
 pub enum Arrived {
     /// It has a slot: dial.
     Granted,
+    /// It has the slot of this pooled connection: take it, and say [`Guard::revived`] or [`Guard::stale`].
+    Reused(LinkId),
     /// It is in its lane's queue, for this reason; an [`Action`] tells the end.
     Waiting(Reason),
     /// It is forgotten: tell the client.
@@ -88,6 +93,10 @@ pub enum Begun {
 pub enum Action {
     /// A waiting link has a slot: dial.
     Grant(LinkId),
+    /// A waiting link has the slot of a pooled connection: as [`Arrived::Reused`].
+    GrantPooled(LinkId, LinkId),
+    /// Close a pooled connection.
+    ClosePooled(LinkId),
     /// A waiting link is refused and forgotten.
     Refuse(LinkId, Refusal),
     /// A held link may go on: call [`Guard::begin`] again.
@@ -236,6 +245,7 @@ pub struct Guard {
     pub(super) ledger: Ledger,
     pub(super) usage: Usage,
     pub(super) breaker: Breaker,
+    pub(super) pool: Pool,
     pub(super) jitter: Jitter,
     pub(super) chain: Option<Chain>,
     pub(super) too_many_clients: u64,
@@ -263,6 +273,7 @@ impl Guard {
             ledger: Ledger::default(),
             usage: Usage::new(now),
             breaker: Breaker::default(),
+            pool: Pool::default(),
             jitter: Jitter::new(seed),
             chain: None,
             too_many_clients: 0,
@@ -328,6 +339,7 @@ impl Guard {
         self.usage.expire_latch(now, &self.limits);
         self.expire_zombies(now);
         self.advance_pauses(now);
+        self.expire_pool(now);
         self.settle(now);
         if self.expire_waits(now) {
             self.settle(now);
@@ -366,6 +378,7 @@ impl Guard {
             self.breaker.no_longer_full(now);
         }
         self.evaluate_shed(now);
+        self.trim_pool();
         self.pass(now);
     }
 
@@ -459,6 +472,17 @@ impl Guard {
     /// Whether the counts are those of the links: for tests, slow.
     pub fn audit(&self) -> Result<(), String> {
         self.ledger.audit()?;
+        self.pool.audit()?;
+        let pooled = self.ledger.iter().filter(|(_, link)| link.phase == Phase::Pooled);
+        let unknown = pooled.filter(|(id, _)| self.pool.get(*id).is_none()).count();
+        let lost = self
+            .pool
+            .iter()
+            .filter(|(id, _)| self.ledger.get(*id).is_none_or(|link| link.phase != Phase::Pooled))
+            .count();
+        if unknown + lost > 0 {
+            return Err(format!("{unknown} pooled links not in the pool, {lost} in the pool only"));
+        }
         let queued: usize = self.lanes.iter().map(|lane| lane.queue.len()).sum();
         if queued == self.ledger.counts().waiting as usize {
             Ok(())

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroI32;
 use std::sync::Arc;
 
-use super::ids::LaneId;
+use super::ids::{LaneId, LinkId};
+use super::pool::PoolKey;
 use super::queue::Place;
 use crate::clock::Moment;
 
@@ -12,7 +13,8 @@ use crate::clock::Moment;
 ///
 /// ```text
 /// Waiting ⇄ Dialling ─► Login ─► Established ─► Closing ─► (forgotten)
-///               └─────────┴───────────┴────────────┴────► Zombie ─► (forgotten)
+///    ▲          └─────────┴─────────┬─┴────────────┴────► Zombie ─► (forgotten)
+///    └─────► Taken ─► Established   └─► Pooled ─► Closing, or another link's Taken (see `lanes/rest`)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -24,6 +26,10 @@ pub enum Phase {
     Login,
     /// Relaying.
     Established,
+    /// Without a client, reset and ready for the next one.
+    Pooled,
+    /// A pooled connection is on its way to it.
+    Taken,
     /// We close; upstream's EOF is still to come.
     Closing,
     /// Nobody watches the socket any more; a sample must tell when the backend is gone. Since when: [`Extra::zombie_since`].
@@ -79,6 +85,10 @@ pub struct Extra {
     pub held: Option<Place>,
     /// Since when nobody watches its socket.
     pub zombie_since: Moment,
+    /// Which pooled connections it could use.
+    pub key: Option<PoolKey>,
+    /// The name its connection had in the pool.
+    pub taken: Option<LinkId>,
 }
 
 impl Extra {
@@ -91,6 +101,8 @@ impl Extra {
         counted: None,
         held: None,
         zombie_since: Moment::from_micros(0),
+        key: None,
+        taken: None,
     };
 }
 

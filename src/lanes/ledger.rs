@@ -199,10 +199,16 @@ impl Ledger {
     /// Changes a link's application; nothing if there is no such link.
     pub fn rename(&mut self, id: LinkId, application: Arc<str>) {
         let Some(old) = self.links.get(id).map(|link| link.who.clone()) else { return };
-        if old.application == application {
+        self.put_who(id, Who { application, ..(*old).clone() });
+    }
+
+    /// Makes a link count for others; nothing if there is no such link.
+    pub fn put_who(&mut self, id: LinkId, who: Who) {
+        let Some(old) = self.links.get(id).map(|link| link.who.clone()) else { return };
+        if *old == who {
             return;
         }
-        let new = self.share(Who { application, ..(*old).clone() });
+        let new = self.share(who);
         let Some(link) = self.links.get_mut(id) else { return };
         link.who = new;
         let standing = Standing::of(link);

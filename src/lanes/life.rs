@@ -22,6 +22,7 @@ impl Guard {
         let home = if self.lane_ref(home).retired { self.default } else { home };
         let place = Place::new(who.nested, now, self.next_seq());
         let alone = who.alone;
+        let key = who.key;
         let who = Who {
             application: who.application,
             user: who.user,
@@ -31,12 +32,15 @@ impl Guard {
         };
         self.ledger.insert(link, who, home, place, now);
         self.ledger.update(link, |known| known.alone = alone);
+        if key.is_some() {
+            self.ledger.update(link, |known| known.extra_mut().key = key);
+        }
         self.lane_mut(home).queue.insert(place, link);
         self.decide(now, link, true)
     }
 
     /// Settles everything after `link` was put into its queue; its own fate is the answer.
-    fn decide(&mut self, now: Moment, link: LinkId, bounded: bool) -> Arrived {
+    pub(super) fn decide(&mut self, now: Moment, link: LinkId, bounded: bool) -> Arrived {
         self.caller = Some(link);
         self.caller_refusal = None;
         self.reject_if_told_to(now, link);
@@ -52,7 +56,10 @@ impl Guard {
         self.caller = None;
         match self.caller_refusal.take() {
             Some(refusal) => Arrived::Refused(refusal),
-            None if home.is_none() => Arrived::Granted,
+            None if home.is_none() => {
+                let taken = self.ledger.get(link).and_then(|known| known.extra().taken);
+                taken.map_or(Arrived::Granted, Arrived::Reused)
+            }
             None => self.waiting_answer(now, link),
         }
     }
@@ -73,9 +80,12 @@ impl Guard {
         Arrived::Waiting(self.why_waiting(now, link))
     }
 
-    /// A waiting client went away, or a granted link that never dialled.
+    /// A waiting client went away, or a granted link that never dialled, or never took the connection it was given.
     pub fn hang_up(&mut self, now: Moment, link: LinkId) {
         let phase = self.ledger.get(link).map(|known| known.phase);
+        if phase == Some(Phase::Taken) {
+            return self.untaken(now, link);
+        }
         if matches!(phase, Some(Phase::Waiting | Phase::Dialling)) {
             self.forget(now, link);
             self.settle(now);
@@ -172,6 +182,8 @@ impl Guard {
             );
             self.timeline("too_many_clients", None, link, text, SELF);
         }
+        // Somebody needs the room more than the next client of its key.
+        self.evict_oldest();
         self.act_once(Action::SampleNow);
         self.pause_ramps_above(now, now);
     }
@@ -216,6 +228,7 @@ impl Guard {
             Some(_) => {
                 self.breaker.gone(now, link);
                 self.drop_hold(now, link);
+                self.pool.remove(link);
                 self.ledger.update(link, |known| {
                     known.visiting = None;
                     known.phase = phase;
@@ -242,7 +255,7 @@ impl Guard {
         self.forget_quietly(now, link);
     }
 
-    fn bury(&mut self, now: Moment, link: LinkId) {
+    pub(super) fn bury(&mut self, now: Moment, link: LinkId) {
         let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.who.replication);
         if let Some(known) = slot {
             self.usage.bury(now, known);
@@ -250,6 +263,7 @@ impl Guard {
     }
 
     pub(super) fn forget_quietly(&mut self, now: Moment, link: LinkId) {
+        self.pool.remove(link);
         self.breaker.gone(now, link);
         self.drop_hold(now, link);
         if let Some(known) = self.ledger.remove(link) {

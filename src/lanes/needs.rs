@@ -32,11 +32,31 @@ impl ReclaimNeed {
 
 /// What waiting links of a lane lack, those alike together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Lack {
-    lane: LaneId,
-    reason: Reason,
+pub(super) struct Lack {
+    pub lane: LaneId,
+    pub reason: Reason,
     /// The application, user, database or address that is full; empty where it is the lane or the budget.
-    whose: String,
+    pub whose: String,
+}
+
+impl Lack {
+    /// Whether only slots of the link's own lane help.
+    fn own_only(&self) -> bool {
+        !matches!(self.reason, Reason::ApplicationFull | Reason::UpstreamBudget)
+    }
+
+    /// Whether a link is one of those whose slot is lacking.
+    pub(super) fn concerns(&self, link: &Link) -> bool {
+        link.phase.has_slot()
+            && (!self.own_only() || link.home == self.lane)
+            && whose(self.reason, link).as_ref() == Some(&self.whose)
+    }
+
+    /// The same for all whom the same slot would help.
+    pub(super) fn shared(&self) -> Self {
+        let lane = if self.own_only() { self.lane } else { LaneId::default() };
+        Self { lane, ..self.clone() }
+    }
 }
 
 impl Guard {
@@ -57,7 +77,7 @@ impl Guard {
     }
 
     fn need(&self, lack: &Lack, waiting: u32) -> Option<ReclaimNeed> {
-        let own_only = !matches!(lack.reason, Reason::ApplicationFull | Reason::UpstreamBudget);
+        let own_only = lack.own_only();
         let priority = self.lane_ref(lack.lane).settings.priority;
         let helps = |lane: LaneId| {
             let state = self.lane_ref(lane);
@@ -72,19 +92,11 @@ impl Guard {
             .filter(|lane| helps(**lane))
             .filter_map(|lane| Some((*lane, self.lane_ref(*lane).settings.reclaim_idle_after?)))
             .collect();
-        let matches = |link: &Link| whose(lack.reason, link).as_ref() == Some(&lack.whose);
-        let concerned =
-            |link: &Link| link.phase.has_slot() && (!own_only || link.home == lack.lane) && matches(link);
-        let (ending, among) = if lack.whose.is_empty() {
-            let counts = self.ledger.counts();
-            let lane = self.ledger.lane(lack.lane);
-            (if own_only { lane.ending } else { counts.own_ending }, None)
-        } else {
-            let links = || self.ledger.iter().filter(|(_, link)| concerned(link));
-            let ending = links().filter(|(_, link)| link.phase.is_ending()).count();
-            (u32::try_from(ending).unwrap_or(u32::MAX), Some(links().map(|(id, _)| id).collect()))
-        };
-        let count = waiting.saturating_sub(ending);
+        let among = (!lack.whose.is_empty()).then(|| {
+            let links = self.ledger.iter().filter(|(_, link)| lack.concerns(link));
+            links.map(|(id, _)| id).collect()
+        });
+        let count = waiting.saturating_sub(self.ending(lack));
         (count > 0 && !lanes.is_empty()).then_some(ReclaimNeed { lanes, among, count })
     }
 
@@ -114,6 +126,23 @@ impl Guard {
         (wanted > 0 && !lanes.is_empty()).then_some((lanes, wanted))
     }
 
+    /// Slots that will be free soon and help.
+    pub(super) fn ending(&self, lack: &Lack) -> u32 {
+        if lack.whose.is_empty() {
+            let lane = self.ledger.lane(lack.lane);
+            return if lack.own_only() { lane.ending } else { self.ledger.counts().own_ending };
+        }
+        let links = self.ledger.iter().filter(|(_, link)| lack.concerns(link));
+        u32::try_from(links.filter(|(_, link)| link.phase.is_ending()).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a slot of `lane`, if nobody uses it, would help: what another lane has of its own reserve would go back to that reserve.
+    pub(super) fn would_help(&self, lack: &Lack, lane: LaneId) -> bool {
+        let counts = self.ledger.lane(lane);
+        let beyond_floor = counts.residents.saturating_sub(counts.ending) > self.lane_ref(lane).floor();
+        lane == lack.lane || (!lack.own_only() && beyond_floor)
+    }
+
     /// Whether a leak of an application in a lane keeps others from working.
     pub fn harm(&self, lane: LaneId, application: &str) -> Harm {
         let state = self.lane_ref(lane);
@@ -131,7 +160,7 @@ impl Guard {
 }
 
 /// Of what a link has too little, if a closed link could give it.
-fn whose(reason: Reason, link: &Link) -> Option<String> {
+pub(super) fn whose(reason: Reason, link: &Link) -> Option<String> {
     Some(match reason {
         Reason::LaneFull => String::new(),
         Reason::UpstreamBudget if !link.who.replication => String::new(),

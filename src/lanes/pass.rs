@@ -11,6 +11,8 @@ use std::sync::Arc;
 use super::guard::{Guard, Lane};
 use super::ids::{LaneId, LinkId};
 use super::ledger::{Link, Phase};
+use super::queue::Place;
+use super::rest::{Relief, WAITERS_MAX};
 use super::settings::ApplicationSettings;
 use crate::clock::Moment;
 use crate::reason::Reason;
@@ -30,7 +32,7 @@ pub(super) struct Stops {
 
 /// Slots kept for waiters stopped only by the pace of logins.
 #[derive(Clone, Debug, Default)]
-struct Earmarks {
+pub(super) struct Earmarks {
     /// Non-replication slots.
     own: u32,
     /// Slots, replication included: what counts against the lane.
@@ -40,14 +42,14 @@ struct Earmarks {
 
 /// What better lanes have earmarked, beyond what is reserved for them anyway.
 #[derive(Clone, Debug, Default)]
-struct Claims {
+pub(super) struct Claims {
     own: u32,
     by_application: BTreeMap<Arc<str>, u32>,
 }
 
 /// What stops a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     /// Its lane: those behind it are stopped as well.
     Lane(Reason),
     /// Itself.
@@ -55,16 +57,27 @@ enum Stop {
 }
 
 impl Stop {
-    fn reason(self) -> Reason {
+    pub(super) fn reason(self) -> Reason {
         match self {
             Self::Lane(reason) | Self::Link(reason) => reason,
         }
     }
 }
 
+/// What a waiter may have now, or what is to be done first.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// It may dial.
+    Dial(LinkId),
+    /// It may have a pooled connection.
+    Reuse(LinkId, LinkId),
+    /// A pooled connection is in its way.
+    Evict(LinkId),
+}
+
 /// What stops a login that nothing else stops.
 #[derive(Clone, Copy, Debug)]
-enum Pace {
+pub(super) enum Pace {
     LaneLogins,
     AllLogins,
     Address(IpAddr),
@@ -93,9 +106,14 @@ impl Guard {
             return self.pass_observing(now);
         }
         self.count_newly_shed();
-        while let Some(link) = self.next_grant(now) {
-            self.grant(now, link);
+        while let Some(next) = self.next_grant(now) {
+            match next {
+                Next::Dial(link) => self.grant(now, link),
+                Next::Reuse(link, pooled) => self.hand_over(now, link, pooled),
+                Next::Evict(pooled) => self.evict(pooled),
+            }
             self.evaluate_shed(now);
+            self.trim_pool();
             self.count_newly_shed();
         }
     }
@@ -116,8 +134,12 @@ impl Guard {
                 }
                 self.observed(now, link, reason, false);
             }
-            self.grant(now, link);
+            match self.resting_for(link) {
+                Some(pooled) => self.hand_over(now, link, pooled),
+                None => self.grant(now, link),
+            }
             self.evaluate_shed(now);
+            self.trim_pool();
         }
     }
 
@@ -135,32 +157,44 @@ impl Guard {
         }
     }
 
-    fn grant(&mut self, now: Moment, link: LinkId) {
+    pub(super) fn grant(&mut self, now: Moment, link: LinkId) {
         let granted = self.ledger.update(link, |known| {
             known.phase = Phase::Dialling;
             known.dialled_at = now;
             (known.home, known.extra().place, !std::mem::replace(&mut known.admitted, true))
         });
         let Some((home, place, first)) = granted else { return };
-        let observe = self.limits.observe;
         let lane = self.lane_mut(home);
-        lane.queue.remove(place);
-        lane.counters.admitted += u64::from(first);
-        let is_exempt = first && !observe && lane.passes_pause(place);
         if !lane.settings.protected {
             lane.rate.take(now);
             self.breaker.granted(link);
         }
-        if is_exempt {
-            self.exempted(now, home, link);
-        }
+        self.note_granted(now, link, home, place, first);
         self.grant_action(link);
     }
 
-    fn next_grant(&mut self, now: Moment) -> Option<LinkId> {
+    /// It is not in the queue any more, but admitted.
+    pub(super) fn note_granted(
+        &mut self,
+        now: Moment,
+        link: LinkId,
+        home: LaneId,
+        place: Place,
+        first: bool,
+    ) {
+        let observe = self.limits.observe;
+        let lane = self.lane_mut(home);
+        lane.queue.remove(place);
+        lane.counters.admitted += u64::from(first);
+        if first && !observe && lane.passes_pause(place) {
+            self.exempted(now, home, link);
+        }
+    }
+
+    fn next_grant(&mut self, now: Moment) -> Option<Next> {
         let waiting = self.order.iter().filter(|lane| !self.lane_ref(**lane).queue.is_empty());
         let waiting: Vec<LaneId> = waiting.copied().collect();
-        for lane in waiting.iter().filter(|lane| self.below_floor(**lane, 0)) {
+        for lane in waiting.iter().filter(|lane| self.below_floor(**lane, 0, 0)) {
             let found = self.first_floor_waiter(now, *lane);
             if found.is_some() {
                 return found;
@@ -176,12 +210,13 @@ impl Guard {
         // Stable: what is alike stays in file order.
         waiting.sort_by_key(|(priority, oldest, _)| (*priority, *oldest));
         let mut claims = Claims::default();
+        let mut relief = Relief::default();
         for same in waiting.chunk_by(|a, b| a.0 == b.0) {
             let mut new = Vec::new();
             for (_, _, lane) in same {
                 let mut stops = Stops::default();
                 let mut earmarks = Earmarks::default();
-                let found = self.scan(now, *lane, &claims, &mut earmarks, &mut stops);
+                let found = self.scan(now, *lane, &claims, &mut earmarks, (&mut stops, &mut relief));
                 self.lane_mut(*lane).stops = stops;
                 if found.is_some() {
                     return found;
@@ -193,15 +228,18 @@ impl Guard {
         None
     }
 
-    fn first_floor_waiter(&self, now: Moment, lane: LaneId) -> Option<LinkId> {
+    fn first_floor_waiter(&self, now: Moment, lane: LaneId) -> Option<Next> {
         let nothing = (Claims::default(), Earmarks::default());
         for (_, link) in self.lane_ref(lane).queue.iter() {
             if self.ledger.get(link).is_none_or(|known| known.who.replication) {
                 continue;
             }
+            if let Some(pooled) = self.reusable(now, link, &nothing.0, &nothing.1) {
+                return Some(Next::Reuse(link, pooled));
+            }
             match self.stop(now, link, &nothing.0, &nothing.1) {
                 None => match self.pace(now, link) {
-                    None => return Some(link),
+                    None => return Some(Next::Dial(link)),
                     Some(Pace::Address(_)) => {}
                     Some(_) => return None,
                 },
@@ -221,24 +259,47 @@ impl Guard {
         lane: LaneId,
         claims: &Claims,
         earmarks: &mut Earmarks,
-        stops: &mut Stops,
-    ) -> Option<LinkId> {
+        (stops, relief): (&mut Stops, &mut Relief),
+    ) -> Option<Next> {
         // Stopped applications of this scan: thousands may wait for the same one.
         let mut full: BTreeSet<&str> = BTreeSet::new();
         let mut budget_is_spent = false;
-        for (_, link) in self.lane_ref(lane).queue.iter() {
+        let mut lane_stopped: Option<Reason> = None;
+        let pooling = !self.pool.is_empty();
+        for (at, (_, link)) in self.lane_ref(lane).queue.iter().enumerate() {
             let Some(known) = self.ledger.get(link) else { continue };
-            if !known.who.replication && (budget_is_spent || full.contains(&*known.who.application)) {
-                continue;
+            let looks = pooling && at < WAITERS_MAX;
+            if looks && let Some(pooled) = self.reusable(now, link, claims, earmarks) {
+                return Some(Next::Reuse(link, pooled));
             }
-            match self.stop(now, link, claims, earmarks) {
+            let is_counted = !known.who.replication;
+            let stop = if let Some(reason) = lane_stopped {
+                Some(Stop::Lane(reason))
+            } else if is_counted && budget_is_spent {
+                Some(Stop::Link(Reason::UpstreamBudget))
+            } else if is_counted && full.contains(&*known.who.application) {
+                Some(Stop::Link(Reason::ApplicationFull))
+            } else {
+                self.stop(now, link, claims, earmarks)
+            };
+            // Whom something stops even beside a connection of its own, that connection's room would not help.
+            if let Some(stop) = stop.filter(|_| looks && self.resting_for(link).is_none())
+                && let Some(pooled) = self.relief(link, stop.reason(), relief)
+            {
+                return Some(Next::Evict(pooled));
+            }
+            match stop {
+                // Those behind it may use a connection that it cannot.
+                Some(Stop::Lane(
+                    reason @ (Reason::LaneFull | Reason::UpstreamFull | Reason::UpstreamDown),
+                )) if looks => lane_stopped = Some(reason),
                 // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
                 Some(Stop::Lane(_)) => break,
                 Some(Stop::Link(Reason::ApplicationFull)) => drop(full.insert(&known.who.application)),
                 Some(Stop::Link(Reason::UpstreamBudget)) => budget_is_spent = true,
                 Some(Stop::Link(_)) => {}
                 None => {
-                    let Some(pace) = self.pace(now, link) else { return Some(link) };
+                    let Some(pace) = self.pace(now, link) else { return Some(Next::Dial(link)) };
                     match pace {
                         Pace::LaneLogins => stops.lane_logins = true,
                         Pace::AllLogins => stops.all_logins = true,
@@ -271,8 +332,9 @@ impl Guard {
         self.lane_ref(lane).floor().saturating_sub(self.ledger.lane(lane).residents)
     }
 
-    fn below_floor(&self, lane: LaneId, earmarked: u32) -> bool {
-        self.unfilled(lane) > earmarked
+    fn below_floor(&self, lane: LaneId, earmarked: u32, own_slot: u32) -> bool {
+        let residents = self.ledger.lane(lane).residents.saturating_sub(own_slot);
+        self.lane_ref(lane).floor().saturating_sub(residents) > earmarked
     }
 
     fn application_settings(&self, name: &str) -> Option<&ApplicationSettings> {
@@ -293,40 +355,70 @@ impl Guard {
     }
 
     /// The first failing check but the pace of logins, in the order of ARCHITECTURE.md.
-    fn stop(&self, now: Moment, link: LinkId, claims: &Claims, earmarks: &Earmarks) -> Option<Stop> {
+    pub(super) fn stop(
+        &self,
+        now: Moment,
+        link: LinkId,
+        claims: &Claims,
+        earmarks: &Earmarks,
+    ) -> Option<Stop> {
+        self.stop_beside(now, link, claims, earmarks, 0)
+    }
+
+    /// The same for one that would have the slot of a pooled connection of its key: as if that were not there.
+    pub(super) fn stop_reuse(
+        &self,
+        now: Moment,
+        link: LinkId,
+        claims: &Claims,
+        earmarks: &Earmarks,
+    ) -> Option<Stop> {
+        self.stop_beside(now, link, claims, earmarks, 1)
+    }
+
+    fn stop_beside(
+        &self,
+        now: Moment,
+        link: LinkId,
+        claims: &Claims,
+        earmarks: &Earmarks,
+        own_slot: u32,
+    ) -> Option<Stop> {
         let known = self.ledger.get(link)?;
         let lane = self.lane_ref(known.home);
-        if let Some(reason) = self.lane_stop(now, known, lane) {
+        if let Some(reason) = self.lane_stop(now, known, lane, own_slot) {
             return Some(Stop::Lane(reason));
         }
-        if !lane.settings.protected {
+        if own_slot > 0 {
+            // Nobody dials.
+        } else if !lane.settings.protected {
             if let Some(reason) = self.breaker.stops(now) {
                 return Some(Stop::Lane(reason));
             }
         } else if known.extra().not_before > now {
             return Some(Stop::Link(Reason::UpstreamDown));
         }
-        if self.ledger.lane(known.home).load() + earmarks.lane >= lane.quota() {
+        if self.ledger.lane(known.home).load() + earmarks.lane >= lane.quota() + own_slot {
             return Some(Stop::Lane(Reason::LaneFull));
         }
         if self.process_is_one_too_many(known, lane) {
             return Some(Stop::Link(Reason::ProcessLimit));
         }
-        let on_floor = !known.who.replication && self.below_floor(known.home, earmarks.own);
-        if !known.who.replication && self.application_is_full(known, on_floor, claims, earmarks) {
+        let on_floor = !known.who.replication && self.below_floor(known.home, earmarks.own, own_slot);
+        if !known.who.replication && self.application_is_full(known, on_floor, claims, earmarks, own_slot) {
             return Some(Stop::Link(Reason::ApplicationFull));
         }
-        if let Some(reason) = self.partial_limit(known, lane) {
+        if let Some(reason) = self.partial_limit(known, lane, own_slot) {
             return Some(Stop::Link(reason));
         }
-        if !known.who.replication && self.budget_is_spent(known.home, on_floor, claims, earmarks) {
+        if !known.who.replication && self.budget_is_spent(known.home, on_floor, claims, earmarks, own_slot) {
             return Some(Stop::Link(Reason::UpstreamBudget));
         }
         None
     }
 
     /// Pause, ramp, missing data, shedding: what stops a lane's arrivals. Of these only a pause that holds lets nested ones pass.
-    fn lane_stop(&self, now: Moment, known: &Link, lane: &Lane) -> Option<Reason> {
+    fn lane_stop(&self, now: Moment, known: &Link, lane: &Lane, own_slot: u32) -> Option<Reason> {
         if lane.retired {
             return Some(Reason::LaneFull);
         }
@@ -334,7 +426,7 @@ impl Guard {
             return Some(Reason::Paused);
         }
         let load = self.ledger.lane(known.home).load();
-        if lane.ramp.as_ref().is_some_and(|ramp| load >= ramp.allowance(lane.quota())) {
+        if lane.ramp.as_ref().is_some_and(|ramp| load >= ramp.allowance(lane.quota()) + own_slot) {
             return Some(Reason::Paused);
         }
         if !lane.settings.protected && self.usage.is_cold(now, &self.limits) {
@@ -349,6 +441,7 @@ impl Guard {
         on_floor: bool,
         claims: &Claims,
         earmarks: &Earmarks,
+        own_slot: u32,
     ) -> bool {
         let Some(settings) = self.application_settings(&known.who.application) else { return false };
         let Some(quota) = settings.quota else { return false };
@@ -356,12 +449,12 @@ impl Guard {
         let slots = self.ledger.counts().application(&known.who.application).slots;
         let taken = slots + of(&earmarks.by_application);
         if on_floor {
-            return taken >= quota;
+            return taken >= quota + own_slot;
         }
         let others =
             self.order.iter().filter(|lane| **lane != known.home && self.may_match(settings, **lane));
         let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();
-        taken + of(&claims.by_application) + reserved >= quota
+        taken + of(&claims.by_application) + reserved >= quota + own_slot
     }
 
     /// Processes that each hold some links of a full lane and wait for more would wait for each other for ever: the last of them waits outside.
@@ -371,10 +464,10 @@ impl Guard {
         known.alone && each > 0 && processes >= (lane.quota() / each).max(1)
     }
 
-    fn partial_limit(&self, known: &Link, lane: &Lane) -> Option<Reason> {
+    fn partial_limit(&self, known: &Link, lane: &Lane, own_slot: u32) -> Option<Reason> {
         let counts = self.ledger.lane(known.home);
         let settings = &lane.settings;
-        let reached = |limit: u32, slots: &dyn Fn() -> u32| limit > 0 && slots() >= limit;
+        let reached = |limit: u32, slots: &dyn Fn() -> u32| limit > 0 && slots() >= limit + own_slot;
         if reached(settings.per_application, &|| counts.of_application(&known.who.application)) {
             return Some(Reason::ApplicationLimit);
         }
@@ -385,22 +478,31 @@ impl Guard {
             return Some(Reason::DatabaseLimit);
         }
         let address = known.who.address?;
-        reached(settings.per_address, &|| counts.of_address(address)).then_some(Reason::AddressLimit)
+        // A pooled connection is no address's.
+        reached(settings.per_address, &|| counts.of_address(address) + own_slot)
+            .then_some(Reason::AddressLimit)
     }
 
-    fn budget_is_spent(&self, home: LaneId, on_floor: bool, claims: &Claims, earmarks: &Earmarks) -> bool {
+    fn budget_is_spent(
+        &self,
+        home: LaneId,
+        on_floor: bool,
+        claims: &Claims,
+        earmarks: &Earmarks,
+        own_slot: u32,
+    ) -> bool {
         let Some(budget) = self.usage.budget(&self.limits) else { return false };
         let taken = self.ledger.counts().own + earmarks.own;
         if on_floor {
-            return taken >= budget;
+            return taken >= budget + own_slot;
         }
         let others = self.order.iter().filter(|lane| **lane != home);
         let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();
-        taken + claims.own + reserved >= budget
+        taken + claims.own + reserved >= budget + own_slot
     }
 
     /// What stops a login that nothing else stops.
-    fn pace(&self, now: Moment, link: LinkId) -> Option<Pace> {
+    pub(super) fn pace(&self, now: Moment, link: LinkId) -> Option<Pace> {
         let known = self.ledger.get(link)?;
         let lane = self.lane_ref(known.home);
         let counts = self.ledger.lane(known.home);

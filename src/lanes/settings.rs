@@ -104,6 +104,19 @@ impl LeakSettings {
     }
 }
 
+/// A lane's `pooling = "session"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pooling {
+    /// Age from which a connection is closed rather than pooled.
+    pub lifetime: Duration,
+    /// Time unused after which a pooled connection is closed.
+    pub idle_timeout: Duration,
+    /// Time unused after which a pooled connection is asked for a sign of life before it is handed over.
+    pub check_after: Duration,
+    /// Pooled connections kept of each user, database and set of startup parameters that was seen.
+    pub min_size: u32,
+}
+
 /// One lane.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaneSettings {
@@ -151,6 +164,8 @@ pub struct LaneSettings {
     pub connect_rate: Option<f64>,
     /// Idle time outside a transaction after which a link may be closed for a waiting client.
     pub reclaim_idle_after: Option<Duration>,
+    /// Session pooling; none without.
+    pub pooling: Option<Pooling>,
     /// Rules, any of which puts a link here.
     pub rules: Vec<Rule>,
     /// Policy for links idle in transaction; none is watch nothing.
@@ -228,6 +243,7 @@ impl LaneSettings {
             max_waiting: 500,
             connect_rate: None,
             reclaim_idle_after: None,
+            pooling: None,
             rules: Vec::new(),
             idle_in_transaction: None,
         }

@@ -160,7 +160,8 @@ async fn deliver(
     }
 }
 
-fn is_close(error: &io::Error) -> bool {
+/// Whether an error says that the peer has closed.
+pub(super) fn is_close(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::gate::{Gate, Statement, Word};
 use super::hub::{Event, Hub, Lane};
 use super::meter::TransactionEnd;
+use super::pool::Ticket;
 use super::shared::{LinkShared, LinkState, Process, flag};
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Sticky};
@@ -64,6 +65,8 @@ pub struct Desk {
     timeout_asked: Option<IdleTimeout>,
     /// The clock as of this run, once it was asked for.
     instant: Option<Moment>,
+    /// For the pool, when the client has ended.
+    pub(super) ticket: Option<Box<Ticket>>,
 }
 
 /// Whether a session asked never to be reset. A SET counts once PostgreSQL has confirmed it, and falls with its transaction.
@@ -116,6 +119,7 @@ impl Desk {
             timeout: SessionTimeout::default(),
             timeout_asked: None,
             instant: None,
+            ticket: None,
         }
     }
 
@@ -402,6 +406,17 @@ impl Desk {
         self.hub.guard(|guard, _| guard.count_reset(lane.id));
     }
 
+    /// Whether the link is one that is pooled, and nothing of its policy stands against it.
+    pub(super) fn may_rest(&self) -> bool {
+        self.ticket.is_some()
+            && self.draining.is_none()
+            && self.end.is_none()
+            && !self.awaits_cancel
+            && !self.reset_failed
+            && self.resetting.is_none()
+            && self.held_since.is_none()
+    }
+
     /// Asked from outside to classify anew.
     pub(super) fn ask_reclassify(&mut self) {
         self.reclassify = true;
@@ -444,6 +459,11 @@ impl Gate for Desk {
     }
 
     fn statement(&mut self, statement: Statement<'_>) {
+        if let Statement::Text { text, .. } = statement
+            && self.hub.pool.is_enabled()
+        {
+            self.hub.make_room_for(text);
+        }
         // The first statement of a transaction has been followed before the gate was asked.
         if !std::mem::take(&mut self.followed) {
             self.follow(statement);
@@ -494,6 +514,9 @@ impl Gate for Desk {
     }
 
     fn parameter(&mut self, name: &[u8], value: &[u8]) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.note(name, value);
+        }
         if name == b"application_name" {
             let value = String::from_utf8_lossy(value);
             if *value != *self.facts.application {

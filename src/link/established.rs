@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 use super::closing::{self, Closing, How};
 use super::hub::{Client, Hub, Registered, Slot, Tally};
 use super::keys::CancelKeys;
+use super::pool::{self, Worn};
 use super::reactor::{Member, ReactorWake, Run};
 pub use super::relay::End;
 use super::relay::{Relay, Scratch};
@@ -83,8 +84,13 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
     let quiet = relay.session.is_quiet();
     let at_boundary = relay.can_terminate_upstream();
     let mut unsent = relay.take_unsent();
+    let may_rest = match &end {
+        End::Terminated => relay.spared,
+        End::ClientGone => relay.may_rest(),
+        _ => false,
+    };
     let how = match &end {
-        End::Terminated => How::Orderly,
+        End::Terminated if !relay.spared => How::Orderly,
         _ if quiet && at_boundary => How::Idle,
         _ => How::Cancel,
     };
@@ -96,7 +102,8 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
         }
     }
     let told = tell_client(&mut relay, &shared, &end);
-    let Relay { client, upstream, desk, .. } = relay;
+    let Relay { client, upstream, mut desk, .. } = relay;
+    let ticket = desk.ticket.take().filter(|_| may_rest);
     drop(desk);
     if matches!(end, End::UpstreamClosed | End::UpstreamLost) {
         drop(upstream);
@@ -109,6 +116,22 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
             closing::dismiss(client, &told).await;
         }
         return;
+    }
+    let mut registered = Some(registered);
+    if let Some(ticket) = ticket {
+        // No cancel finds it from here on.
+        registered = None;
+        if pool::is_undisturbed(&hub, &shared) {
+            let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else { return };
+            let worn = Worn { shared, upstream, slot, key, ticket: *ticket };
+            if told.is_empty() {
+                drop(client);
+                pool::recycle(&hub, worn).await;
+            } else {
+                tokio::join!(closing::dismiss(client, &told), pool::recycle(&hub, worn));
+            }
+            return;
+        }
     }
     // Without a descriptor to watch them with, both sides close now, and the slot stays counted until a sample confirms.
     let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else {

@@ -48,6 +48,8 @@ pub struct LoggedIn {
     pub upstream_rest: Vec<u8>,
     /// Client bytes not used.
     pub client_rest: Vec<u8>,
+    /// What the backend reported, as whole ParameterStatus messages; only where pgweir has authenticated the client.
+    pub parameters: Vec<u8>,
 }
 
 /// A login that did not.
@@ -412,13 +414,34 @@ impl Exchange<'_> {
     }
 
     async fn finish(&mut self) -> Result<LoggedIn, LoginError> {
+        let parameters = if self.answerer.is_some() { self.parameters() } else { Vec::new() };
         self.forward_kept_back().await?;
         // A server without BackendKeyData cannot be cancelled; PostgreSQL always sends it.
         let mut client_rest = std::mem::take(&mut self.from_client);
         // Mostly there is none, but room for some was made: the link would keep it for ever.
         client_rest.shrink_to_fit();
         let (pid, keys) = self.key.take().unwrap_or_default();
-        Ok(LoggedIn { pid, keys, upstream_rest: std::mem::take(&mut self.from_upstream), client_rest })
+        Ok(LoggedIn {
+            pid,
+            keys,
+            upstream_rest: std::mem::take(&mut self.from_upstream),
+            client_rest,
+            parameters,
+        })
+    }
+
+    /// ParameterStatus of what is kept back: where the client was asked nothing, that is all.
+    fn parameters(&self) -> Vec<u8> {
+        let (mut found, mut rest) = (Vec::new(), self.kept_back.as_slice());
+        while let Ok(Some(header)) = Header::read(rest)
+            && let Some(message) = rest.get(..header.total_len())
+        {
+            if header.tag == b'S' {
+                found.extend_from_slice(message);
+            }
+            rest = &rest[header.total_len()..];
+        }
+        found
     }
 }
 

@@ -85,6 +85,8 @@ pub struct Meter {
     pub disconnects: AtomicU64,
     /// Idle links closed for those who wait.
     pub reclaimed: AtomicU64,
+    /// Clients given a pooled connection.
+    pub reused: AtomicU64,
 }
 
 impl Meter {

@@ -1,5 +1,6 @@
 //! One client and its upstream connection.
 
+pub mod ahead;
 pub mod authenticate;
 pub mod authority;
 pub mod binding;
@@ -18,6 +19,7 @@ pub mod keys;
 pub mod login;
 pub mod meter;
 pub mod out;
+pub mod pool;
 pub mod reactor;
 mod relay;
 mod rollback;
@@ -26,6 +28,7 @@ pub mod session;
 pub mod shared;
 mod side;
 pub mod sparing;
+mod stranger;
 pub mod stream;
 pub mod tally;
 pub mod welcome;

@@ -141,6 +141,8 @@ pub struct Relay {
     /// Nothing more can be sent to PostgreSQL.
     upstream_broken: bool,
     started: bool,
+    /// The client's Terminate was not sent on: the backend may be pooled.
+    pub(super) spared: bool,
 }
 
 type Turn = Result<bool, End>;
@@ -168,6 +170,7 @@ impl Relay {
             deaf: false,
             upstream_broken: false,
             started: false,
+            spared: false,
         }
     }
 
@@ -349,7 +352,12 @@ impl Relay {
         let mut out = Out::new(input, spare);
         let judged = self.session.client(input, &mut out, aside, &mut self.desk);
         // What came before bytes that are no message counts, however it was split.
-        self.send_upstream(out.bytes());
+        self.spared = out.bytes() == reply::TERMINATE
+            && matches!(&judged, Ok(progress) if progress.terminated)
+            && self.may_rest();
+        if !self.spared {
+            self.send_upstream(out.bytes());
+        }
         let progress = judged.map_err(|reason| {
             End::ByUs(Refusal::new(reason, "the client sent bytes that are no PostgreSQL message", ""))
         })?;
@@ -541,6 +549,21 @@ impl Relay {
     /// Whether the client may be told why: its stream stands between two messages.
     pub(super) fn can_tell_client(&self) -> bool {
         !self.deaf && self.session.client_at_boundary()
+    }
+
+    /// Whether the backend could go on without its client: nothing is outstanding, outside a transaction, and the link was one that is
+    /// pooled.
+    pub(super) fn may_rest(&self) -> bool {
+        self.desk.may_rest()
+            && self.session.is_quiet()
+            && self.session.status() == b'I'
+            && !self.session.is_reset()
+            && self.session.client_at_boundary()
+            && self.can_terminate_upstream()
+            && self.client_carry.is_empty()
+            && self.upstream_carry.is_empty()
+            && !self.waits
+            && !self.upstream_broken
     }
 
     /// Bytes the client has not taken yet.

@@ -18,19 +18,23 @@ use super::dial::dial;
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
+use super::pool::{self, Reuse, Ticket};
 use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
 use super::side::Side;
+use super::stranger;
 use super::stream::{Socket, Stream};
 use super::welcome::{self, DoorTls, NoWish, Wish};
 use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
+use crate::lanes::ids::LinkId;
+use crate::lanes::pool::PoolKey;
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
-use crate::wire::startup::{STARTUP_LEN_MAX, Startup};
+use crate::wire::startup::Startup;
 
 /// A client's bytes kept while it waits in the queue.
 const QUEUED_BYTES_MAX: usize = 16 * 1024;
@@ -73,10 +77,10 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
     let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream, door)).await {
         Ok(Ok(wish)) => wish,
         Ok(Err(NoWish::Gone)) => return None,
-        Ok(Err(NoWish::Bad(reason))) => return refuse_stranger(hub, accepted, reason).await,
-        Ok(Err(NoWish::NoTls(why))) => return see_off_without_tls(hub, accepted, &why).await,
-        Ok(Err(NoWish::Refused(refusal))) => return refuse_stranger_for(hub, accepted, refusal).await,
-        Err(_) => return refuse_stranger(hub, accepted, Reason::StartupTimeout).await,
+        Ok(Err(NoWish::Bad(reason))) => return stranger::refuse(hub, accepted, reason).await,
+        Ok(Err(NoWish::NoTls(why))) => return stranger::see_off_without_tls(hub, accepted, &why).await,
+        Ok(Err(NoWish::Refused(refusal))) => return stranger::refuse_for(hub, accepted, refusal).await,
+        Err(_) => return stranger::refuse(hub, accepted, Reason::StartupTimeout).await,
     };
     drop(settings);
     match wish {
@@ -86,10 +90,10 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
         }
         Wish::Session { mut startup, mut behind } => {
             if hub.stage() != Stage::Running {
-                return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
+                return stranger::refuse(hub, accepted, Reason::ShuttingDown).await;
             }
             if startup.replication().is_none() {
-                return refuse_stranger_for(hub, accepted, bad_replication()).await;
+                return stranger::refuse_for(hub, accepted, stranger::bad_replication()).await;
             }
             let mut own = None;
             if let Some(settings) = &hub.settings.load_full().own_auth {
@@ -104,86 +108,17 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
                     }
                     Err(Denied::Gone) => return None,
                     Err(Denied::Refuse(refusal)) => {
-                        return refuse_unknown(hub, accepted, startup.user(), refusal).await;
+                        return stranger::refuse_unproved(hub, accepted, startup.user(), refusal).await;
                     }
                 }
                 if hub.stage() != Stage::Running {
-                    return refuse_stranger(hub, accepted, Reason::ShuttingDown).await;
+                    return stranger::refuse(hub, accepted, Reason::ShuttingDown).await;
                 }
             }
             let newcomer = Newcomer::new(hub, accepted, startup, own).await?;
             drop(stranger);
             newcomer.come_in(behind).await
         }
-    }
-}
-
-/// Refuses a client that has not proved who it is.
-async fn refuse_unknown<T>(hub: &Hub, accepted: Accepted, user: &str, refusal: Refusal) -> Option<T> {
-    let reason = refusal.reason;
-    *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
-    if hub.may_log(&"".into(), reason) {
-        info!(reason = reason.label(), user = ?user, address = ?accepted.peer, detail = refusal.detail, "login refused");
-    }
-    closing::refuse(accepted.stream, &refusal).await;
-    None
-}
-
-/// Refuses a client of whom nothing is known yet.
-async fn refuse_stranger<T>(hub: &Hub, accepted: Accepted, reason: Reason) -> Option<T> {
-    let (detail, hint) = first_words(hub, reason);
-    refuse_stranger_for(hub, accepted, Refusal::new(reason, detail, hint)).await
-}
-
-async fn refuse_stranger_for<T>(hub: &Hub, accepted: Accepted, refusal: Refusal) -> Option<T> {
-    note_stranger(hub, &accepted, refusal.reason, "refused before startup", "");
-    closing::refuse(accepted.stream, &refusal).await;
-    None
-}
-
-/// A client with whom TLS could not be agreed upon has been told by an alert; a message of ours it could not read.
-async fn see_off_without_tls<T>(hub: &Hub, accepted: Accepted, why: &str) -> Option<T> {
-    note_stranger(hub, &accepted, Reason::TlsFailed, "no TLS with a client", why);
-    closing::dismiss(accepted.stream, &[]).await;
-    None
-}
-
-fn note_stranger(hub: &Hub, accepted: &Accepted, reason: Reason, what: &str, why: &str) {
-    *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
-    if hub.may_log(&"".into(), reason) {
-        info!(reason = reason.label(), address = ?accepted.peer, listener = %accepted.listener, why, "{what}");
-    }
-}
-
-/// PostgreSQL would refuse it too, but only after it was given a lane by it.
-fn bad_replication() -> Refusal {
-    let detail = "invalid value for parameter \"replication\" of the startup packet";
-    Refusal::new(Reason::Malformed, detail, "it must be a boolean or \"database\"")
-}
-
-/// What a client refused before its session began can be told.
-fn first_words(hub: &Hub, reason: Reason) -> (String, &'static str) {
-    match reason {
-        Reason::StartupTimeout => {
-            let bound = hub.settings.load().startup_timeout.as_secs_f64();
-            (format!("no complete startup packet came within {bound} s"), "is this a PostgreSQL client?")
-        }
-        Reason::Oversized => {
-            (format!("a startup packet has at most {STARTUP_LEN_MAX} bytes"), "is this a PostgreSQL client?")
-        }
-        Reason::TlsRequired => (
-            "this listener takes sessions over TLS only".to_owned(),
-            "connect with sslmode=require or better",
-        ),
-        Reason::Unsupported => ("protocol 3.0 and 3.2 are served".to_owned(), "use a newer client"),
-        Reason::ShuttingDown => {
-            ("no new connections are taken".to_owned(), "connect again when pgweir is back")
-        }
-        _ => (
-            "the first bytes are no startup packet, or something was stuffed behind a request for encryption"
-                .to_owned(),
-            "is this a PostgreSQL client?",
-        ),
     }
 }
 
@@ -210,6 +145,8 @@ struct Newcomer<'a> {
     may_skip_password: bool,
     arrived: Moment,
     own: Option<Own>,
+    /// Whose pooled connections it may have; none where it is to have one of its own.
+    key: Option<PoolKey>,
 }
 
 impl<'a> Newcomer<'a> {
@@ -233,7 +170,7 @@ impl<'a> Newcomer<'a> {
         let class = rules.classify(&facts);
         let lane = hub.lanes.load().iter().find(|lane| lane.name == class.lane).cloned();
         let Some(lane) = lane else {
-            return refuse_stranger(hub, accepted, Reason::Internal).await;
+            return stranger::refuse(hub, accepted, Reason::Internal).await;
         };
         let sessions = hub.counters.sessions.load(Ordering::Relaxed);
         if sessions >= settings.max_clients && !lane.settings.protected {
@@ -271,6 +208,8 @@ impl<'a> Newcomer<'a> {
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
+        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
+        let key = pools.then(|| PoolKey::new(&startup.raw));
         Some(Self {
             hub,
             client: accepted.stream,
@@ -283,6 +222,7 @@ impl<'a> Newcomer<'a> {
             may_skip_password: local || settings.allow_trust,
             arrived,
             own,
+            key,
         })
     }
 
@@ -303,11 +243,23 @@ impl<'a> Newcomer<'a> {
             replication: self.facts.replication,
             nested,
             alone: self.process.as_ref().is_some_and(|p| p.links.load(Ordering::Relaxed) <= 1),
+            key: self.key.clone(),
         };
         let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
         loop {
             let mut slot = match self.wait(arrived, &mut behind).await {
-                Ok(slot) => Some(slot),
+                Ok((slot, Some(pooled))) => match self.reuse(slot, pooled, &mut behind).await {
+                    Reuse::Done(resumed) => {
+                        let (upstream, slot, logged_in, ticket) = *resumed;
+                        return self.establish(upstream, slot, logged_in, Some(ticket));
+                    }
+                    Reuse::Gone => return None,
+                    Reuse::Again(next) => {
+                        arrived = next;
+                        continue;
+                    }
+                },
+                Ok((slot, None)) => Some(slot),
                 Err(None) => return None,
                 Err(Some(refusal)) => {
                     let by_guard =
@@ -317,7 +269,12 @@ impl<'a> Newcomer<'a> {
             };
             self.shared().enter(LinkState::Login, clock::now());
             match self.try_once(&mut slot, std::mem::take(&mut behind)).await {
-                Ok((upstream, logged_in)) => return self.establish(upstream, slot?, logged_in),
+                Ok((upstream, mut logged_in)) => {
+                    let pid = logged_in.pid;
+                    self.hub.guard(|guard, now| guard.login_done(now, id, pid));
+                    let ticket = self.ticket(std::mem::take(&mut logged_in.parameters));
+                    return self.establish(upstream, slot?, logged_in, ticket);
+                }
                 Err(Failure::Again(why)) => {
                     if let Some(slot) = slot {
                         slot.forget();
@@ -330,14 +287,36 @@ impl<'a> Newcomer<'a> {
         }
     }
 
-    /// Waits until the guard grants a slot. An error without refusal is a client that hung up.
-    async fn wait(&mut self, arrived: Arrived, behind: &mut Vec<u8>) -> Result<Slot, Option<Refusal>> {
+    /// Takes the pooled connection the guard has given to this client.
+    async fn reuse(&mut self, slot: Slot, pooled: LinkId, behind: &mut Vec<u8>) -> Reuse {
+        self.shared().enter(LinkState::Login, clock::now());
+        let words = self.own.as_ref().map_or(&[][..], |own| own.words.as_slice());
+        pool::reuse(self.hub, &self.lane, slot, pooled, &mut self.client, words, behind).await
+    }
+
+    /// What the link needs to be pooled when this client has ended; none where it will not be.
+    fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
+        let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
+        let application = self.shared().with_labels(|labels| labels.application_name.clone());
+        Some(Ticket::new(self.hub, key, self.lane.id, application, parameters))
+    }
+
+    /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
+    async fn wait(
+        &mut self,
+        arrived: Arrived,
+        behind: &mut Vec<u8>,
+    ) -> Result<(Slot, Option<LinkId>), Option<Refusal>> {
         let id = self.shared().id;
         let granted = || Slot::new(self.hub.clone(), id);
         match arrived {
             Arrived::Granted => {
                 self.lane.meter.wait.record(std::time::Duration::ZERO);
-                return Ok(granted());
+                return Ok((granted(), None));
+            }
+            Arrived::Reused(pooled) => {
+                self.lane.meter.wait.record(std::time::Duration::ZERO);
+                return Ok((granted(), Some(pooled)));
             }
             Arrived::Refused(refusal) => return Err(Some(refusal)),
             Arrived::Waiting(reason) => {
@@ -355,7 +334,11 @@ impl<'a> Newcomer<'a> {
                     match command {
                         Command::Granted => {
                             self.waited(began);
-                            return Ok(slot);
+                            return Ok((slot, None));
+                        }
+                        Command::Reused(pooled) => {
+                            self.waited(began);
+                            return Ok((slot, Some(pooled)));
                         }
                         Command::Refused(refusal) | Command::Close { refusal, .. } => {
                             self.waited(began);
@@ -538,16 +521,27 @@ impl<'a> Newcomer<'a> {
     }
 
     /// From here on the link needs no runtime. None where a socket cannot be taken out of it: the slot is given back by its drop.
-    fn establish(mut self, upstream: Stream, slot: Slot, logged_in: LoggedIn) -> Option<Box<Established>> {
-        let LoggedIn { pid, keys, upstream_rest, client_rest } = logged_in;
+    fn establish(
+        mut self,
+        upstream: Stream,
+        slot: Slot,
+        logged_in: LoggedIn,
+        ticket: Option<Ticket>,
+    ) -> Option<Box<Established>> {
+        let LoggedIn { pid, keys, upstream_rest, client_rest, .. } = logged_in;
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
-        self.hub.guard(|guard, now| guard.login_done(now, shared.id, pid));
+        if let Some(ticket) = &ticket
+            && self.lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.min_size > 0)
+        {
+            self.hub.pool.seen.note(ticket, &self.startup.raw, &self.facts);
+        }
         self.registered.set_key(pid, keys.clone());
         debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
                "logged in");
         let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
-        let desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
+        let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
+        desk.ticket = ticket.map(Box::new);
         let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }

@@ -91,6 +91,8 @@ pub mod flag {
 pub enum Command {
     /// A slot is yours.
     Granted,
+    /// A pooled connection is yours.
+    Reused(LinkId),
     /// You may not come in.
     Refused(Refusal),
     /// The lane may have opened: ask again.

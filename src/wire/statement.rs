@@ -312,6 +312,66 @@ fn skip_dollar_quoted(text: &str, at: usize, chars: &mut Chars<'_>) -> bool {
     true
 }
 
+/// Databases that PostgreSQL needs without sessions for this statement: those of DROP DATABASE, CREATE DATABASE (its template), ALTER
+/// DATABASE … RENAME or SET TABLESPACE. None of them runs inside a block or behind another statement.
+pub fn databases_emptied(text: &[u8]) -> Vec<String> {
+    let mut words = Words::new(text, true);
+    let (Word::Name(verb), Word::Name(noun)) = (words.next(), words.next()) else { return Vec::new() };
+    if !is(noun, "database") {
+        return Vec::new();
+    }
+    let names = identifiers(words.rest);
+    let word = |at: usize| names.get(at).map(String::as_str);
+    let first = if word(0) == Some("if") && word(1) == Some("exists") { 2 } else { 0 };
+    let found = if is(verb, "drop") {
+        word(first)
+    } else if is(verb, "create") {
+        let template = names.iter().skip(1).position(|name| name == "template");
+        template.map_or(Some("template1"), |at| word(at + 2))
+    } else if is(verb, "alter") && names.iter().skip(1).any(|name| name == "rename" || name == "tablespace") {
+        word(0)
+    } else {
+        None
+    };
+    found.filter(|name| !name.is_empty()).map(str::to_owned).into_iter().collect()
+}
+
+/// At most this many identifiers of a statement are read.
+const IDENTIFIERS_MAX: usize = 64;
+
+/// Identifiers and keywords as PostgreSQL folds them; what stands between them is skipped.
+fn identifiers(text: &[u8]) -> Vec<String> {
+    let mut words = Words::new(text, true);
+    let mut found = Vec::new();
+    while found.len() < IDENTIFIERS_MAX {
+        match words.next() {
+            Word::Name(name) => found.push(String::from_utf8_lossy(name).to_lowercase()),
+            Word::End => break,
+            Word::Semicolon => {}
+            Word::Other => {
+                let (first, mut rest) = (words.rest.first(), words.rest.get(1..).unwrap_or_default());
+                if let Some(quote @ (b'"' | b'\'')) = first {
+                    let mut name = Vec::new();
+                    while let Some(at) = rest.iter().position(|b| b == quote) {
+                        name.extend_from_slice(&rest[..at]);
+                        rest = &rest[at + 1..];
+                        if rest.first() != Some(quote) {
+                            break;
+                        }
+                        name.push(*quote);
+                        rest = &rest[1..];
+                    }
+                    if *quote == b'"' {
+                        found.push(String::from_utf8_lossy(&name).into_owned());
+                    }
+                }
+                words.rest = rest;
+            }
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,5 +458,28 @@ mod tests {
         }
         assert_eq!(shown("select 'a'", true), "select 'a'");
         assert_eq!(shown(&"x".repeat(500), false).chars().count(), SHOWN_MAX + 1);
+    }
+
+    #[test]
+    fn databases_that_must_be_empty_are_found() {
+        let of = |text: &str| databases_emptied(text.as_bytes()).join(",");
+        for (text, database) in [
+            ("drop database Sales", "sales"),
+            ("/* x */ DROP DATABASE IF EXISTS \"Sa\"\"les\" (FORCE);", "Sa\"les"),
+            ("create database x", "template1"),
+            ("CREATE DATABASE \"new\" ENCODING 'unicode' LC_COLLATE 'C' TEMPLATE \"old\"", "old"),
+            ("create database new with template = Old owner odoo", "old"),
+            ("create database template template it", "it"),
+            ("alter database a rename to b", "a"),
+            ("alter database \"A\" set tablespace t", "A"),
+            ("alter database a set search_path = b", ""),
+            ("drop table database", ""),
+            ("select 'drop database x'", ""),
+            ("drop database", ""),
+            ("drop database \"unfinished", "unfinished"),
+        ] {
+            let expected = if text.ends_with("unfinished") { "" } else { database };
+            assert_eq!(of(text), expected, "{text}");
+        }
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use pgweir::lanes::settings::{
-    ApplicationSettings, Disposition, Glob, LaneSettings, LeakAction, LeakSettings, ResetWhen, Settings,
+    ApplicationSettings, Disposition, Glob, LaneSettings, LeakAction, LeakSettings, Pooling, ResetWhen,
+    Settings,
 };
 use pgweir::reason::SqlState;
 
@@ -11,6 +12,18 @@ use crate::dice::Dice;
 
 pub const APPLICATIONS: [&str; 3] = ["odoo", "bi", "psql"];
 pub const USERS: [&str; 3] = ["u1", "u2", "u3"];
+
+/// Startup packets of a user and application, and none.
+pub fn keys(user: &str, application: &str) -> [Option<&'static str>; 3] {
+    const ALL: [[&str; 3]; 3] = [
+        ["keyu1odoo", "keyu1bi", "keyu1psql"],
+        ["keyu2odoo", "keyu2bi", "keyu2psql"],
+        ["keyu3odoo", "keyu3bi", "keyu3psql"],
+    ];
+    let at = |names: &[&str], name: &str| names.iter().position(|one| *one == name).unwrap_or(0);
+    let key = ALL[at(&USERS, user)][at(&APPLICATIONS, application)];
+    [Some(key), Some(key), None]
+}
 
 pub fn random(dice: &mut Dice) -> Settings {
     let mut lanes = vec![admin(dice), live(dice), cron(dice), web(dice), reports(dice), other(dice)];
@@ -53,6 +66,7 @@ fn live(dice: &mut Dice) -> LaneSettings {
     let mut lane = LaneSettings::new("live", dice.range(2, 6) as u32);
     lane.priority = 0;
     lane.reserve = dice.range(1, 2) as u32;
+    lane.pooling = pooling(dice);
     lane
 }
 
@@ -63,6 +77,7 @@ fn cron(dice: &mut Dice) -> LaneSettings {
     lane.shed_dwell = Duration::from_millis(dice.range(0, 3000));
     lane.links_per_process = lane.quota % 4;
     lane.freeze = true;
+    lane.pooling = pooling(dice);
     lane.pause_hold_timeout = dice.one_in(2).then_some(Duration::from_secs(8));
     lane.wait_timeout = Duration::from_secs(6);
     lane.idle_in_transaction = Some(leaks(LeakAction::Disconnect, ResetWhen::Always));
@@ -76,7 +91,18 @@ fn web(dice: &mut Dice) -> LaneSettings {
     lane.max_waiting = dice.range(2, 12) as u32;
     lane.reclaim_idle_after = Some(Duration::from_secs(2));
     lane.idle_in_transaction = Some(leaks(LeakAction::Rollback, ResetWhen::Harm));
+    lane.pooling = pooling(dice);
     lane
+}
+
+fn pooling(dice: &mut Dice) -> Option<Pooling> {
+    let seconds = |dice: &mut Dice, from, to| Duration::from_secs(dice.range(from, to));
+    (!dice.one_in(3)).then(|| Pooling {
+        lifetime: seconds(dice, 5, 200),
+        idle_timeout: seconds(dice, 1, 60),
+        check_after: Duration::ZERO,
+        min_size: dice.range(0, 2) as u32,
+    })
 }
 
 fn reports(dice: &mut Dice) -> LaneSettings {
@@ -88,6 +114,7 @@ fn reports(dice: &mut Dice) -> LaneSettings {
     lane.on_pause = Disposition::Reject;
     lane.freeze = true;
     lane.per_user = dice.range(0, 2) as u32;
+    lane.pooling = pooling(dice);
     lane
 }
 
@@ -96,6 +123,7 @@ fn other(dice: &mut Dice) -> LaneSettings {
     lane.priority = 9;
     lane.default = true;
     lane.connect_rate = dice.one_in(2).then_some(2.0);
+    lane.pooling = pooling(dice);
     lane.per_application = dice.range(0, 3) as u32;
     lane.per_address = dice.range(0, 3) as u32;
     lane.reclaim_idle_after = Some(Duration::from_secs(1));

@@ -57,6 +57,7 @@ pub fn check(world: &mut World, rows: &Rows) {
         probes(world);
     }
     protected(world, rows);
+    pooled(world, rows, &counts);
 }
 
 fn note_opened(world: &mut World, rows: &Rows) {
@@ -244,7 +245,9 @@ fn starvation(world: &World, rows: &Rows, counts: &All<'_>, own: u32) {
 fn probes(world: &World) {
     let free =
         |link: &Shadow| world.settings.lanes.iter().any(|lane| *lane.name == *link.lane && lane.protected);
-    let probes = world.granted.iter().filter(|id| !free(&world.links[id])).count();
+    let dials = |link: &Shadow| link.state == State::Dialling;
+    let probes =
+        world.granted.iter().map(|id| &world.links[id]).filter(|link| dials(link) && !free(link)).count();
     let in_trouble = world.was_in_trouble && world.guard.upstream_trouble().is_some();
     world.check(probes <= 1 || !in_trouble, || format!("{probes} probes at once"));
 }
@@ -259,6 +262,37 @@ fn ramps(world: &mut World, rows: &Rows) {
             world.links.values().filter(|link| link.ramped && link.counts_in() == &**name).count() as u32;
         world.check(counted <= row.quota, || {
             format!("{name}: {counted} transactions in a ramp of {}", row.quota)
+        });
+    }
+}
+
+/// A pooled connection is nobody's: not in a lane that is stopped, and not while somebody waits who could have its room.
+fn pooled(world: &World, rows: &Rows, counts: &All<'_>) {
+    for (name, row) in rows {
+        let mine = || world.links.values().filter(|link| link.lane == **name);
+        let resting = mine().filter(|link| link.state == State::Pooled).count() as u32;
+        let lane = world.guard.lane(name);
+        world.check(lane.is_none_or(|lane| world.guard.pooled(lane) == resting), || {
+            format!("{name}: {resting} pooled by the model")
+        });
+        if resting == 0 {
+            continue;
+        }
+        let settings = world.settings.lanes.iter().find(|lane| *lane.name == **name);
+        let may_rest = settings.is_some_and(|lane| lane.pooling.is_some())
+            && !matches!(row.state, LaneState::Paused | LaneState::Shedding);
+        world.check(may_rest, || format!("{name}: {resting} pooled, {row:?}"));
+        let in_trouble = world.guard.upstream_trouble().is_some();
+        if world.settings.limits.observe || in_trouble || row.state != LaneState::Open || row.waiting == 0 {
+            continue;
+        }
+        let load = counts.get(&**name).map_or(0, |mine| mine.slots + mine.away);
+        let quota = world.quotas.get(&**name).copied().unwrap_or(0);
+        let ending = mine().filter(|link| matches!(link.state, State::Closing | State::Zombie(_))).count();
+        let waiting = world.waiting_in(name).filter(|(_, link)| link.key.is_none()).count();
+        // Of a key no connection of which is kept: what stops those even beside a connection of their own is another matter.
+        world.check(load < quota || waiting <= ending, || {
+            format!("{name}: {waiting} wait for {ending} that close, and {resting} are pooled: {row:?}")
         });
     }
 }

@@ -11,6 +11,7 @@ mod leaks;
 mod monitor;
 mod pauses;
 mod play;
+mod pooling;
 mod scenario;
 mod scenarios;
 mod world;

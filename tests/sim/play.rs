@@ -13,7 +13,7 @@ use pgweir::snapshot::{LaneRow, LaneState};
 
 use crate::config;
 use crate::leaks;
-use crate::world::{State, World};
+use crate::world::{Shadow, State, World};
 
 /// What happened, so that a simulation that never gets anywhere is noticed.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +27,8 @@ pub struct Totals {
     reloads_refused: u64,
     zombies: u64,
     shed: u64,
+    reused: u64,
+    evicted: u64,
 }
 
 impl Totals {
@@ -40,6 +42,8 @@ impl Totals {
         self.reloads_refused += other.reloads_refused;
         self.zombies += other.zombies;
         self.shed += other.shed;
+        self.reused += other.reused;
+        self.evicted += other.evicted;
     }
 
     pub fn is_varied(&self) -> bool {
@@ -53,6 +57,8 @@ impl Totals {
             self.reloads_refused,
             self.zombies,
             self.shed,
+            self.reused,
+            self.evicted,
         ];
         all.iter().all(|count| *count > 50)
     }
@@ -70,6 +76,8 @@ pub fn run(seed: u64, steps: u64) -> Run {
         world.steps = step;
         event(&mut world, &mut totals);
     }
+    totals.reused = world.reused;
+    totals.evicted = world.evicted;
     totals.admitted = world.admitted.len() as u64;
     totals.refused = world.refused;
     totals.resets = world.acted.len() as u64;
@@ -83,6 +91,7 @@ fn event(world: &mut World, totals: &mut Totals) {
         0..18 => world.arrive(),
         18..38 => upstream(world),
         38..63 => session(world, totals),
+        63..72 if world.dice.one_in(2) => pooling(world),
         63..72 => ending(world, totals),
         72..86 => time(world),
         86..91 => usage(world),
@@ -176,11 +185,58 @@ fn a_lane(world: &mut World) -> Option<String> {
     world.dice.pick(&lanes).map(|index| world.settings.lanes[index].name.to_string())
 }
 
+/// Clients end well, and others come into what they leave.
+fn pooling(world: &mut World) {
+    match world.dice.below(15) {
+        12.. => {
+            if let Some(id) = world.some(|link| link.state == State::Pooled) {
+                world.arrive_again(id);
+            }
+        }
+        0..6 => {
+            let rests = |link: &Shadow| {
+                link.state == State::Established
+                    && link.in_transaction.is_none()
+                    && !link.held
+                    && link.key.is_some()
+            };
+            if let Some(id) = world.some(rests) {
+                world.pool(id);
+                let rests = world.links.get(&id).is_some_and(|link| link.state == State::Pooled);
+                if rests && world.dice.one_in(2) {
+                    world.arrive_again(id);
+                }
+            }
+        }
+        6..10 => {
+            if let Some(id) = world.some(|link| matches!(link.state, State::Taken(_))) {
+                match world.dice.below(5) {
+                    0 => world.stale(id, true),
+                    1 => world.stale(id, false),
+                    _ => world.revived(id),
+                }
+            }
+        }
+        10 => {
+            let until = world.now + Duration::from_secs(2);
+            let database = world.dice.pick(&["db", "another"]).expect("some");
+            world.guard.bar_database(world.now, database, until);
+            world.settle();
+        }
+        11 => {
+            let lane = a_lane(world).map(|lane| world.lane(&lane));
+            world.guard.drain_pool(world.now, lane, false);
+            world.settle();
+        }
+    }
+}
+
 /// Links end, one way or another.
 fn ending(world: &mut World, totals: &mut Totals) {
     match world.dice.below(10) {
         0 | 1 => {
-            if let Some(id) = world.some(|link| matches!(link.state, State::Waiting | State::Dialling)) {
+            let gives_up = |state| matches!(state, State::Waiting | State::Dialling | State::Taken(_));
+            if let Some(id) = world.some(|link| gives_up(link.state)) {
                 world.hang_up(id);
             }
         }
@@ -197,14 +253,16 @@ fn ending(world: &mut World, totals: &mut Totals) {
         }
         6 => {
             // A backend goes, and nobody has seen its EOF yet.
-            if let Some(id) =
-                world.some(|link| matches!(link.state, State::Closing | State::Zombie(_)) && link.backend)
-            {
+            if let Some(id) = world.some(|link| {
+                matches!(link.state, State::Closing | State::Zombie(_) | State::Pooled) && link.backend
+            }) {
                 world.link(id).backend = false;
             }
         }
         _ => {
-            if let Some(id) = world.some(|link| matches!(link.state, State::Closing | State::Established)) {
+            if let Some(id) =
+                world.some(|link| matches!(link.state, State::Closing | State::Established | State::Pooled))
+            {
                 world.closed(id);
             }
         }
@@ -388,7 +446,7 @@ fn finish(world: &mut World) {
         world.links.iter().filter(|(_, link)| link.state != State::Over).map(|(id, _)| *id).collect();
     for id in living {
         match world.links.get(&id).map_or(State::Over, |link| link.state) {
-            State::Waiting => world.hang_up(id),
+            State::Waiting | State::Taken(_) => world.hang_up(id),
             State::Zombie(_) => world.link(id).backend = false,
             State::Over => {}
             _ => world.closed(id),

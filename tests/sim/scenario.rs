@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgweir::clock::Moment;
 use pgweir::lanes::guard::{Action, Arrival, Arrived, Begun, DialFailure, Guard};
 use pgweir::lanes::ids::{LaneId, LinkId};
+use pgweir::lanes::pool::PoolKey;
 use pgweir::lanes::sample::{Sample, Session};
 use pgweir::lanes::settings::{LaneSettings, Settings};
 use pgweir::reason::Reason;
@@ -21,6 +22,14 @@ pub struct Sim {
     user: &'static str,
     nested: bool,
     alone: bool,
+    key: Option<&'static str>,
+    /// Whether the last connection offered to the pool was kept.
+    pub pooled: bool,
+}
+
+/// A startup packet with these parameters, behind its length.
+fn packet(key: &str) -> PoolKey {
+    PoolKey::new(format!("size{key}").as_bytes())
 }
 
 /// A lane as `change` makes it.
@@ -59,6 +68,8 @@ impl Sim {
             user: "u",
             nested: false,
             alone: false,
+            key: None,
+            pooled: false,
         }
     }
 
@@ -87,6 +98,24 @@ impl Sim {
         self
     }
 
+    /// Links that arrive may share pooled connections.
+    pub fn key(mut self, key: &'static str) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// The client of a link ends well; whether its connection is kept.
+    pub fn pool(mut self, lane: &str, link: u64) -> Self {
+        let (lane, key) = (self.lane(lane), packet(self.key.expect("a key")));
+        let application = self.application.into();
+        self.pooled = self.guard.pool(self.now, LinkId(link), lane, key, &application);
+        if !self.pooled {
+            self.guard.closing(self.now, LinkId(link));
+        }
+        self.drain();
+        self
+    }
+
     /// So many links arrive; those granted stay in login.
     pub fn arrive(mut self, lane: &str, count: u64) -> Self {
         for _ in 0..count {
@@ -100,6 +129,7 @@ impl Sim {
                 replication: false,
                 nested: self.nested,
                 alone: self.alone,
+                key: self.key.map(packet),
             };
             self.last = Some(self.guard.arrive(self.now, LinkId(self.links), who));
             self.drain();

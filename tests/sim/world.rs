@@ -8,6 +8,7 @@ use pgweir::clock::Moment;
 use pgweir::lanes::guard::{Action, Arrival, Arrived, Begun, DialFailure, Guard};
 use pgweir::lanes::ids::{LaneId, LinkId};
 use pgweir::lanes::pause::PauseRecord;
+use pgweir::lanes::pool::PoolKey;
 use pgweir::lanes::settings::{Disposition, Settings};
 use pgweir::leaks::judge::Judge;
 use pgweir::reason::Reason;
@@ -23,6 +24,9 @@ pub enum State {
     Dialling,
     Login,
     Established,
+    Pooled,
+    /// It was given the pooled connection of this name, and has not looked at it yet.
+    Taken(u64),
     Closing,
     Zombie(Moment),
     Over,
@@ -58,6 +62,8 @@ pub struct Shadow {
     pub released: bool,
     pub generation: u64,
     pub reset_at: Option<Moment>,
+    /// What its startup packet says.
+    pub key: Option<&'static str>,
 }
 
 impl Shadow {
@@ -108,6 +114,10 @@ pub struct World {
     /// Lanes shed when the present call began.
     pub was_shed: BTreeSet<String>,
     pub admitted: BTreeSet<u64>,
+    /// Pooled connections whose slot another link has, until that says what became of them.
+    pub kept: BTreeMap<u64, Shadow>,
+    pub reused: u64,
+    pub evicted: u64,
     pub refused: u64,
     pub unshed: BTreeSet<String>,
     pub resets: Vec<Moment>,
@@ -149,6 +159,9 @@ impl World {
             was_in_trouble: false,
             was_shed: BTreeSet::new(),
             admitted: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            reused: 0,
+            evicted: 0,
             refused: 0,
             unshed: BTreeSet::new(),
             resets: Vec::new(),
@@ -213,10 +226,31 @@ impl World {
         let lane = lanes[self.dice.below(lanes.len() as u64) as usize].clone();
         let application = self.dice.pick(&config::APPLICATIONS).expect("some");
         let user = self.dice.pick(&config::USERS).expect("some");
+        let replication = self.dice.one_in(12);
+        // As a packet would, it names user and application.
+        let key = self.dice.pick(&config::keys(user, application)).flatten().filter(|_| !replication);
+        self.arrive_as(lane, application, user, key, replication);
+    }
+
+    /// Another client of the program that left a pooled connection.
+    pub fn arrive_again(&mut self, pooled: u64) {
+        let left = self.links[&pooled].clone();
+        if self.settings.lanes.iter().any(|lane| *lane.name == *left.lane) {
+            self.arrive_as(left.lane, left.application, left.user, left.key, false);
+        }
+    }
+
+    fn arrive_as(
+        &mut self,
+        lane: String,
+        application: &'static str,
+        user: &'static str,
+        key: Option<&'static str>,
+        replication: bool,
+    ) {
         let host = self.dice.range(1, 4) as u8;
         let address = (!self.dice.one_in(4)).then(|| IpAddr::from([10, 0, 0, host]));
         let nested = self.dice.one_in(8);
-        let replication = self.dice.one_in(12);
         self.next_link += 1;
         let id = self.next_link;
         let alone = !nested && id.is_multiple_of(2);
@@ -244,6 +278,7 @@ impl World {
             released: false,
             generation: 0,
             reset_at: None,
+            key,
         };
         self.links.insert(id, shadow);
         let who = Arrival {
@@ -255,6 +290,7 @@ impl World {
             replication,
             nested,
             alone,
+            key: key.map(|key| PoolKey::new(key.as_bytes())),
         };
         let arrived = self.guard.arrive(self.now, LinkId(id), who);
         let waits = matches!(arrived, Arrived::Waiting(_));
@@ -271,6 +307,7 @@ impl World {
     fn arrived(&mut self, id: u64, arrived: Arrived) {
         match arrived {
             Arrived::Granted => self.grant(id),
+            Arrived::Reused(pooled) => self.grant_pooled(id, pooled.0),
             Arrived::Refused(refusal) => self.refuse(id, refusal.reason),
             Arrived::Waiting(reason) => self.mix(reason as u64),
         }
@@ -283,6 +320,99 @@ impl World {
         self.link(id).state = State::Dialling;
         self.admitted.insert(id);
         self.granted.push(id);
+    }
+
+    fn grant_pooled(&mut self, id: u64, pooled: u64) {
+        let kept = self.links.get(&pooled).filter(|kept| kept.state == State::Pooled).cloned();
+        let Some(kept) = kept else {
+            self.bad(&format!("link {id} was given {pooled}, which is not pooled"));
+        };
+        let link = &self.links[&id];
+        let fits =
+            link.key.is_some() && link.key == kept.key && link.lane == kept.lane && link.user == kept.user;
+        self.check(fits && link.state == State::Waiting, || format!("{link:?} was given {kept:?}"));
+        let link = self.link(id);
+        link.state = State::Taken(pooled);
+        link.pid = kept.pid;
+        link.pid_known = true;
+        link.backend = kept.backend;
+        link.local = kept.local;
+        self.links.remove(&pooled);
+        self.kept.insert(pooled, kept);
+        self.admitted.insert(id);
+        self.granted.push(id);
+        self.reused += 1;
+    }
+
+    /// A link with the slot of a pooled connection gives it back under its old name.
+    fn give_back(&mut self, id: u64, state: State) {
+        let State::Taken(pooled) = self.links[&id].state else { self.bad("nothing was taken") };
+        let mut kept = self.kept.remove(&pooled).expect("a pooled connection of the model");
+        kept.state = state;
+        kept.backend = self.links[&id].backend;
+        kept.lane.clone_from(&self.links[&id].lane);
+        self.links.insert(pooled, kept);
+        let link = self.link(id);
+        link.pid = 0;
+        link.pid_known = false;
+        link.backend = false;
+        link.local = None;
+    }
+
+    /// The client has ended well.
+    pub fn pool(&mut self, id: u64) {
+        if self.links[&id].visiting.is_some() {
+            self.link(id).visiting = None;
+            self.guard.leave(self.now, LinkId(id));
+            self.settle();
+        }
+        let Some(key) = self.links[&id].key.filter(|_| self.links[&id].state == State::Established) else {
+            return;
+        };
+        let (lane, application) = (self.links[&id].lane.clone(), self.links[&id].application);
+        let lane = self.lane(&lane);
+        self.forget_session(id);
+        let before = self.links[&id].clone();
+        let link = self.link(id);
+        link.state = State::Pooled;
+        link.address = None;
+        let packet = PoolKey::new(key.as_bytes());
+        if !self.guard.pool(self.now, LinkId(id), lane, packet, &application.into()) {
+            self.links.insert(id, before);
+            return self.closing(id);
+        }
+        self.settle();
+    }
+
+    pub fn revived(&mut self, id: u64) {
+        let link = self.link(id);
+        if let State::Taken(pooled) = link.state {
+            link.state = State::Established;
+            self.kept.remove(&pooled);
+            self.guard.revived(self.now, LinkId(id));
+            self.settle();
+        }
+    }
+
+    /// The connection it was given is no good.
+    pub fn stale(&mut self, id: u64, gone: bool) {
+        let State::Taken(pooled) = self.links[&id].state else { return };
+        if gone {
+            self.kept.remove(&pooled);
+            let link = self.link(id);
+            link.pid = 0;
+            link.pid_known = false;
+            link.backend = false;
+            link.local = None;
+        } else {
+            self.give_back(id, State::Closing);
+        }
+        let link = self.link(id);
+        link.state = State::Waiting;
+        link.requeued = true;
+        let arrived = self.guard.stale(self.now, LinkId(id), gone);
+        self.arrived(id, arrived);
+        self.settle();
     }
 
     fn refuse(&mut self, id: u64, reason: Reason) {
@@ -334,6 +464,18 @@ impl World {
             Action::Grant(link) => {
                 self.mix(link.0);
                 self.grant(link.0);
+            }
+            Action::GrantPooled(link, pooled) => {
+                self.mix(link.0 ^ 3);
+                self.grant_pooled(link.0, pooled.0);
+            }
+            Action::ClosePooled(pooled) => {
+                self.mix(pooled.0 ^ 5);
+                self.check(self.links.get(&pooled.0).is_some_and(|kept| kept.state == State::Pooled), || {
+                    format!("{pooled} is to be closed and not pooled: {:?}", self.links.get(&pooled.0))
+                });
+                self.link(pooled.0).state = State::Closing;
+                self.evicted += 1;
             }
             Action::Refuse(link, refusal) => self.refuse(link.0, refusal.reason),
             Action::Release(link) => {
@@ -510,6 +652,9 @@ impl World {
     }
 
     pub fn hang_up(&mut self, id: u64) {
+        if matches!(self.links[&id].state, State::Taken(_)) {
+            self.give_back(id, State::Pooled);
+        }
         self.link(id).state = State::Over;
         self.guard.hang_up(self.now, LinkId(id));
         self.settle();

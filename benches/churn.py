@@ -1,0 +1,209 @@
+"""Connections that live for one statement, as Odoo opens them: direct, PgBouncer (session mode), pgweir as a pass-through and pgweir with
+session pooling, side by side and interleaved, on a throw-away PostgreSQL. For each: connections per second, PostgreSQL's own CPU time per
+connection (postmaster and all its children, those that ended included) and the proxy's. Prints a Markdown table of medians.
+
+pgweir pools only where it authenticates clients itself, so there is no pooled figure where nobody is asked for a password."""
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import measure  # noqa: E402,F401 - finds the harness
+from measure import process, targets  # noqa: E402
+from harness import Cluster, eventually, lane  # noqa: E402
+from harness.cluster import PASSWORD, ROLES  # noqa: E402
+from harness.weir import BINARY  # noqa: E402
+
+USERS = {"trust": "odoo", "md5": "u_md5", "scram": "u_scram"}
+LOADS = {"-S -C": ("-S",), "NOTIFY -C": ("-f", "{notify}")}
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benches/churn.py", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each run")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--auth", default=",".join(USERS), help="methods, with commas between")
+    parser.add_argument("--only", help="targets, with commas between")
+    return parser.parse_args()
+
+
+def postgres_ns(cluster):
+    """CPU time of PostgreSQL so far: the postmaster, what it has reaped, and its children that live."""
+    main = cluster.process.pid
+    fields = pathlib.Path(f"/proc/{main}/stat").read_text().rpartition(")")[2].split()
+    total = process.cpu_ns(main) + (int(fields[13]) + int(fields[14])) * TICK_NS
+    for children in pathlib.Path(f"/proc/{main}/task").glob("*/children"):
+        for child in children.read_text().split():
+            try:
+                total += process.cpu_ns(child)
+            except FileNotFoundError:
+                pass
+    return total
+
+
+class PgBouncer(targets.PgBouncer):
+    """PgBouncer in session mode, asking for passwords."""
+
+    def __init__(self, cluster, auth):
+        super().__init__(cluster)
+        self.auth = auth
+
+    def argv(self, program):
+        argv = super().argv(program)
+        kind = {"scram": "scram-sha-256"}.get(self.auth, self.auth)
+        ini = self.base / "ini"
+        ini.write_text(ini.read_text().replace("auth_type = trust", f"auth_type = {kind}"))
+        write_users(self.base / "users", self.cluster, self.auth)
+        return argv
+
+
+class PassThrough(targets.Pgweir):
+    """pgweir as it is by default."""
+
+    name = "pgweir, pass-through"
+
+    def __init__(self, cluster, auth):
+        super().__init__(cluster)
+
+
+class Pooled(targets.Pgweir):
+    """pgweir with session pooling."""
+
+    name = "pgweir, pooled"
+
+    def __init__(self, cluster, auth):
+        super().__init__(cluster)
+        users = self.weir.base / "userlist.txt"
+        write_users(users, cluster, auth)
+        quota = cluster.max_connections
+        self.weir.config["auth"] = {"mode": "scram", "users_file": str(users)}
+        self.weir.config["lane"] = [lane("bench", default=True, quota=quota, priority=1, pooling="session")]
+
+
+class Direct(targets.Target):
+    """PostgreSQL itself."""
+
+    def __init__(self, cluster, auth):
+        super().__init__(cluster)
+
+
+def write_users(path, cluster, auth):
+    """A users file with what PostgreSQL itself has: never a plain password, whose keys would be derived anew."""
+    user = USERS[auth]
+    secret = cluster.value("select coalesce(rolpassword, '') from pg_authid where rolname = %s", user)
+    path.write_text(f'"{user}" "{secret}"\n')
+    path.chmod(0o644 if isinstance(path, pathlib.Path) and path.name == "users" else 0o600)
+
+
+TARGETS = [Direct, PgBouncer, PassThrough, Pooled]
+
+
+def once(target, auth, script, args, notify):
+    """One run of pgbench."""
+    argv = [target.cluster.bin / "pgbench", "-n", "-C", *(part.format(notify=notify) for part in script), "-c", args.clients,
+            "-j", min(args.clients, 2), "-T", args.seconds]
+    env = {**os.environ, "PGHOST": "127.0.0.1", "PGPORT": str(target.port), "PGUSER": USERS[auth], "PGDATABASE": "bench",
+           "PGSSLMODE": "disable", "PGGSSENCMODE": "disable", "PGAPPNAME": "bench", "PGPASSWORD": PASSWORD}
+    postgres, proxy = postgres_ns(target.cluster), target.cpu_ns()
+    done = subprocess.run([str(a) for a in argv], env=env, text=True, capture_output=True)
+    if done.returncode != 0 or "error" in done.stderr.lower():
+        raise RuntimeError(f"{target.name}, {auth}: {done.stderr[-2000:]}")
+    proxy = target.cpu_ns() - proxy
+    # What is still ending belongs to the run.
+    eventually(lambda: target.cluster.value("select count(*) from pg_stat_activity where state = 'active'") <= 1)
+    postgres = postgres_ns(target.cluster) - postgres
+    count = int(re.search(r"actually processed: (\d+)", done.stdout)[1])
+    return {"per_second": count / args.seconds, "postgres_us": postgres / count / 1000, "proxy_us": proxy / count / 1000}
+
+
+def prepare():
+    """A PostgreSQL with pgbench's tables."""
+    cluster = Cluster(max_connections=100, shared_buffers="256MB", log_min_messages="fatal", log_checkpoints="off").start()
+    for statement in ROLES.strip().rstrip(";").split(";\n"):
+        cluster.sql(statement)
+    cluster.sql("create database bench owner odoo")
+    # The statements above were each a session of its own.
+    cluster.sql(f"set password_encryption = 'md5'; alter role u_md5 password '{PASSWORD}'")
+    env = {**os.environ, "PGHOST": str(cluster.sockets), "PGPORT": str(cluster.port), "PGUSER": "postgres", "PGDATABASE": "bench"}
+    subprocess.run([str(cluster.bin / "pgbench"), "-i", "-q", "-s", "1"], env=env, check=True, capture_output=True)
+    cluster.sql("grant select on all tables in schema public to public", dbname="bench")
+    cluster.sql("vacuum analyze", dbname="bench")
+    return cluster
+
+
+def measure_all(args, cluster, notify):
+    """Every combination in every round, targets in an order drawn anew; {(auth, load, target): [figures]}."""
+    results = collections.defaultdict(list)
+    for number in range(args.rounds):
+        draw = random.Random(number)
+        for auth in args.auth.split(","):
+            kinds = [kind for kind in TARGETS if not (auth == "trust" and kind is Pooled)]
+            if args.only:
+                kinds = [kind for kind in kinds if kind.__name__ in args.only.split(",")]
+            for kind in draw.sample(kinds, len(kinds)):
+                target = kind(cluster, auth).start()
+                try:
+                    for name, script in LOADS.items():
+                        print(f"round {number + 1}: {auth}: {name}: {target.name}", file=sys.stderr, flush=True)
+                        results[auth, name, target.name].append(once(target, auth, script, args, notify))
+                finally:
+                    target.close()
+    return results
+
+
+def table(results):
+    """Medians; the CPU of PostgreSQL also as a share of a direct connection's."""
+    median = lambda rows, key: statistics.median(row[key] for row in rows)  # noqa: E731
+    lines = ["| clients are asked | load | target | connections/s | PostgreSQL CPU µs each | of direct | proxy CPU µs each |",
+             "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    for (auth, load, name), rows in sorted(results.items(), key=order):
+        cpu = median(rows, "postgres_us")
+        direct = results.get((auth, load, "direct"))
+        share = f"{cpu / median(direct, 'postgres_us'):.2f}" if direct else ""
+        proxy = "–" if name == "direct" else f"{median(rows, 'proxy_us'):.0f}"
+        lines.append(f"| {auth} | {load} | {name} | {median(rows, 'per_second'):,.0f} | {cpu:,.0f} | {share} | {proxy} |")
+    return "\n".join(lines)
+
+
+def order(item):
+    """As they are defined."""
+    auth, load, name = item[0]
+    names = ["direct", "PgBouncer", PassThrough.name, Pooled.name]
+    return list(USERS).index(auth), list(LOADS).index(load), names.index(name)
+
+
+def main():
+    """Measures and prints."""
+    args = arguments()
+    if not BINARY.exists():
+        sys.exit(f"{BINARY} is not built: cargo build --release")
+    with tempfile.TemporaryDirectory() as directory:
+        notify = pathlib.Path(directory) / "notify.sql"
+        notify.write_text("NOTIFY imbus, 'bus.bus';\n")
+        cluster = prepare()
+        try:
+            results = measure_all(args, cluster, notify)
+        finally:
+            cluster.close()
+    print(f"`{shlex.join(['benches/churn.py', *sys.argv[1:]])}`\n")
+    print(table(results))
+    version = subprocess.run(["/usr/sbin/pgbouncer", "-V"], capture_output=True, text=True).stdout.splitlines()[0]
+    print(f"\n{args.rounds} rounds of {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores, {version}, "
+          f"load average {os.getloadavg()[1]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+//! Session pooling: what becomes of an upstream connection between two clients.
+//!
+//! ```text
+//!                      pool                 a waiter of the same key
+//!   Established ─────────────────► Pooled ──────────────────────────► Taken (by the new link) ─ revived ─► Established
+//!        │ refused                  ▲ │ evict: room is needed, time is up        │ stale: dead, or not as it should be
+//!        ▼                 given up │ ▼                                          ▼
+//!     (closed)            unused    └ Closing ─► (forgotten)                  Waiting again, in its old place
+//! ```
+//!
+//! Invariants: the slot is counted all the way, first for the old link, which then names the pooled connection, then for the new one. A
+//! pooled connection is nobody's: whoever waits and could have its room gets it at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::guard::{Action, Arrival, Arrived, Guard};
+use super::ids::{LaneId, LinkId};
+use super::ledger::{Link, Phase, Who};
+use super::needs::{Lack, whose};
+use super::pass::{Claims, Earmarks};
+use super::pool::PoolKey;
+use super::queue::Place;
+use super::settings::Pooling;
+use crate::clock::Moment;
+use crate::reason::Reason;
+
+/// Waiting links per lane looked at for connections they could use, or have the room of.
+pub(super) const WAITERS_MAX: usize = 64;
+
+/// Slots that are closing already, and for whom: one closing slot helps one waiter.
+#[derive(Debug, Default)]
+pub(super) struct Relief(BTreeMap<Lack, u32>);
+
+impl Guard {
+    /// A link's client has ended well and its backend has been reset: keeps it for the next client of that key. `application` is what the
+    /// startup packet makes it, `lane` where that led: a link that was moved since is not kept. False: close it. What is kept may be handed over or evicted in this very call.
+    pub fn pool(
+        &mut self,
+        now: Moment,
+        link: LinkId,
+        lane: LaneId,
+        key: PoolKey,
+        application: &Arc<str>,
+    ) -> bool {
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase == Phase::Established) else {
+            return false;
+        };
+        let (home, who, born) = (known.home, known.who.clone(), known.dialled_at);
+        if home != lane || known.pid.is_none() || who.replication || !self.may_rest(now, home, &who, born) {
+            return false;
+        }
+        self.drop_hold(now, link);
+        self.breaker.gone(now, link);
+        self.ledger.update(link, |known| {
+            known.visiting = None;
+            known.phase = Phase::Pooled;
+        });
+        let nobodys = Who { address: None, application: application.clone(), ..(*who).clone() };
+        // The ledger forgets who has no link left, and nobody else holds it.
+        drop(who);
+        self.ledger.put_who(link, nobodys);
+        self.pool.insert(link, home, key, now);
+        self.settle(now);
+        true
+    }
+
+    /// Whether connections of a lane and database are kept now, one of that age among them.
+    fn may_rest(&self, now: Moment, lane: LaneId, who: &Who, born: Moment) -> bool {
+        let state = self.lane_ref(lane);
+        let young = |pooling: &Pooling| now.since(born) < pooling.lifetime;
+        !self.pool.closed
+            && !state.retired
+            && state.pause.is_none()
+            && !state.shed.is_on()
+            && state.settings.pooling.as_ref().is_some_and(young)
+            && !self.pool.is_barred(now, &who.database)
+    }
+
+    /// The pooled connection a waiting link may have now.
+    pub(super) fn reusable(
+        &self,
+        now: Moment,
+        link: LinkId,
+        claims: &Claims,
+        earmarks: &Earmarks,
+    ) -> Option<LinkId> {
+        let found = self.resting_for(link)?;
+        self.stop_reuse(now, link, claims, earmarks).is_none().then_some(found)
+    }
+
+    /// The pooled connection that fits a waiting link.
+    pub(super) fn resting_for(&self, link: LinkId) -> Option<LinkId> {
+        let known = self.ledger.get(link)?;
+        let found = self.pool.find(known.home, known.extra().key.as_ref()?)?;
+        // Other rules since: it counts for another application.
+        let same = |pooled: &Link| pooled.who.application == known.who.application;
+        self.ledger.get(found).is_some_and(same).then_some(found)
+    }
+
+    /// Moves the slot of `pooled` to `link`, which waits.
+    pub(super) fn hand_over(&mut self, now: Moment, link: LinkId, pooled: LinkId) {
+        let Some(kept) = self.ledger.get(pooled).filter(|kept| kept.phase == Phase::Pooled) else { return };
+        let (pid, port, dialled_at) = (kept.pid, kept.port, kept.dialled_at);
+        let granted = self.ledger.update(link, |known| {
+            known.phase = Phase::Taken;
+            known.pid = pid;
+            known.port = port;
+            known.dialled_at = dialled_at;
+            known.extra_mut().taken = Some(pooled);
+            (known.home, known.extra().place, !std::mem::replace(&mut known.admitted, true))
+        });
+        let Some((home, place, first)) = granted else { return };
+        self.pool.remove(pooled);
+        self.ledger.remove(pooled);
+        self.note_granted(now, link, home, place, first);
+        if self.caller != Some(link) {
+            self.act(Action::GrantPooled(link, pooled));
+        }
+    }
+
+    /// The connection a link was given is as it should be.
+    pub fn revived(&mut self, now: Moment, link: LinkId) {
+        let _ = now;
+        if self.ledger.get(link).is_some_and(|known| known.phase == Phase::Taken) {
+            self.ledger.update(link, |known| known.establish(known.pid));
+        }
+    }
+
+    /// The connection a link was given is not: PostgreSQL has closed it (`gone`), or it must be closed, under its old name. The link takes
+    /// its old place in the queue.
+    pub fn stale(&mut self, now: Moment, link: LinkId, gone: bool) -> Arrived {
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase == Phase::Taken) else {
+            return Arrived::Refused(crate::reason::Refusal::new(Reason::Internal, "", ""));
+        };
+        let (home, place) = (known.home, known.extra().place);
+        if gone {
+            self.bury(now, link);
+        } else {
+            self.give_back(now, link, Phase::Closing);
+        }
+        self.ledger.update(link, |known| {
+            known.phase = Phase::Waiting;
+            known.pid = None;
+            known.set_local(None);
+            known.extra_mut().taken = None;
+        });
+        self.lane_mut(home).queue.insert(place, link);
+        self.decide(now, link, false)
+    }
+
+    /// A link that was given a pooled connection went away before it had taken it.
+    pub(super) fn untaken(&mut self, now: Moment, link: LinkId) {
+        let Some(known) = self.ledger.get(link).filter(|known| known.phase == Phase::Taken) else { return };
+        let (home, key, who) = (known.home, known.extra().key.clone(), known.who.clone());
+        let (born, pooled) = (known.dialled_at, known.extra().taken);
+        let (Some(key), Some(pooled)) = (key, pooled) else { return };
+        let rests = self.may_rest(now, home, &who, born);
+        // As in `pool`.
+        drop(who);
+        self.give_back(now, link, if rests { Phase::Pooled } else { Phase::Closing });
+        if rests {
+            self.pool.insert(pooled, home, key, now);
+        } else {
+            self.act(Action::ClosePooled(pooled));
+        }
+        self.forget_quietly(now, link);
+        self.settle(now);
+    }
+
+    /// Moves a slot back to the name it had while it was pooled. The link's own weight is the caller's to change.
+    fn give_back(&mut self, now: Moment, link: LinkId, phase: Phase) {
+        let Some(known) = self.ledger.get(link) else { return };
+        let Some(pooled) = known.extra().taken else { return };
+        let (home, pid, port, dialled_at) = (known.home, known.pid, known.port, known.dialled_at);
+        let who = Who { address: None, ..(*known.who).clone() };
+        self.ledger.update(link, |known| known.pid = None);
+        self.ledger.insert(pooled, who, home, Place::NOWHERE, now);
+        self.ledger.update(pooled, |kept| {
+            kept.phase = phase;
+            kept.pid = pid;
+            kept.port = port;
+            kept.dialled_at = dialled_at;
+        });
+    }
+
+    /// Closes a pooled connection; its slot is free when PostgreSQL has closed it.
+    pub(super) fn evict(&mut self, pooled: LinkId) {
+        if self.pool.remove(pooled).is_some() {
+            self.ledger.update(pooled, |kept| kept.phase = Phase::Closing);
+            self.act(Action::ClosePooled(pooled));
+        }
+    }
+
+    fn evict_where(&mut self, mut which: impl FnMut(&Self, LinkId, LaneId) -> bool) -> u32 {
+        let all: Vec<_> = self.pool.iter().map(|(link, resting)| (link, resting.lane)).collect();
+        let chosen: Vec<_> = all.into_iter().filter(|(link, lane)| which(self, *link, *lane)).collect();
+        chosen.iter().for_each(|(link, _)| self.evict(*link));
+        u32::try_from(chosen.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Closes the pooled connections of a lane, or of all; the number. With `for_good` nothing is pooled any more.
+    pub fn drain_pool(&mut self, now: Moment, lane: Option<LaneId>, for_good: bool) -> u32 {
+        self.pool.closed |= for_good;
+        let count = self.evict_where(|_, _, one| lane.is_none_or(|lane| lane == one));
+        self.settle(now);
+        count
+    }
+
+    /// PostgreSQL needs a database without sessions: closes the pooled ones, and keeps none until then. The number closed.
+    pub fn bar_database(&mut self, now: Moment, database: &str, until: Moment) -> u32 {
+        self.pool.bar(now, database.into(), until);
+        let is_its = |link: &Link| &*link.who.database == database;
+        let count = self.evict_where(|guard, link, _| guard.ledger.get(link).is_some_and(is_its));
+        if count > 0 {
+            self.settle(now);
+        }
+        count
+    }
+
+    /// Closes what is too old, or unused for too long. Of each key `min_size` stay, however long unused.
+    pub(super) fn expire_pool(&mut self, now: Moment) {
+        if self.pool.is_empty() {
+            return;
+        }
+        let mut kept: BTreeMap<(LaneId, PoolKey), u32> = BTreeMap::new();
+        let mut all: Vec<_> = self.pool.iter().map(|(link, resting)| (link, resting.clone())).collect();
+        // The most recently used first: those are the ones that stay.
+        all.sort_by_key(|(link, _)| std::cmp::Reverse(self.pool.age(*link)));
+        for (link, resting) in all {
+            let Some(pooling) = &self.lane_ref(resting.lane).settings.pooling else { continue };
+            let old = self.ledger.get(link).is_none_or(|kept| now.since(kept.dialled_at) >= pooling.lifetime);
+            let unused = now.since(resting.since) >= pooling.idle_timeout;
+            let min = pooling.min_size;
+            let mine = kept.entry((resting.lane, resting.key)).or_default();
+            if old || (unused && *mine >= min) {
+                self.evict(link);
+            } else {
+                *mine += 1;
+            }
+        }
+    }
+
+    /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget.
+    pub(super) fn trim_pool(&mut self) {
+        if self.pool.is_empty() {
+            return;
+        }
+        let shedding = self.order.iter().map(|lane| self.lane_ref(*lane)).filter(|lane| lane.shed.is_on());
+        let shed_from = shedding.map(|lane| lane.settings.priority).min();
+        self.evict_where(|guard, _, lane| {
+            let state = guard.lane_ref(lane);
+            let is_stopped = state.retired || state.pause.is_some() || state.settings.pooling.is_none();
+            is_stopped || shed_from.is_some_and(|priority| state.settings.priority >= priority)
+        });
+        for lane in self.pool.lanes() {
+            let counts = self.ledger.lane(lane);
+            let over = (counts.load() - counts.ending.min(counts.load()))
+                .saturating_sub(self.lane_ref(lane).quota());
+            for _ in 0..over {
+                let Some(oldest) = self.oldest(|_, resting| resting == lane) else { break };
+                self.evict(oldest);
+            }
+        }
+        let Some(budget) = self.usage.budget(&self.limits) else { return };
+        let counts = self.ledger.counts();
+        for _ in 0..(counts.own - counts.own_ending).saturating_sub(budget) {
+            let Some(oldest) = self.oldest(|_, _| true) else { break };
+            self.evict(oldest);
+        }
+    }
+
+    /// Closes the pooled connection that is missed least.
+    pub(super) fn evict_oldest(&mut self) {
+        if let Some(oldest) = self.oldest(|_, _| true) {
+            self.evict(oldest);
+        }
+    }
+
+    /// Of those that fit: of the worst lane, the one unused for longest.
+    fn oldest(&self, fits: impl Fn(&Link, LaneId) -> bool) -> Option<LinkId> {
+        let all = self
+            .pool
+            .iter()
+            .filter(|(link, resting)| self.ledger.get(*link).is_some_and(|known| fits(known, resting.lane)));
+        let worst = |lane: LaneId| std::cmp::Reverse(self.lane_ref(lane).settings.priority);
+        let found = all.min_by_key(|(link, resting)| (worst(resting.lane), self.pool.age(*link)));
+        found.map(|(link, _)| link)
+    }
+
+    /// The pooled connection to close for a waiter stopped by `reason`; none where nothing helps, or enough is closing already.
+    pub(super) fn relief(&self, link: LinkId, reason: Reason, relief: &mut Relief) -> Option<LinkId> {
+        let known = self.ledger.get(link)?;
+        let lack = Lack { lane: known.home, reason, whose: whose(reason, known)? };
+        let used = relief.0.entry(lack.shared()).or_default();
+        if *used < self.ending(&lack) {
+            *used += 1;
+            return None;
+        }
+        self.oldest(|pooled, lane| self.would_help(&lack, lane) && lack.concerns(pooled))
+    }
+
+    /// How many connections of a lane are pooled.
+    pub fn pooled(&self, lane: LaneId) -> u32 {
+        self.pool.count(lane)
+    }
+
+    /// Backends of pooled connections, each with its lane and application.
+    pub fn pooled_backends(&self) -> Vec<(i32, Arc<str>, Arc<str>)> {
+        let backend = |(link, resting): (LinkId, &super::pool::Resting)| {
+            let known = self.ledger.get(link)?;
+            Some((known.pid?.get(), self.lane_name(resting.lane), known.who.application.clone()))
+        };
+        self.pool.iter().filter_map(backend).collect()
+    }
+
+    /// A connection made ahead of clients, to keep `min_size` of a key pooled: granted only where nobody waits and nothing stops it.
+    pub fn arrive_ahead(&mut self, now: Moment, link: LinkId, who: Arrival) -> bool {
+        let home = self.known(who.lane);
+        let (lane, key) = (self.lane_ref(home), who.key);
+        let min = lane.settings.pooling.as_ref().map_or(0, |pooling| pooling.min_size);
+        let wanted = key.is_some_and(|key| self.pool.count_of(home, &key) < min);
+        if !wanted || !lane.is_open() || self.ledger.counts().waiting > 0 || self.limits.observe {
+            return false;
+        }
+        let who = Who {
+            application: who.application,
+            user: who.user,
+            database: who.database,
+            address: None,
+            replication: false,
+        };
+        if !self.may_rest(now, home, &who, now) {
+            return false;
+        }
+        let place = Place::new(false, now, self.next_seq());
+        self.ledger.insert(link, who, home, place, now);
+        let nothing = (Claims::default(), Earmarks::default());
+        let stopped =
+            self.stop(now, link, &nothing.0, &nothing.1).is_some() || self.pace(now, link).is_some();
+        if stopped || self.breaker.trouble().is_some() {
+            self.forget_quietly(now, link);
+            return false;
+        }
+        self.caller = Some(link);
+        self.grant(now, link);
+        self.caller = None;
+        self.evaluate_shed(now);
+        true
+    }
+}

@@ -1,0 +1,184 @@
+//! Pooled connections made ahead of clients: `min_pool_size` of each user, database and set of startup parameters that was seen.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tracing::debug;
+
+use super::binding::Binding;
+use super::closing;
+use super::dial::dial;
+use super::hub::{Hub, Slot, Stage};
+use super::login::{self, LoggedIn, Login, LoginError};
+use super::pool::{self, Resting, Ticket};
+use super::shared::{Labels, LinkShared};
+use super::stream::Stream;
+use crate::clock::{self, Moment};
+use crate::lanes::classify::Facts;
+use crate::lanes::guard::{Arrival, DialFailure};
+use crate::lanes::ids::{LaneId, LinkId};
+use crate::lanes::pool::PoolKey;
+
+/// Sets of parameters remembered at most; the one seen longest ago gives way.
+const SEEN_MAX: usize = 256;
+/// Those nobody came with for so long are forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+/// How often it is looked for connections to make.
+const EVERY: Duration = Duration::from_millis(500);
+/// Pause after a login that failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// A client that was here, and may come again.
+#[derive(Clone)]
+struct Guest {
+    startup: Arc<[u8]>,
+    facts: Arc<Facts>,
+    application: Arc<str>,
+    at: Moment,
+    not_before: Moment,
+}
+
+/// Clients that were here, by lane and parameters.
+#[derive(Default)]
+pub struct Seen(Mutex<HashMap<(LaneId, PoolKey), Guest>>);
+
+impl Seen {
+    /// A client came with these parameters.
+    pub(super) fn note(&self, ticket: &Ticket, startup: &[u8], facts: &Arc<Facts>) {
+        let now = clock::now();
+        let mut seen = self.0.lock();
+        let key = (ticket.lane, ticket.key.clone());
+        if let Some(known) = seen.get_mut(&key) {
+            known.at = now;
+            return;
+        }
+        if seen.len() >= SEEN_MAX
+            && let Some(oldest) = seen.iter().min_by_key(|(_, guest)| guest.at).map(|(key, _)| key.clone())
+        {
+            seen.remove(&oldest);
+        }
+        let (facts, application) = (facts.clone(), ticket.application.clone());
+        seen.insert(key, Guest { startup: startup.into(), facts, application, at: now, not_before: now });
+    }
+
+    fn due(&self, now: Moment) -> Vec<((LaneId, PoolKey), Guest)> {
+        let mut seen = self.0.lock();
+        seen.retain(|_, guest| now.since(guest.at) < FORGET_AFTER);
+        let due = seen.iter().filter(|(_, guest)| guest.not_before <= now);
+        due.map(|(key, guest)| (key.clone(), guest.clone())).collect()
+    }
+
+    fn failed(&self, key: &(LaneId, PoolKey)) {
+        if let Some(guest) = self.0.lock().get_mut(key) {
+            guest.not_before = clock::now() + AFTER_FAILURE;
+        }
+    }
+}
+
+/// Makes connections ahead, one at a time, until the process ends. To be run where tokio runs.
+pub async fn run(hub: Arc<Hub>) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        for (key, guest) in hub.pool.seen.due(clock::now()) {
+            while hub.stage() == Stage::Running {
+                match make(&hub, &key, &guest).await {
+                    Some(true) => {}
+                    Some(false) => {
+                        hub.pool.seen.failed(&key);
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+}
+
+/// Makes one, if one is wanted and may be: whether that went well.
+async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) -> Option<bool> {
+    let known = hub.lane(*lane)?;
+    known.settings.pooling.as_ref().filter(|pooling| pooling.min_size > 0)?;
+    let credentials = hub.authority.credentials(&guest.facts.user)?;
+    let id = hub.next_link();
+    let who = Arrival {
+        lane: *lane,
+        application: guest.application.clone(),
+        user: guest.facts.user.clone(),
+        database: guest.facts.database.clone(),
+        address: None,
+        replication: false,
+        nested: false,
+        alone: false,
+        key: Some(key.clone()),
+    };
+    if !hub.guard(|guard, now| guard.arrive_ahead(now, id, who)) {
+        return None;
+    }
+    let mut slot = Slot::new(hub.clone(), id);
+    let settings = hub.settings.load_full();
+    let (mut upstream, local) = match dial(&settings).await {
+        Ok(dialled) => dialled,
+        Err(error) => {
+            slot.forget();
+            hub.guard(|guard, now| guard.dial_failed(now, id, DialFailure::Down(error.to_string()), false));
+            return Some(false);
+        }
+    };
+    slot.dialled(local);
+    let labels = Labels {
+        lane: *lane,
+        lane_name: known.name.clone(),
+        rule: "".into(),
+        application_name: guest.application.clone(),
+        facts: guest.facts.clone(),
+        process: None,
+        statement: Vec::new(),
+    };
+    // In no registry: nobody's client.
+    let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
+    // What a client would be told goes nowhere.
+    let (near, _far) = UnixStream::pair().ok()?;
+    let mut nobody = Stream::from(near);
+    let login = Login {
+        hub,
+        shared: &shared,
+        may_skip_password: true,
+        replication: false,
+        binding: Binding::between(&nobody, &upstream),
+        bound: settings.startup_timeout,
+        own: Some((&credentials, &[])),
+    };
+    let sent = login::send_startup(&mut upstream, &guest.startup).await;
+    let logged_in = match sent {
+        Ok(()) => login.relay(&mut nobody, &mut upstream, Vec::new()).await,
+        Err(_) => Err(LoginError::ClientGone),
+    };
+    match logged_in {
+        Ok(LoggedIn { pid, keys, parameters, .. }) => {
+            hub.guard(|guard, now| guard.login_done(now, id, pid));
+            let ticket = Ticket::new(hub, key.clone(), *lane, guest.application.clone(), parameters);
+            pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
+            Some(true)
+        }
+        Err(error) => {
+            give_up(hub, id, &error, upstream, slot).await;
+            Some(false)
+        }
+    }
+}
+
+async fn give_up(hub: &Arc<Hub>, id: LinkId, error: &LoginError, mut upstream: Stream, slot: Slot) {
+    debug!(link = id.0, ?error, "no connection could be made ahead");
+    if matches!(error, LoginError::NotNow { full: true, .. }) {
+        hub.guard(|guard, now| guard.too_many_clients(now));
+    }
+    hub.guard(|guard, now| guard.closing(now, id));
+    let _ = upstream.shutdown().await;
+    if closing::wait_closed(&mut upstream).await {
+        slot.released();
+    }
+}

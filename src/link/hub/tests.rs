@@ -1,0 +1,106 @@
+use super::*;
+use crate::lanes::guard::{Arrival, Arrived};
+use crate::lanes::settings::Settings;
+use crate::link::shared::{Labels, tests::facts};
+
+fn settings() -> Settings {
+    let text = include_str!("../../tests/contract.toml");
+    // The hub knows no configuration file; a test may.
+    crate::config::check(text, std::path::Path::new("contract.toml"))
+        .expect("the contract's own sample")
+        .0
+        .settings
+}
+
+pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
+    let mut settings = settings();
+    let (events, queue) = mpsc::unbounded_channel();
+    let link_settings = LinkSettings {
+        upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
+        upstream_tls: None,
+        doors: Vec::new(),
+        connect_timeout: Duration::from_secs(1),
+        startup_timeout: Duration::from_secs(1),
+        dead_after: Duration::ZERO,
+        allow_trust: false,
+        own_auth: None,
+        log_literals: false,
+        max_clients: 10,
+    };
+    let rules = Rules::new(&settings);
+    // Without a monitor, so that nobody waits for a first sample.
+    settings.limits.monitored = false;
+    let guard = Guard::new(settings, 1, clock::now());
+    (Arc::new(Hub::new(guard, rules, link_settings, events)), queue)
+}
+
+/// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
+pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
+    let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
+    let word: Arc<str> = "odoo".into();
+    let id = hub.next_link();
+    let labels = Labels {
+        lane,
+        lane_name: "web".into(),
+        rule: word.clone(),
+        application_name: word.clone(),
+        facts: hub.facts.share(facts(&word)),
+        process: None,
+        statement: Vec::new(),
+    };
+    let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
+    let mut registered = Registered::new(hub.clone(), shared);
+    registered.set_process(&ProcessKey::Pid(7));
+    registered.set_key(pid, CancelKeys::new(&[1], &[2]));
+    let who = Arrival {
+        lane,
+        application: word.clone(),
+        user: word.clone(),
+        database: word,
+        address: None,
+        replication: false,
+        nested: false,
+        alone: false,
+        key: None,
+    };
+    assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
+    (registered, Slot::new(hub.clone(), id))
+}
+
+pub(crate) fn slots(hub: &Hub) -> u32 {
+    hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
+}
+
+/// Counted, registered, reachable by cancel: all of it goes with the task, and nobody else notices.
+#[tokio::test]
+async fn a_panic_in_one_link_gives_everything_back_and_ends_that_link_only() {
+    let (hub, _events) = hub();
+    let other = link(&hub, 42);
+    let doomed = hub.clone();
+    let task = tokio::spawn(async move {
+        let _held = link(&doomed, 42);
+        assert_eq!((slots(&doomed), doomed.links.len()), (2, 2));
+        panic!("a bug");
+    });
+    assert!(task.await.is_err_and(|error| error.is_panic()));
+    assert_eq!((slots(&hub), hub.links.len()), (1, 1));
+    assert!(hub.guard(|guard, _| guard.audit()).is_ok());
+    drop(other);
+    assert_eq!((slots(&hub), hub.links.len(), hub.keys.len(), hub.processes.lock().len()), (0, 0, 0, 0));
+    hub.forget_processes();
+    assert_eq!(hub.facts.len(), 0);
+}
+
+#[test]
+fn a_dialled_slot_that_is_only_dropped_stays_counted_until_postgresql_confirms() {
+    let (hub, _events) = hub();
+    let (registered, mut slot) = link(&hub, 42);
+    slot.dialled(None);
+    drop(slot);
+    drop(registered);
+    assert_eq!(slots(&hub), 1, "a zombie");
+    let (_registered, mut slot) = link(&hub, 42);
+    slot.dialled(None);
+    slot.released();
+    assert_eq!(slots(&hub), 1, "only the zombie is left");
+}

@@ -1,0 +1,505 @@
+//! Session pooling: a backend whose client has ended well is reset, watched while it rests, and handed to the next client that sends the
+//! same startup packet. All of it happens on the reception; who gets what is the guard's word (`lanes/rest`).
+//!
+//! One task keeps one pooled connection. It ends with an order (taken, to be closed), which can be given once, or with the first thing
+//! heard of PostgreSQL: a connection at rest has nothing to say but good-bye.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::ahead::Seen;
+use super::closing::{self, Closing, How};
+use super::hub::{Hub, Lane, Slot, Stage};
+use super::keys::CancelKeys;
+use super::login::LoggedIn;
+use super::shared::{Command, LinkShared};
+use super::stream::{Peek, Stream};
+use crate::clock::{self, Moment};
+use crate::lanes::guard::Arrived;
+use crate::lanes::ids::{LaneId, LinkId};
+use crate::lanes::pool::PoolKey;
+use crate::wire::frame::{HEADER_LEN, Header, split_cstr};
+use crate::wire::{reply, statement};
+
+/// How long a reset may take: it drops the temporary tables of the session.
+const RESET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a sign of life may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long no connection is pooled to a database that PostgreSQL needs without sessions: it waits for 5 s.
+const BARRED_FOR: Duration = Duration::from_secs(10);
+/// Replies kept while a reset or check is judged, in bytes.
+const REPLIES_MAX: usize = 64 * 1024;
+/// How long a new client may take to accept its greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sync without anything before it.
+const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
+
+/// What a link must know to be pooled when its client has ended.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    /// Who may have it next.
+    pub key: PoolKey,
+    /// The lane its client came into: a link that was moved since is not pooled.
+    pub lane: LaneId,
+    /// The application its startup packet names.
+    pub application: Arc<str>,
+    /// What the backend has reported, as whole ParameterStatus messages.
+    parameters: Arc<Vec<u8>>,
+    /// Which PostgreSQL it was dialled at.
+    epoch: u32,
+}
+
+impl Ticket {
+    /// For a backend that reported `parameters` at its login.
+    pub fn new(hub: &Hub, key: PoolKey, lane: LaneId, application: Arc<str>, parameters: Vec<u8>) -> Self {
+        let epoch = hub.pool.epoch.load(Ordering::Relaxed);
+        Self { key, lane, application, parameters: Arc::new(parameters), epoch }
+    }
+
+    /// The backend reports another value.
+    pub fn note(&mut self, name: &[u8], value: &[u8]) {
+        let mut new = Vec::with_capacity(self.parameters.len() + value.len());
+        let mut rest = self.parameters.as_slice();
+        let mut found = false;
+        while let Ok(Some(header)) = Header::read(rest)
+            && let Some(message) = rest.get(..header.total_len())
+        {
+            if split_cstr(&message[HEADER_LEN..]).is_some_and(|(known, _)| known == name) {
+                found = true;
+                parameter(&mut new, name, value);
+            } else {
+                new.extend_from_slice(message);
+            }
+            rest = &rest[header.total_len()..];
+        }
+        if !found {
+            parameter(&mut new, name, value);
+        }
+        if new != *self.parameters {
+            self.parameters = Arc::new(new);
+        }
+    }
+}
+
+fn parameter(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    reply::message(out, b'S', |out| {
+        for text in [name, value] {
+            out.extend_from_slice(text);
+            out.push(0);
+        }
+    });
+}
+
+/// A backend without a client.
+pub struct Resting {
+    pub(super) upstream: Stream,
+    pub(super) slot: Slot,
+    /// Backend, and what PostgreSQL wants to see in a cancel.
+    pub(super) key: (i32, CancelKeys),
+    pub(super) ticket: Ticket,
+    /// When it was last known to be well.
+    pub(super) since: Moment,
+}
+
+/// What the keeper of a pooled connection is told.
+enum Order {
+    Take(oneshot::Sender<Found>),
+    Close,
+}
+
+/// What is found where a pooled connection should be.
+enum Found {
+    Ready(Box<Resting>),
+    /// It has said something.
+    Spoilt(Box<Resting>),
+    /// PostgreSQL has closed it.
+    Gone,
+}
+
+/// The keepers of all pooled connections.
+#[derive(Default)]
+pub struct Pool {
+    orders: DashMap<LinkId, oneshot::Sender<Order>>,
+    /// Whose connections are made ahead of clients.
+    pub(super) seen: Seen,
+    /// Whether any lane pools.
+    enabled: AtomicBool,
+    /// Changes with the PostgreSQL that is dialled.
+    epoch: AtomicU32,
+    /// Connections that are pooled, or being closed after they were.
+    kept: AtomicU32,
+}
+
+impl Pool {
+    /// Connections that are pooled, or being closed after they were.
+    pub fn kept(&self) -> u32 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Closes a pooled connection: the guard has said so.
+    pub fn close(&self, pooled: LinkId) {
+        if let Some((_, order)) = self.orders.remove(&pooled) {
+            let _ = order.send(Order::Close);
+        }
+    }
+
+    /// Says whether any lane pools.
+    pub fn set_enabled(&self, on: bool) {
+        self.enabled.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether any lane pools.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
+    /// Another PostgreSQL is dialled from now on: what was dialled before is not pooled any more.
+    pub fn upstream_changed(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn take(&self, pooled: LinkId) -> Option<Found> {
+        let (_, order) = self.orders.remove(&pooled)?;
+        let (reply, answer) = oneshot::channel();
+        order.send(Order::Take(reply)).ok()?;
+        answer.await.ok()
+    }
+}
+
+impl Hub {
+    /// Closes the pooled connections that a statement would wait for, and keeps none of those databases for a while.
+    pub fn make_room_for(&self, statement: &[u8]) {
+        for database in statement::databases_emptied(statement) {
+            let closed = self.guard(|guard, now| guard.bar_database(now, &database, now + BARRED_FOR));
+            if closed > 0 {
+                let text = format!(
+                    "{closed} pooled connections to {database} were closed for DROP, CREATE … TEMPLATE or ALTER DATABASE"
+                );
+                self.note("pool", None, None, text);
+            }
+        }
+    }
+}
+
+/// A backend whose client has just ended, with nothing outstanding and outside a transaction.
+pub(super) struct Worn {
+    pub(super) shared: Arc<LinkShared>,
+    pub(super) upstream: Stream,
+    pub(super) slot: Slot,
+    pub(super) key: (i32, CancelKeys),
+    pub(super) ticket: Ticket,
+}
+
+/// Whether nothing of a link that has left the registry can hit whoever comes next: no cancel is on its way, nor was one given up.
+pub(super) fn is_undisturbed(hub: &Hub, shared: &LinkShared) -> bool {
+    let given_up = |command: &Command| matches!(command, Command::Close { .. } | Command::Drain);
+    hub.stage() == Stage::Running && !shared.is_being_cancelled() && !shared.take_mail().iter().any(given_up)
+}
+
+/// Resets a backend and pools it, or closes it.
+pub(super) async fn recycle(hub: &Arc<Hub>, worn: Worn) {
+    let Worn { shared, mut upstream, slot, key, mut ticket } = worn;
+    match timeout(RESET_TIMEOUT, discard_all(&mut upstream, &mut ticket)).await {
+        Ok(Ok(())) => rest(hub, Resting { upstream, slot, key, ticket, since: clock::now() }),
+        Ok(Err(Trouble::Closed)) => slot.released(),
+        Ok(Err(Trouble::Unexpected)) => {
+            debug!(client = shared.id.0, pid = key.0, "DISCARD ALL did not go well: closed");
+            close(hub, Box::new(Resting { upstream, slot, key, ticket, since: clock::now() })).await;
+        }
+        Err(_) => {
+            let unsent = reply::TERMINATE.to_vec();
+            let how = How::Cancel;
+            closing::close(
+                hub,
+                Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None },
+            )
+            .await;
+        }
+    }
+}
+
+/// Hands a backend to the guard's pool, with a task that keeps it.
+pub(super) fn rest(hub: &Arc<Hub>, resting: Resting) {
+    let id = resting.slot.link();
+    let (order, orders) = oneshot::channel();
+    // Before the guard knows of it: it may be handed over in that very call.
+    hub.pool.orders.insert(id, order);
+    let ticket = &resting.ticket;
+    let same_server = ticket.epoch == hub.pool.epoch.load(Ordering::Relaxed);
+    let kept = same_server
+        && hub.guard(|guard, now| guard.pool(now, id, ticket.lane, ticket.key.clone(), &ticket.application));
+    let (hub, resting) = (hub.clone(), Box::new(resting));
+    if kept {
+        tokio::spawn(keep(hub.clone(), Kept::new(&hub), resting, orders));
+    } else {
+        hub.pool.orders.remove(&id);
+        tokio::spawn(async move { close(&hub, resting).await });
+    }
+}
+
+/// Counts a connection whose keeper runs.
+struct Kept(Arc<Hub>);
+
+impl Kept {
+    fn new(hub: &Arc<Hub>) -> Self {
+        hub.pool.kept.fetch_add(1, Ordering::Relaxed);
+        Self(hub.clone())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.pool.kept.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn keep(hub: Arc<Hub>, _kept: Kept, mut resting: Box<Resting>, mut orders: oneshot::Receiver<Order>) {
+    let id = resting.slot.link();
+    let mut byte = [0];
+    let heard = tokio::select! {
+        biased;
+        order = &mut orders => return obey(&hub, order.ok(), Found::Ready(resting)).await,
+        heard = resting.upstream.read(&mut byte) => heard,
+    };
+    let gone = match heard {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => closing::is_close(&error),
+    };
+    // Nobody can be told of it any more, or somebody was in the same moment.
+    let order = match hub.pool.orders.remove(&id) {
+        Some(_) => None,
+        None => orders.await.ok(),
+    };
+    match order {
+        None | Some(Order::Close) if gone => resting.slot.released(),
+        order if gone => {
+            // The slot is the taker's.
+            resting.slot.forget();
+            obey(&hub, order, Found::Gone).await;
+        }
+        order => obey(&hub, order, Found::Spoilt(resting)).await,
+    }
+}
+
+/// Without an order a connection is closed.
+async fn obey(hub: &Arc<Hub>, order: Option<Order>, found: Found) {
+    match (order, found) {
+        // A taker that is gone has left its slot to a sample.
+        (Some(Order::Take(reply)), found) => drop(reply.send(found)),
+        (_, Found::Ready(resting) | Found::Spoilt(resting)) => close(hub, resting).await,
+        (_, Found::Gone) => {}
+    }
+}
+
+/// Closes a backend; its slot is free when PostgreSQL has closed it.
+pub(super) async fn close(hub: &Arc<Hub>, resting: Box<Resting>) {
+    let _kept = Kept::new(hub);
+    let Resting { mut upstream, slot, .. } = *resting;
+    hub.guard(|guard, now| guard.closing(now, slot.link()));
+    let _ = upstream.write_all(&reply::TERMINATE).await;
+    let _ = upstream.shutdown().await;
+    let closed = closing::wait_closed(&mut upstream).await;
+    drop(upstream);
+    if closed {
+        slot.released();
+    }
+}
+
+/// What became of a pooled connection that was to be reused.
+pub(super) enum Reuse {
+    /// The client has it.
+    Done(Box<(Stream, Slot, LoggedIn, Ticket)>),
+    /// The client is gone.
+    Gone,
+    /// It was no good.
+    Again(Arrived),
+}
+
+/// Takes the pooled connection whose slot the guard has given to `slot`'s link, and greets the client: `words` come first.
+pub(super) async fn reuse(
+    hub: &Arc<Hub>,
+    lane: &Lane,
+    mut slot: Slot,
+    pooled: LinkId,
+    client: &mut Stream,
+    words: &[u8],
+    behind: &mut Vec<u8>,
+) -> Reuse {
+    let link = slot.link();
+    slot.inherited();
+    let check_after = lane.settings.pooling.as_ref().map_or(Duration::ZERO, |pooling| pooling.check_after);
+    let resting = match take(hub, link, pooled, check_after).await {
+        Ok(resting) => *resting,
+        Err(next) => {
+            slot.forget();
+            return Reuse::Again(next);
+        }
+    };
+    hub.guard(|guard, now| guard.revived(now, link));
+    let logged_in = resting.greet(client, words, std::mem::take(behind)).await;
+    let Resting { upstream, slot: old, key, mut ticket, since } = resting;
+    // The guard knows it by the new name.
+    old.forget();
+    ticket.lane = lane.id;
+    match logged_in {
+        Some(logged_in) => {
+            lane.meter.reused.fetch_add(1, Ordering::Relaxed);
+            Reuse::Done(Box::new((upstream, slot, logged_in, ticket)))
+        }
+        None => {
+            // Nothing of this client has reached the backend.
+            rest(hub, Resting { upstream, slot, key, ticket, since });
+            Reuse::Gone
+        }
+    }
+}
+
+/// Takes the pooled connection the guard has given to `link`, if it is well. Else the link waits again, or is granted something else.
+async fn take(
+    hub: &Arc<Hub>,
+    link: LinkId,
+    pooled: LinkId,
+    check_after: Duration,
+) -> Result<Box<Resting>, Arrived> {
+    match hub.pool.take(pooled).await {
+        Some(Found::Ready(mut resting)) => {
+            if resting.is_well(check_after).await {
+                return Ok(resting);
+            }
+            Err(discard(hub, link, resting))
+        }
+        Some(Found::Spoilt(resting)) => Err(discard(hub, link, resting)),
+        Some(Found::Gone) => Err(hub.guard(|guard, now| guard.stale(now, link, true))),
+        None => Err(hub.guard(|guard, now| {
+            let arrived = guard.stale(now, link, false);
+            guard.zombie(now, pooled);
+            arrived
+        })),
+    }
+}
+
+fn discard(hub: &Arc<Hub>, link: LinkId, resting: Box<Resting>) -> Arrived {
+    // The slot goes back to its old name before that is used again.
+    let arrived = hub.guard(|guard, now| guard.stale(now, link, false));
+    let hub = hub.clone();
+    tokio::spawn(async move { close(&hub, resting).await });
+    arrived
+}
+
+impl Resting {
+    /// Whether PostgreSQL has said nothing, and answers if it was not asked for long.
+    async fn is_well(&mut self, check_after: Duration) -> bool {
+        if self.upstream.peek() != Peek::Silent {
+            return false;
+        }
+        if clock::now().since(self.since) < check_after {
+            return true;
+        }
+        let alive = timeout(CHECK_TIMEOUT, ask(&mut self.upstream, &SYNC, None, &mut self.ticket)).await;
+        matches!(alive, Ok(Ok(())))
+    }
+
+    /// What the next client is told, as if it had logged in: `words` come first. With the keys of its own.
+    pub(super) fn greeting(&self, words: &[u8]) -> Option<(Vec<u8>, CancelKeys)> {
+        let upstream = self.key.1.upstream();
+        let mut secret = vec![0; upstream.len()];
+        getrandom::fill(&mut secret).ok()?;
+        let mut out = Vec::with_capacity(words.len() + self.ticket.parameters.len() + 64);
+        out.extend_from_slice(words);
+        reply::message(&mut out, b'R', |out| out.extend_from_slice(&[0; 4]));
+        out.extend_from_slice(&self.ticket.parameters);
+        reply::backend_key_data(&mut out, self.key.0, &secret);
+        reply::ready_for_query(&mut out, b'I');
+        Some((out, CancelKeys::new(&secret, upstream)))
+    }
+
+    /// Greets a client; what a login would have left, or nothing if the client is gone.
+    pub(super) async fn greet(&self, client: &mut Stream, words: &[u8], behind: Vec<u8>) -> Option<LoggedIn> {
+        let (greeting, keys) = self.greeting(words)?;
+        matches!(timeout(GREETING_TIMEOUT, client.write_all(&greeting)).await, Ok(Ok(()))).then_some(())?;
+        let (pid, parameters) = (self.key.0, Vec::new());
+        Some(LoggedIn { pid, keys, upstream_rest: Vec::new(), client_rest: behind, parameters })
+    }
+}
+
+/// Why a backend at rest is not to be used.
+#[derive(Debug)]
+enum Trouble {
+    /// PostgreSQL has closed the connection.
+    Closed,
+    /// It said something else than was expected.
+    Unexpected,
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        if closing::is_close(&error) { Self::Closed } else { Self::Unexpected }
+    }
+}
+
+async fn discard_all(upstream: &mut Stream, ticket: &mut Ticket) -> Result<(), Trouble> {
+    let mut query = Vec::with_capacity(24);
+    reply::query(&mut query, "DISCARD ALL");
+    ask(upstream, &query, Some(b"DISCARD ALL"), ticket).await
+}
+
+/// Sends a request and reads up to ReadyForQuery `I`, behind which nothing may follow; `tag` must have been completed. What the backend
+/// reports on its way is noted.
+async fn ask(
+    upstream: &mut Stream,
+    request: &[u8],
+    tag: Option<&[u8]>,
+    ticket: &mut Ticket,
+) -> Result<(), Trouble> {
+    upstream.write_all(request).await?;
+    let mut replies = Vec::with_capacity(512);
+    let mut completed = tag.is_none();
+    let mut at = 0;
+    loop {
+        let Some(header) = Header::read(&replies[at..]).map_err(|_| Trouble::Unexpected)? else {
+            read_on(upstream, &mut replies).await?;
+            continue;
+        };
+        let end = at + header.total_len();
+        if end > REPLIES_MAX {
+            return Err(Trouble::Unexpected);
+        }
+        if replies.len() < end {
+            read_on(upstream, &mut replies).await?;
+            continue;
+        }
+        let body = &replies[at + HEADER_LEN..end];
+        match header.tag {
+            b'C' if !completed && split_cstr(body).map(|(tag, _)| tag) == tag => completed = true,
+            b'S' => {
+                let (name, rest) = split_cstr(body).ok_or(Trouble::Unexpected)?;
+                let (value, _) = split_cstr(rest).ok_or(Trouble::Unexpected)?;
+                ticket.note(name, value);
+            }
+            // For a session that is no more.
+            b'N' | b'A' => {}
+            b'Z' if completed && body == b"I" && replies.len() == end => return Ok(()),
+            _ => return Err(Trouble::Unexpected),
+        }
+        at = end;
+    }
+}
+
+async fn read_on(upstream: &mut Stream, replies: &mut Vec<u8>) -> Result<(), Trouble> {
+    if replies.len() >= REPLIES_MAX {
+        return Err(Trouble::Unexpected);
+    }
+    match upstream.read_buf(replies).await? {
+        0 => Err(Trouble::Closed),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,144 @@
+//! Session pooling: whose connection is kept, and for whom it is given up.
+
+use std::time::Duration;
+
+use pgweir::lanes::guard::{Action, Arrived};
+use pgweir::lanes::ids::LinkId;
+use pgweir::lanes::settings::{LaneSettings, Pooling};
+use pgweir::reason::Reason;
+
+use crate::scenario::{Sim, lane, settings};
+
+fn pooling(lane: &mut LaneSettings) {
+    lane.pooling = Some(Pooling {
+        lifetime: Duration::from_secs(100),
+        idle_timeout: Duration::from_secs(10),
+        check_after: Duration::ZERO,
+        min_size: 0,
+    });
+}
+
+fn one(quota: u32) -> Sim {
+    Sim::new(vec![lane("web", quota, pooling)])
+}
+
+fn closed(sim: &Sim) -> Vec<u64> {
+    let closed = |action: &Action| match action {
+        Action::ClosePooled(link) => Some(link.0),
+        _ => None,
+    };
+    sim.actions.iter().filter_map(closed).collect()
+}
+
+fn slots(sim: &Sim, lane: &str) -> u32 {
+    let rows = sim.guard.rows(sim.now);
+    rows.iter().find(|row| &*row.lane == lane).map_or(0, |row| row.slots)
+}
+
+#[test]
+fn the_slot_goes_from_link_to_link_and_is_counted_all_the_way() {
+    let sim = one(1).key("k").connect("web", 1).pool("web", 1);
+    assert!(sim.pooled && slots(&sim, "web") == 1);
+    let sim = sim.arrive("web", 1);
+    assert_eq!(sim.last, Some(Arrived::Reused(LinkId(1))));
+    assert_eq!((slots(&sim, "web"), sim.guard.logins()), (1, 0));
+    let mut sim = sim.arrive("web", 1);
+    assert_eq!(sim.last, Some(Arrived::Waiting(Reason::LaneFull)));
+    sim.guard.revived(sim.now, LinkId(2));
+    // The one who waits gets it without a dial.
+    let sim = sim.pool("web", 2);
+    assert!(sim.actions.contains(&Action::GrantPooled(LinkId(3), LinkId(2))));
+    assert_eq!((slots(&sim, "web"), sim.guard.audit()), (1, Ok(())));
+}
+
+#[test]
+fn another_key_evicts_the_one_unused_for_longest_and_waits_for_its_end() {
+    let sim = one(2).key("a").connect("web", 1).pool("web", 1);
+    let sim = sim.advance_ms(10).key("b").connect("web", 1).pool("web", 2);
+    let sim = sim.key("c").arrive("web", 1);
+    assert_eq!(sim.last, Some(Arrived::Waiting(Reason::LaneFull)));
+    assert_eq!((closed(&sim), slots(&sim, "web")), (vec![1], 2));
+    let sim = sim.close(1);
+    assert!(sim.actions.contains(&Action::Grant(LinkId(3))));
+    assert_eq!((closed(&sim), slots(&sim, "web")), (vec![1], 2));
+}
+
+#[test]
+fn one_waiter_evicts_one() {
+    let sim = one(3).key("a").connect("web", 3).pool("web", 1).pool("web", 2).pool("web", 3);
+    let sim = sim.key("b").arrive("web", 1).advance_ms(100).arrive("web", 1).advance_ms(100);
+    assert_eq!(closed(&sim), [1, 2]);
+}
+
+#[test]
+fn a_full_budget_is_relieved_across_lanes_but_not_below_a_reserve() {
+    let batch = lane("batch", 5, |lane| {
+        pooling(lane);
+        lane.priority = 8;
+        lane.reserve = 1;
+    });
+    let mut settings = settings(vec![lane("web", 12, |lane| lane.priority = 0), batch]);
+    settings.limits.monitored = true;
+    let sim = Sim::with(settings).sample(3, 0);
+    let sim = sim.key("a").connect("batch", 3).pool("batch", 1).pool("batch", 2).pool("batch", 3);
+    assert!(sim.pooled);
+    let sim = sim.key("b").arrive("web", 3);
+    assert_eq!((closed(&sim), slots(&sim, "batch")), (vec![1, 2], 3));
+    // One login at a time: so small is the budget.
+    let sim = sim.close(1).close(2).log_in(4);
+    assert_eq!((slots(&sim, "batch"), slots(&sim, "web")), (1, 2));
+}
+
+#[test]
+fn a_pause_a_drain_and_a_smaller_quota_close_what_rests() {
+    let mut sim = one(4).key("a").connect("web", 3).pool("web", 1).pool("web", 2);
+    sim.guard.set_quota(sim.now, sim.lane("web"), 2).expect("a quota");
+    let sim = sim.advance_ms(1);
+    assert_eq!(closed(&sim), [1]);
+    let web = sim.lane("web");
+    let sim = sim.call(move |guard, now| guard.pause(now, web, None, None, "me", ""));
+    assert_eq!(closed(&sim), [1, 2]);
+    let sim = sim.pool("web", 3);
+    assert!(!sim.pooled, "its lane is paused");
+}
+
+#[test]
+fn time_and_bars_close_what_rests() {
+    let sim = one(4).key("a").connect("web", 2).pool("web", 1);
+    let sim = sim.advance_ms(9_000).pool("web", 2).advance_ms(2_000);
+    assert_eq!(closed(&sim), [1]);
+    let mut sim = sim;
+    let until = sim.now + Duration::from_secs(5);
+    assert_eq!(sim.guard.bar_database(sim.now, "elsewhere", until), 0);
+    assert_eq!(sim.guard.bar_database(sim.now, "db", until), 1);
+    let sim = sim.connect("web", 1).pool("web", 3);
+    assert!(!sim.pooled, "its database is barred");
+    let sim = sim.advance_ms(5_000).connect("web", 1).pool("web", 4);
+    assert!(sim.pooled);
+    let sim = sim.connect("web", 1).advance_ms(101_000).pool("web", 5);
+    assert!(!sim.pooled, "too old");
+}
+
+#[test]
+fn a_dead_connection_costs_its_client_its_place_and_nothing_else() {
+    let mut sim = one(1).key("a").connect("web", 1).pool("web", 1).arrive("web", 2);
+    let again = sim.guard.stale(sim.now, LinkId(2), true);
+    assert_eq!(again, Arrived::Granted);
+    let mut sim = sim.log_in(2).pool("web", 2);
+    assert!(sim.actions.contains(&Action::GrantPooled(LinkId(3), LinkId(2))));
+    // This one answers strangely: it is closed under its old name, and its slot is free when PostgreSQL says so.
+    assert_eq!(sim.guard.stale(sim.now, LinkId(3), false), Arrived::Waiting(Reason::LaneFull));
+    assert_eq!(slots(&sim, "web"), 1);
+    let sim = sim.close(2);
+    assert!(sim.actions.contains(&Action::Grant(LinkId(3))));
+    assert_eq!(sim.guard.audit(), Ok(()));
+}
+
+#[test]
+fn what_was_not_taken_goes_back() {
+    let sim = one(1).key("a").connect("web", 1).pool("web", 1).arrive("web", 1);
+    let sim = sim.call(|guard, now| guard.hang_up(now, LinkId(2)));
+    assert_eq!((slots(&sim, "web"), sim.guard.pooled(sim.lane("web"))), (1, 1));
+    let sim = sim.arrive("web", 1);
+    assert_eq!(sim.last, Some(Arrived::Reused(LinkId(1))));
+}
