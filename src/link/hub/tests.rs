@@ -4,7 +4,7 @@ use crate::lanes::settings::Settings;
 use crate::link::shared::{Labels, tests::facts};
 
 fn settings() -> Settings {
-    let text = include_str!("../../tests/contract.toml");
+    let text = include_str!("../../../tests/contract.toml");
     // The hub knows no configuration file; a test may.
     crate::config::check(text, std::path::Path::new("contract.toml"))
         .expect("the contract's own sample")
