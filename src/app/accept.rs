@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::workers::{Socket, Workers};
 use crate::listen::files::ReserveFd;
-use crate::listen::socket::SocketFile;
+use crate::listen::socket::{SocketFile, tune_tcp};
 
 /// Connections accepted before others on this thread get their turn.
 const BURST: usize = 64;
@@ -67,8 +67,13 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
             return;
         }
     };
+    let mut dead_after = workers.dead_after();
     loop {
         let Ok(mut ready) = listening.readable().await else { return };
+        if dead_after != workers.dead_after() {
+            dead_after = workers.dead_after();
+            tune(listening.get_ref(), dead_after, &name);
+        }
         for _ in 0..BURST {
             match next(listening.get_ref()) {
                 Ok(socket) if workers.turns_away(&socket, &name) => {}
@@ -89,6 +94,15 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
             }
         }
         tokio::task::yield_now().await;
+    }
+}
+
+/// Those accepted from here on have the options of their listener. One that was complete before has those of then.
+fn tune(listening: &Listening, dead_after: Duration, name: &str) {
+    if let Listening::Tcp(listener) = listening
+        && let Err(error) = tune_tcp(listener, dead_after)
+    {
+        tracing::warn!(%error, listener = name, "dead clients are not looked for");
     }
 }
 

@@ -53,7 +53,8 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
         setup::users(&config).map_err(|problems| anyhow::anyhow!("{}", problems.join("\n")))?;
     doubts.iter().for_each(|doubt| tracing::warn!("{doubt}"));
     let doors = open_doors(&config)?;
-    let admin_listener = bind(&config.admin.endpoint).context("[admin] address")?;
+    let admin_listener = bind(&config.admin.endpoint, config.process.tcp_keepalive.unwrap_or_default())
+        .context("[admin] address")?;
     let state_file = StateFile::new(&state_directory);
     let pauses = state_file.load()?;
     let (events, event_queue) = mpsc::unbounded_channel();
@@ -138,20 +139,21 @@ fn worker_count(config: &Config) -> usize {
 }
 
 fn open_doors(config: &Config) -> anyhow::Result<Vec<Door>> {
+    let dead_after = config.process.tcp_keepalive.unwrap_or_default();
     let open = |listen: &crate::config::settings::ListenSettings| {
-        let listening =
-            bind(&listen.endpoint).with_context(|| format!("[[listen]] address {}", listen.text))?;
+        let listening = bind(&listen.endpoint, dead_after)
+            .with_context(|| format!("[[listen]] address {}", listen.text))?;
         Ok(Door { listening, name: listen.text.clone(), lane: listen.lane.clone() })
     };
     config.listen.iter().map(open).collect()
 }
 
-fn bind(endpoint: &Endpoint) -> anyhow::Result<Listening> {
+fn bind(endpoint: &Endpoint, dead_after: Duration) -> anyhow::Result<Listening> {
     match endpoint {
         Endpoint::Tcp { host, port } => {
             let mut addresses = (&**host, *port).to_socket_addrs()?;
             let address = addresses.next().with_context(|| format!("{host} has no address"))?;
-            Ok(Listening::Tcp(bind_tcp(address)?))
+            Ok(Listening::Tcp(bind_tcp(address, dead_after)?))
         }
         Endpoint::Unix { directory, port } => {
             make_directory(directory)?;

@@ -19,7 +19,6 @@ use crate::link::hub::{Client, Counters, Hub};
 use crate::link::reactor::{Handle, Reactor};
 use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
-use crate::listen::socket::tune_tcp;
 use crate::listen::threads;
 use crate::reason::Reason;
 
@@ -91,6 +90,11 @@ impl Workers {
         Ok(workers)
     }
 
+    /// When a client that says nothing is taken for dead; zero leaves that to the system.
+    pub fn dead_after(&self) -> Duration {
+        self.hub.settings.load().dead_after
+    }
+
     /// Where clients are received.
     pub fn reception(&self) -> &Runtime {
         &self.reception
@@ -124,7 +128,7 @@ impl Workers {
     /// Serves a connection. To be called on the reception.
     pub fn receive(self: &Arc<Self>, socket: Socket, listener: Arc<str>, lane: Option<Arc<str>>) {
         let tally = Client::new(self.hub.clone());
-        let accepted = match adopt(&self.hub, socket, listener, lane) {
+        let accepted = match adopt(socket, listener, lane) {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "a client was gone before it was served");
@@ -225,16 +229,10 @@ async fn see_off(hub: Arc<Hub>, mut finished: mpsc::UnboundedReceiver<(Link, End
     }
 }
 
-fn adopt(
-    hub: &Hub,
-    socket: Socket,
-    listener: Arc<str>,
-    listener_lane: Option<Arc<str>>,
-) -> std::io::Result<Accepted> {
+fn adopt(socket: Socket, listener: Arc<str>, listener_lane: Option<Arc<str>>) -> std::io::Result<Accepted> {
     match socket {
         Socket::Tcp(fd, peer) => {
             let stream = tokio::net::TcpStream::from_std(fd.into())?;
-            tune_tcp(&stream, hub.settings.load().dead_after)?;
             let local = stream.local_addr().ok();
             Ok(Accepted { stream: Stream::from(stream), peer, local, listener, listener_lane })
         }

@@ -122,14 +122,17 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
         // No cancel finds it from here on.
         registered = None;
         if pool::is_undisturbed(&hub, &shared) {
-            let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else { return };
+            let Ok(upstream) = upstream.into_stream() else { return };
             let worn = Worn { shared, upstream, slot, key, ticket: *ticket };
-            if told.is_empty() {
-                drop(client);
-                pool::recycle(&hub, worn).await;
-            } else {
-                tokio::join!(closing::dismiss(client, &told), pool::recycle(&hub, worn));
-            }
+            let last_words = async {
+                // No runtime needs to know of a client that is told nothing.
+                if !told.is_empty()
+                    && let Ok(client) = client.into_stream()
+                {
+                    closing::dismiss(client, &told).await;
+                }
+            };
+            tokio::join!(last_words, pool::recycle(&hub, worn));
             return;
         }
     }

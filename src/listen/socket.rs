@@ -18,11 +18,12 @@ const BACKLOG: i32 = 4096;
 /// Longest time that keepalive can be told, in the kernel's terms (MAX_TCP_KEEPIDLE, in seconds).
 const KEEPALIVE_S_MAX: u64 = 32_767;
 
-/// Binds a TCP listener, nonblocking. `[::]` means IPv6 only, as with PostgreSQL: both families take two listeners.
+/// Binds a TCP listener, nonblocking, whose connections are tuned as by [`tune_tcp`]. `[::]` means IPv6 only, as with PostgreSQL: both
+/// families take two listeners.
 ///
 /// # Errors
 /// Those of bind(2): in use, not allowed, not an address of this machine.
-pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn bind_tcp(address: SocketAddr, dead_after: Duration) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -30,6 +31,7 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    tune_tcp(&socket, dead_after)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -138,7 +140,8 @@ fn probes(dead_after: Duration) -> Probes {
 }
 
 /// No delay for small messages, and a dead peer found within `dead_after`: by keepalive when the link is silent, by TCP_USER_TIMEOUT when
-/// bytes sent stay unacknowledged. Zero leaves detection to the system.
+/// bytes sent stay unacknowledged. Zero leaves detection to the system. What a listener accepts has its options from the first byte on
+/// (tcp(7)), and costs no system calls of its own.
 ///
 /// # Errors
 /// Those of setsockopt(2): the socket is already closed, or is not TCP.
@@ -146,7 +149,9 @@ pub fn tune_tcp(stream: &impl AsFd, dead_after: Duration) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     if dead_after.is_zero() {
-        return Ok(());
+        // A listener may have been told otherwise before.
+        socket.set_keepalive(false)?;
+        return socket.set_tcp_user_timeout(None);
     }
     let Probes { idle_s, interval_s, count } = probes(dead_after);
     let keepalive = TcpKeepalive::new()
@@ -212,20 +217,43 @@ mod tests {
 
     #[test]
     fn options_reach_the_socket() {
-        let listener = bind_tcp("127.0.0.1:0".parse().expect("an address")).expect("bound");
+        let listener =
+            bind_tcp("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(60)).expect("bound");
         let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
         tune_tcp(&stream, Duration::from_secs(60)).expect("tuned");
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
         assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(30));
         assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(60)));
+        tune_tcp(&stream, Duration::ZERO).expect("tuned");
+        assert!(socket.tcp_nodelay().expect("an option") && !socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), None);
+    }
+
+    #[test]
+    fn what_is_accepted_has_the_options_of_its_listener() {
+        let listener =
+            bind_tcp("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(60)).expect("bound");
+        let _near = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+        let far = loop {
+            match listener.accept() {
+                Ok((far, _)) => break far,
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        let socket = SockRef::from(&far);
+        assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(30));
+        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(10));
+        assert_eq!(socket.tcp_keepalive_retries().expect("an option"), 3);
+        assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(60)));
     }
 
     #[test]
     fn a_tcp_listener_does_not_block() {
-        let listener = bind_tcp("[::1]:0".parse().expect("an address")).expect("bound");
+        let listener = bind_tcp("[::1]:0".parse().expect("an address"), Duration::ZERO).expect("bound");
         assert_eq!(listener.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
-        let taken = bind_tcp(listener.local_addr().expect("bound")).expect_err("taken");
+        let taken = bind_tcp(listener.local_addr().expect("bound"), Duration::ZERO).expect_err("taken");
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     }
 
