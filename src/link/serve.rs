@@ -86,6 +86,8 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>
     match wish {
         Wish::Cancel { pid, key } => {
             cancel::route(hub, pid, &key).await;
+            // With close_notify: without it libpq takes the end for a failed cancel.
+            closing::dismiss(accepted.stream, &[]).await;
             None
         }
         Wish::Session { mut startup, mut behind } => {
