@@ -30,6 +30,8 @@ const EVERY_AT_MOST: Duration = Duration::from_secs(1);
 const GROWTH_EVERY: u32 = 20;
 /// Links reclaimed are put on record once in so many sweeps.
 const RECLAIMED_EVERY: u32 = 4;
+/// So long a link is spared because nobody asked whether it holds an advisory lock; with samples it is asked sooner.
+const LOCKS_UNKNOWN_MAX: Duration = Duration::from_secs(10);
 /// Sessions that bypass pgweir terminated for one sample.
 const TERMINATIONS_MAX: usize = 5;
 
@@ -217,15 +219,14 @@ impl App {
     /// Has links of worse lanes end with their transactions where a lane below its reserve waits and PostgreSQL has nothing left.
     fn yield_to_reserves(&self, sample: Option<&Sample>) {
         let Some((lanes, wanted)) = self.hub.guard(|guard, now| guard.wants_yield(now)) else { return };
-        let locked = holding_advisory_locks(sample);
+        let holds_lock = |pid| sample.is_some_and(|sample| sample.holds_lock(pid));
         let mut busy = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
             let (state, since) = link.state();
             let lane = link.with_labels(|labels| labels.lane);
             let works = matches!(state, LinkState::Idle | LinkState::Active | LinkState::IdleInTransaction);
-            let spared =
-                link.flags() & flag::LISTENING != 0 || locked.contains(&link.pid.load(Ordering::Relaxed));
+            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(link.pid.load(Ordering::Relaxed));
             if works && !spared && lanes.iter().any(|(one, _)| *one == lane) {
                 let since = link.transaction_since().unwrap_or(since);
                 busy.push(BusyLink {
@@ -249,7 +250,6 @@ impl App {
             return false;
         }
         self.yield_to_reserves(sample);
-        let locked = holding_advisory_locks(sample);
         let mut idle = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
@@ -266,7 +266,7 @@ impl App {
                     idle_since: since,
                     generation,
                     listening: link.flags() & flag::LISTENING != 0,
-                    advisory_lock: locked.contains(&link.pid.load(Ordering::Relaxed)),
+                    advisory_lock: sample.is_some_and(|s| may_hold_lock(s, link, since, now)),
                 });
             }
         }
@@ -316,8 +316,13 @@ impl App {
     }
 }
 
-fn holding_advisory_locks(sample: Option<&Sample>) -> HashSet<i32> {
-    sample.iter().flat_map(|s| &s.sessions).filter(|s| s.advisory_lock).map(|s| s.pid).collect()
+/// Whether a link that idles since `since` was seen to hold an advisory lock, or may have taken one since that was asked: where
+/// max_connections makes the question dear, samples come without.
+fn may_hold_lock(sample: &Sample, link: &LinkShared, since: Moment, now: Moment) -> bool {
+    let unasked = sample.locks_asked_at < sample.asked_at && since >= sample.locks_asked_at;
+    // Without samples nobody is spared for ever.
+    unasked && now.since(sample.locks_asked_at) < LOCKS_UNKNOWN_MAX
+        || sample.holds_lock(link.pid.load(Ordering::Relaxed))
 }
 
 /// Names a request that may come back: its client process, and the shape of its last statement. Behind one address and

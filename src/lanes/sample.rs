@@ -25,9 +25,11 @@ pub struct Session {
     pub database: Arc<str>,
     /// state.
     pub state: Arc<str>,
-    /// Time since state_change.
+    /// When this row was read. A session that did nothing since is not read again with each sample: see [`Self::ages`].
+    pub seen_at: Moment,
+    /// From state_change to then.
     pub state_age: Duration,
-    /// Time since xact_start.
+    /// From xact_start to then; none outside a transaction.
     pub transaction_age: Option<Duration>,
     /// wait_event_type and wait_event, empty when none.
     pub wait_event: (Arc<str>, Arc<str>),
@@ -35,8 +37,14 @@ pub struct Session {
     pub query: Arc<str>,
     /// pg_blocking_pids, asked only where it waits for a lock.
     pub blocked_by: Vec<i32>,
-    /// Whether it holds a session or transaction advisory lock.
-    pub advisory_lock: bool,
+}
+
+impl Session {
+    /// Time since state_change and since xact_start, at `now`.
+    pub fn ages(&self, now: Moment) -> (Duration, Option<Duration>) {
+        let since = now.since(self.seen_at);
+        (self.state_age + since, self.transaction_age.map(|age| age + since))
+    }
 }
 
 /// One look at PostgreSQL.
@@ -53,5 +61,16 @@ pub struct Sample {
     /// Pid of the monitor's own backend.
     pub monitor_pid: i32,
     /// All client backends and walsenders.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<Arc<Session>>,
+    /// Pids that hold session or transaction advisory locks, ascending.
+    pub lock_holders: Arc<[i32]>,
+    /// When that was asked: not with every sample where max_connections makes it dear.
+    pub locks_asked_at: Moment,
+}
+
+impl Sample {
+    /// Whether a backend was seen to hold an advisory lock.
+    pub fn holds_lock(&self, pid: i32) -> bool {
+        self.lock_holders.binary_search(&pid).is_ok()
+    }
 }
