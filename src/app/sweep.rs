@@ -30,8 +30,6 @@ const EVERY_AT_MOST: Duration = Duration::from_secs(1);
 const GROWTH_EVERY: u32 = 20;
 /// Links reclaimed are put on record once in so many sweeps.
 const RECLAIMED_EVERY: u32 = 4;
-/// So long a link is spared because nobody asked whether it holds an advisory lock; with samples it is asked sooner.
-const LOCKS_UNKNOWN_MAX: Duration = Duration::from_secs(10);
 /// Sessions that bypass pgweir terminated for one sample.
 const TERMINATIONS_MAX: usize = 5;
 
@@ -266,7 +264,9 @@ impl App {
                     idle_since: since,
                     generation,
                     listening: link.flags() & flag::LISTENING != 0,
-                    advisory_lock: sample.is_some_and(|s| may_hold_lock(s, link, since, now)),
+                    advisory_lock: sample.is_some_and(|sample| {
+                        sample.may_hold_lock(link.pid.load(Ordering::Relaxed), since, now)
+                    }),
                 });
             }
         }
@@ -314,15 +314,6 @@ impl App {
             }
         }
     }
-}
-
-/// Whether a link that idles since `since` was seen to hold an advisory lock, or may have taken one since that was asked: where
-/// max_connections makes the question dear, samples come without.
-fn may_hold_lock(sample: &Sample, link: &LinkShared, since: Moment, now: Moment) -> bool {
-    let unasked = sample.locks_asked_at < sample.asked_at && since >= sample.locks_asked_at;
-    // Without samples nobody is spared for ever.
-    unasked && now.since(sample.locks_asked_at) < LOCKS_UNKNOWN_MAX
-        || sample.holds_lock(link.pid.load(Ordering::Relaxed))
 }
 
 /// Names a request that may come back: its client process, and the shape of its last statement. Behind one address and

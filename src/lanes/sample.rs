@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
+/// Who holds advisory locks is asked again sooner than this while samples come.
+const LOCKS_UNKNOWN_MAX: Duration = Duration::from_secs(10);
+
 /// One row of pg_stat_activity with `backend_type = 'client backend'` (or walsender).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -72,5 +75,38 @@ impl Sample {
     /// Whether a backend was seen to hold an advisory lock.
     pub fn holds_lock(&self, pid: i32) -> bool {
         self.lock_holders.binary_search(&pid).is_ok()
+    }
+
+    /// Whether a backend idle since `idle_since` holds an advisory lock as far as one can tell at `now`: it was seen to, or went idle
+    /// after that was last asked, and this sample came without. Without later samples nobody is spared for ever.
+    pub fn may_hold_lock(&self, pid: i32, idle_since: Moment, now: Moment) -> bool {
+        let unasked = self.locks_asked_at < self.asked_at && idle_since >= self.locks_asked_at;
+        unasked && now.since(self.locks_asked_at) < LOCKS_UNKNOWN_MAX || self.holds_lock(pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_went_idle_after_locks_were_asked_for_may_hold_one_for_a_while() {
+        let at = |second: u64| Moment::from_micros(second * 1_000_000);
+        let sample = |locks_asked_at| Sample {
+            asked_at: at(104),
+            taken_at: at(104),
+            max_connections: 5000,
+            reserved_connections: 3,
+            monitor_pid: 1,
+            sessions: Vec::new(),
+            lock_holders: [3, 7].into(),
+            locks_asked_at,
+        };
+        let carried = sample(at(100));
+        assert!(carried.may_hold_lock(7, at(90), at(104)), "seen");
+        assert!(!carried.may_hold_lock(8, at(90), at(104)), "asked since, and not seen");
+        assert!(carried.may_hold_lock(8, at(101), at(104)), "not asked since");
+        assert!(!carried.may_hold_lock(8, at(101), at(110)), "no sample comes any more");
+        assert!(!sample(at(104)).may_hold_lock(8, at(105), at(105)), "as ever: asked with the last sample");
     }
 }

@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use zeroize::Zeroizing;
 
+use super::roster::Facts;
 use super::row::{Known, Record, Records, Timestamp};
 use crate::clock::Moment;
 use crate::lanes::sample::Session;
@@ -80,21 +81,6 @@ pub fn session_settings(statement_timeout: Duration) -> String {
         super::connect::APPLICATION_NAME,
         statement_timeout.as_millis()
     )
-}
-
-/// The one row of [`SAMPLE`], but for what is listed in it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Facts {
-    /// Pid of the monitor's own backend.
-    pub monitor_pid: i32,
-    /// Whether the role sees other roles' sessions. Where it does not, the sample is a low reading and must not be used.
-    pub may_read: bool,
-    /// max_connections.
-    pub max_connections: u32,
-    /// superuser_reserved_connections + reserved_connections (PostgreSQL 16).
-    pub reserved_connections: u32,
-    /// PostgreSQL's clock, after everything was listed.
-    pub clock: Timestamp,
 }
 
 /// The facts in a row of [`SAMPLE`].

@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::query::Facts;
 use super::row::Timestamp;
 use crate::clock::Moment;
 use crate::lanes::sample::{Sample, Session};
@@ -37,6 +36,21 @@ pub struct Question {
     pub locks: bool,
 }
 
+/// What the server says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// Pid of the monitor's own backend.
+    pub monitor_pid: i32,
+    /// Whether the role sees other roles' sessions. Where it does not, the sample is a low reading and must not be used.
+    pub may_read: bool,
+    /// max_connections.
+    pub max_connections: u32,
+    /// superuser_reserved_connections + reserved_connections (PostgreSQL 16).
+    pub reserved_connections: u32,
+    /// PostgreSQL's clock, after everything was listed.
+    pub clock: Timestamp,
+}
+
 /// What came back.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -46,7 +60,7 @@ pub struct Answer {
     pub asked_at: Moment,
     /// When it came back.
     pub taken_at: Moment,
-    /// The server's own facts.
+    /// What the server says of itself.
     pub facts: Facts,
     /// Pids that hold advisory locks, in any order; empty where it was not asked.
     pub lock_holders: Vec<i32>,
