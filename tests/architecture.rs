@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "src/auth/",
     "src/lanes/",
     "src/leaks/",
+    "src/upstream/roster.rs",
     "src/link/session",
     "src/link/cycles.rs",
     "src/link/out.rs",

@@ -49,7 +49,7 @@ fn any_sample(event: &MonitorEvent) -> Option<Sample> {
 }
 
 fn session(sample: &Sample, pid: i32) -> Option<&Session> {
-    sample.sessions.iter().find(|session| session.pid == pid)
+    sample.sessions.iter().find(|session| session.pid == pid).map(|session| &**session)
 }
 
 async fn pid_of(client: &tokio_postgres::Client) -> i32 {
@@ -77,13 +77,16 @@ async fn a_sample_shows_limits_leaks_blockers_and_advisory_locks() {
     assert!(started <= sample.asked_at && sample.asked_at < sample.taken_at);
     let seen = session(&sample, leak_pid).expect("listed");
     assert_eq!((&*seen.application, &*seen.user, &*seen.database), ("odoo-1", "postgres", "postgres"));
-    assert_eq!((&*seen.state, seen.advisory_lock, seen.walsender), ("idle in transaction", true, false));
+    assert_eq!(
+        (&*seen.state, sample.holds_lock(leak_pid), seen.walsender),
+        ("idle in transaction", true, false)
+    );
     assert_eq!((seen.address, seen.port), (None, None));
     assert!(seen.transaction_age.is_some_and(|age| age >= seen.state_age));
     assert!(seen.query.contains("pg_backend_pid"), "{}", seen.query);
     let held = session(&sample, waiter_pid).expect("listed");
     assert_eq!(held.blocked_by, [leak_pid]);
-    assert_eq!((&*held.wait_event.0, held.advisory_lock), ("Lock", false));
+    assert_eq!((&*held.wait_event.0, sample.holds_lock(waiter_pid)), ("Lock", false));
     let own = session(&sample, sample.monitor_pid).expect("the monitor lists itself");
     assert_eq!(&*own.application, "pgweir monitor");
     assert!(own.address.is_some_and(|ip| ip.is_loopback()) && own.port.is_some());
@@ -96,7 +99,36 @@ async fn a_sample_shows_limits_leaks_blockers_and_advisory_locks() {
     })
     .await;
     let seen = session(&after, leak_pid).expect("listed");
-    assert_eq!((seen.transaction_age, seen.advisory_lock), (None, false));
+    assert_eq!((seen.transaction_age, after.holds_lock(leak_pid)), (None, false));
+}
+
+#[tokio::test]
+async fn a_session_that_does_nothing_is_read_once_and_again_when_it_does_something() {
+    let pg = Pg::start("");
+    let leak = pg.connect_as("postgres", "odoo-1").await;
+    leak.batch_execute("begin; select 'before'").await.expect("begun");
+    let leak_pid = pid_of(&leak).await;
+    leak.batch_execute("select 'before'").await.expect("selected");
+    let (_handle, mut events) = spawn(settings(&pg, "postgres"));
+    let carried = until(&mut events, |event| {
+        any_sample(event).filter(|s| session(s, leak_pid).is_some_and(|l| l.seen_at < s.asked_at))
+    })
+    .await;
+    let seen = session(&carried, leak_pid).expect("listed");
+    assert_eq!((&*seen.application, &*seen.state), ("odoo-1", "idle in transaction"));
+    assert_eq!(&*seen.query, "select 'before'");
+    let (idle, transaction) = seen.ages(carried.taken_at);
+    assert!(idle > seen.state_age && transaction.is_some_and(|transaction| transaction >= idle));
+
+    leak.batch_execute("select pg_advisory_lock(7); commit; select 'after'").await.expect("committed");
+    let spoke_at = clock::now();
+    let after = until(&mut events, |event| any_sample(event).filter(|s| s.asked_at > spoke_at)).await;
+    let seen = session(&after, leak_pid).expect("listed");
+    assert_eq!((&*seen.state, seen.transaction_age), ("idle", None));
+    assert!(seen.query.contains("'after'") && after.holds_lock(leak_pid));
+
+    drop(leak);
+    until(&mut events, |event| any_sample(event).filter(|s| session(s, leak_pid).is_none())).await;
 }
 
 #[tokio::test]

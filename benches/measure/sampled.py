@@ -8,7 +8,7 @@ from harness import cluster as clusters
 # What the view shows of a backend that is none. Every other column is NULL.
 COLUMNS = {
     "datname": "'bench'", "pid": "c.pid", "usename": "'odoo'", "application_name": "'live'", "client_addr": "'127.0.0.1'",
-    "backend_start": "now()", "state_change": "now()", "xact_start": "case when c.in_transaction then now() end",
+    "backend_start": "c.since", "state_change": "c.since", "xact_start": "case when c.in_transaction then c.since end",
     "state": "case when c.in_transaction then 'idle in transaction' else 'idle' end", "wait_event_type": "'Client'",
     "wait_event": "'ClientRead'", "query": "'SELECT 1'", "backend_type": "'client backend'",
 }
@@ -31,7 +31,7 @@ class Sampled:
         """Starts the server and widens the view; itself."""
         self.cluster.start()
         self.conn = self.cluster.direct(app="suite")
-        self._run("create table crowd (pid int, in_transaction bool); create sequence looks; grant usage on sequence looks to pgweir;"
+        self._run("create table crowd (pid int, in_transaction bool, since timestamptz default clock_timestamp()); create sequence looks; grant usage on sequence looks to pgweir;"
                   " set allow_system_table_mods = on")
         shown = ", ".join(f"({COLUMNS.get(name, 'null')})::{kind}" for name, kind in self._columns())
         old = self._value("select pg_get_viewdef('pg_catalog.pg_stat_activity'::regclass)").rstrip().rstrip(";")
@@ -43,7 +43,7 @@ class Sampled:
         """Lists these pids as backends, every other one in a transaction."""
         self._run("truncate crowd")
         with self.conn.cursor() as cur:
-            psycopg2.extras.execute_values(cur, "insert into crowd values %s", [(pid, n % 2 == 1) for n, pid in enumerate(pids)] or [(0, False)])
+            psycopg2.extras.execute_values(cur, "insert into crowd (pid, in_transaction) values %s", [(pid, n % 2 == 1) for n, pid in enumerate(pids)] or [(0, False)])
         self._run("analyze crowd")
 
     def looks(self):

@@ -116,9 +116,10 @@ impl App {
         let ours = self.by_pid();
         let pooled = self.hub.guard(|guard, _| guard.pooled_backends());
         let pooled: HashMap<i32, Arc<str>> = pooled.into_iter().map(|(pid, lane, _)| (pid, lane)).collect();
-        let age = clock::now().since(sample.taken_at);
+        let now = clock::now();
         let literals = self.hub.settings.load().log_literals;
-        let row = |session: &Session| {
+        let row = |session: &Arc<Session>| {
+            let (state_age, transaction_age) = session.ages(now);
             let link = ours.get(&session.pid);
             let rests = pooled.get(&session.pid);
             let lane = link.map(|link| link.with_labels(|l| l.lane_name.clone()));
@@ -141,8 +142,8 @@ impl App {
                     None => session_address(session),
                 },
                 state: session.state.clone(),
-                state_ms: ms(session.state_age + age),
-                transaction_ms: session.transaction_age.map_or(0, |t| ms(t + age)),
+                state_ms: ms(state_age),
+                transaction_ms: transaction_age.map_or(0, ms),
                 wait_event: wait_event(session),
                 blocked_by: session.blocked_by.clone(),
                 query: statement::shown(&session.query, literals),
@@ -201,7 +202,7 @@ impl App {
                 address: session_address(session),
                 pid: Some(session.pid),
                 idle_in_transaction_ms: ms(idle),
-                transaction_ms: session.transaction_age.map_or(0, ms),
+                transaction_ms: session.ages(now).1.map_or(0, ms),
                 blocks: blocks.get(&session.pid).cloned().unwrap_or_default(),
                 verdict: self.bypass_verdict(),
                 last_statement: statement::shown(&session.query, literals),
@@ -214,7 +215,6 @@ impl App {
     /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`.
     pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
         let after = self.config.load().bypass.after;
-        let age = now.since(sample.taken_at);
         let ours = self.by_pid();
         sample
             .sessions
@@ -222,8 +222,9 @@ impl App {
             .filter(|s| {
                 s.state.starts_with("idle in transaction") && s.pid != sample.monitor_pid && !s.walsender
             })
-            .filter(|s| !ours.contains_key(&s.pid) && s.state_age + age >= after)
-            .map(|s| (s, s.state_age + age))
+            .filter(|s| !ours.contains_key(&s.pid))
+            .map(|s| (&**s, s.ages(now).0))
+            .filter(|(_, idle)| *idle >= after)
             .collect()
     }
 }

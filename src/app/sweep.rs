@@ -217,15 +217,14 @@ impl App {
     /// Has links of worse lanes end with their transactions where a lane below its reserve waits and PostgreSQL has nothing left.
     fn yield_to_reserves(&self, sample: Option<&Sample>) {
         let Some((lanes, wanted)) = self.hub.guard(|guard, now| guard.wants_yield(now)) else { return };
-        let locked = holding_advisory_locks(sample);
+        let holds_lock = |pid| sample.is_some_and(|sample| sample.holds_lock(pid));
         let mut busy = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
             let (state, since) = link.state();
             let lane = link.with_labels(|labels| labels.lane);
             let works = matches!(state, LinkState::Idle | LinkState::Active | LinkState::IdleInTransaction);
-            let spared =
-                link.flags() & flag::LISTENING != 0 || locked.contains(&link.pid.load(Ordering::Relaxed));
+            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(link.pid.load(Ordering::Relaxed));
             if works && !spared && lanes.iter().any(|(one, _)| *one == lane) {
                 let since = link.transaction_since().unwrap_or(since);
                 busy.push(BusyLink {
@@ -249,7 +248,6 @@ impl App {
             return false;
         }
         self.yield_to_reserves(sample);
-        let locked = holding_advisory_locks(sample);
         let mut idle = Vec::new();
         for entry in &self.hub.links {
             let link = entry.value();
@@ -266,7 +264,9 @@ impl App {
                     idle_since: since,
                     generation,
                     listening: link.flags() & flag::LISTENING != 0,
-                    advisory_lock: locked.contains(&link.pid.load(Ordering::Relaxed)),
+                    advisory_lock: sample.is_some_and(|sample| {
+                        sample.may_hold_lock(link.pid.load(Ordering::Relaxed), since, now)
+                    }),
                 });
             }
         }
@@ -314,10 +314,6 @@ impl App {
             }
         }
     }
-}
-
-fn holding_advisory_locks(sample: Option<&Sample>) -> HashSet<i32> {
-    sample.iter().flat_map(|s| &s.sessions).filter(|s| s.advisory_lock).map(|s| s.pid).collect()
 }
 
 /// Names a request that may come back: its client process, and the shape of its last statement. Behind one address and

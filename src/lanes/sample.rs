@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 
+/// Who holds advisory locks is asked again sooner than this while samples come.
+const LOCKS_UNKNOWN_MAX: Duration = Duration::from_secs(10);
+
 /// One row of pg_stat_activity with `backend_type = 'client backend'` (or walsender).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -25,9 +28,11 @@ pub struct Session {
     pub database: Arc<str>,
     /// state.
     pub state: Arc<str>,
-    /// Time since state_change.
+    /// When this row was read. A session that did nothing since is not read again with each sample: see [`Self::ages`].
+    pub seen_at: Moment,
+    /// From state_change to then.
     pub state_age: Duration,
-    /// Time since xact_start.
+    /// From xact_start to then; none outside a transaction.
     pub transaction_age: Option<Duration>,
     /// wait_event_type and wait_event, empty when none.
     pub wait_event: (Arc<str>, Arc<str>),
@@ -35,8 +40,14 @@ pub struct Session {
     pub query: Arc<str>,
     /// pg_blocking_pids, asked only where it waits for a lock.
     pub blocked_by: Vec<i32>,
-    /// Whether it holds a session or transaction advisory lock.
-    pub advisory_lock: bool,
+}
+
+impl Session {
+    /// Time since state_change and since xact_start, at `now`.
+    pub fn ages(&self, now: Moment) -> (Duration, Option<Duration>) {
+        let since = now.since(self.seen_at);
+        (self.state_age + since, self.transaction_age.map(|age| age + since))
+    }
 }
 
 /// One look at PostgreSQL.
@@ -53,5 +64,49 @@ pub struct Sample {
     /// Pid of the monitor's own backend.
     pub monitor_pid: i32,
     /// All client backends and walsenders.
-    pub sessions: Vec<Session>,
+    pub sessions: Vec<Arc<Session>>,
+    /// Pids that hold session or transaction advisory locks, ascending.
+    pub lock_holders: Arc<[i32]>,
+    /// When that was asked: not with every sample where max_connections makes it dear.
+    pub locks_asked_at: Moment,
+}
+
+impl Sample {
+    /// Whether a backend was seen to hold an advisory lock.
+    pub fn holds_lock(&self, pid: i32) -> bool {
+        self.lock_holders.binary_search(&pid).is_ok()
+    }
+
+    /// Whether a backend idle since `idle_since` holds an advisory lock as far as one can tell at `now`: it was seen to, or went idle
+    /// after that was last asked, and this sample came without. Without later samples nobody is spared for ever.
+    pub fn may_hold_lock(&self, pid: i32, idle_since: Moment, now: Moment) -> bool {
+        let unasked = self.locks_asked_at < self.asked_at && idle_since >= self.locks_asked_at;
+        unasked && now.since(self.locks_asked_at) < LOCKS_UNKNOWN_MAX || self.holds_lock(pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_went_idle_after_locks_were_asked_for_may_hold_one_for_a_while() {
+        let at = |second: u64| Moment::from_micros(second * 1_000_000);
+        let sample = |locks_asked_at| Sample {
+            asked_at: at(104),
+            taken_at: at(104),
+            max_connections: 5000,
+            reserved_connections: 3,
+            monitor_pid: 1,
+            sessions: Vec::new(),
+            lock_holders: [3, 7].into(),
+            locks_asked_at,
+        };
+        let carried = sample(at(100));
+        assert!(carried.may_hold_lock(7, at(90), at(104)), "seen");
+        assert!(!carried.may_hold_lock(8, at(90), at(104)), "asked since, and not seen");
+        assert!(carried.may_hold_lock(8, at(101), at(104)), "not asked since");
+        assert!(!carried.may_hold_lock(8, at(101), at(110)), "no sample comes any more");
+        assert!(!sample(at(104)).may_hold_lock(8, at(105), at(105)), "as ever: asked with the last sample");
+    }
 }

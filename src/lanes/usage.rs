@@ -149,19 +149,25 @@ impl Usage {
         }
         self.tombstones.retain(|tombstone| tombstone.closed_at >= sample.asked_at);
         self.latched_at = self.latched_at.filter(|at| *at >= sample.asked_at);
-        let states = |wanted: &[&str]| {
-            let rows = sample.sessions.iter().filter(|row| !row.walsender);
-            count(rows.filter(|row| wanted.contains(&&*row.state)))
-        };
+        // One pass over what may be ten thousand rows.
+        let (mut active, mut idle, mut idle_in_transaction) = (0, 0, 0);
+        for row in sample.sessions.iter().filter(|row| !row.walsender) {
+            match &*row.state {
+                "active" | "fastpath function call" => active += 1,
+                "idle" => idle += 1,
+                "idle in transaction" | "idle in transaction (aborted)" => idle_in_transaction += 1,
+                _ => {}
+            }
+        }
         self.seen = Some(Seen {
             asked_at: sample.asked_at,
             taken_at: sample.taken_at,
             max_connections: sample.max_connections,
             usable: sample.max_connections.saturating_sub(sample.reserved_connections),
             bypass: self.bypass(sample, ledger),
-            active: states(&["active", "fastpath function call"]),
-            idle: states(&["idle"]),
-            idle_in_transaction: states(&["idle in transaction", "idle in transaction (aborted)"]),
+            active,
+            idle,
+            idle_in_transaction,
         });
         true
     }
@@ -188,10 +194,12 @@ impl Usage {
             pids.binary_search(&row.pid).is_ok()
                 || address(row).is_some_and(|address| ports.contains(&address))
         };
-        let strange = || sample.sessions.iter().filter(|row| !row.walsender && !is_ours(row));
+        let (mut over_socket, mut over_tcp) = (0_u32, 0_u32);
+        for row in sample.sessions.iter().filter(|row| !row.walsender && !is_ours(row)) {
+            let side = if row.address.is_none() { &mut over_socket } else { &mut over_tcp };
+            *side += 1;
+        }
         // Over a Unix socket nothing but the pid tells whose a backend is: our logins without one account for as many rows.
-        let over_socket = count(strange().filter(|row| row.address.is_none()));
-        let over_tcp = count(strange().filter(|row| row.address.is_some()));
         over_tcp + over_socket.saturating_sub(unknown)
     }
 }
@@ -222,8 +230,4 @@ fn may_be(row: &Session, ours: u16) -> bool {
 
 fn address(row: &Session) -> Option<(IpAddr, u16)> {
     Some((row.address?.to_canonical(), row.port?))
-}
-
-fn count<'a>(rows: impl Iterator<Item = &'a Session>) -> u32 {
-    u32::try_from(rows.count()).unwrap_or(u32::MAX)
 }

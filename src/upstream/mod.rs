@@ -4,4 +4,6 @@ pub mod connect;
 pub mod monitor;
 pub mod probe;
 pub mod query;
+pub mod roster;
+pub mod row;
 pub mod sniff;

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{FutureExt, TryStreamExt};
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Client;
@@ -22,7 +22,9 @@ use tokio_postgres::types::{ToSql, Type};
 use zeroize::Zeroizing;
 
 use super::connect::{self, Opened, explain};
-use super::query::{self, Look, Reader};
+use super::query;
+use super::roster::{Answer, Roster};
+use super::row::Known;
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
@@ -32,7 +34,7 @@ pub use super::connect::{MonitorAddress, MonitorSettings};
 const GAP_MIN: Duration = Duration::from_millis(20);
 /// A look that is not answered within this (or twice the interval) costs the connection.
 const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
-/// Rows read at once, and the rest after them: some 0.1 ms of work at a time.
+/// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
 /// What only an operator can change is looked at again after this.
@@ -42,6 +44,13 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Events not yet taken. A consumer that is slower stops the monitor, whose samples then grow stale: as they should.
 const EVENTS_MAX: usize = 4;
+
+/// What one look found.
+enum Look {
+    Sample(Sample),
+    /// The role would see itself only.
+    Blind,
+}
 
 /// What the monitor has to say. Everything but samples is said once, when it becomes so.
 #[derive(Clone, Debug, PartialEq)]
@@ -205,6 +214,14 @@ enum End {
     Pooler(String),
 }
 
+/// What one connection has seen.
+struct Seen {
+    /// The backend that answers.
+    pid: i32,
+    roster: Roster,
+    known: Known,
+}
+
 struct Task {
     settings: MonitorSettings,
     clock: fn() -> Moment,
@@ -276,28 +293,29 @@ impl Task {
             return end;
         }
         self.shared.now.lock().client = Some(Arc::clone(&client));
+        let mut seen = Seen { pid: announced_pid, roster: Roster::default(), known: Known::default() };
         loop {
             let asked_at = (self.clock)();
-            let look =
-                match bounded(self.shared.limit, self.look(&client, asked_at)).await.and_then(|look| look) {
-                    Ok(look) => look,
-                    Err(cause) => return End::Lost(cause),
-                };
-            if let Err(end) = same_backend(announced_pid, look.sample.monitor_pid) {
-                return end;
-            }
+            let look = match bounded(self.shared.limit, self.look(&client, &mut seen)).await {
+                Ok(Ok(look)) => look,
+                Ok(Err(end)) => return end,
+                Err(cause) => return End::Lost(cause),
+            };
             *backoff = Backoff::default();
-            if look.may_read {
-                self.shared.set_state("ok");
-                self.tell(MonitorEvent::Sample(look.sample)).await;
-                self.rest(asked_at).await;
-            } else {
-                self.shared.set_state(format!(
-                    "blind: `grant pg_monitor to {}` lets it see other roles' sessions",
-                    self.settings.user
-                ));
-                self.tell(MonitorEvent::Blind).await;
-                tokio::time::sleep(RECHECK).await;
+            match look {
+                Look::Sample(sample) => {
+                    self.shared.set_state("ok");
+                    self.tell(MonitorEvent::Sample(sample)).await;
+                    self.rest(asked_at).await;
+                }
+                Look::Blind => {
+                    self.shared.set_state(format!(
+                        "blind: `grant pg_monitor to {}` lets it see other roles' sessions",
+                        self.settings.user
+                    ));
+                    self.tell(MonitorEvent::Blind).await;
+                    tokio::time::sleep(RECHECK).await;
+                }
             }
         }
     }
@@ -311,19 +329,43 @@ impl Task {
         self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
     }
 
-    /// Reads a sample in portions, with a rest between them: with thousands of backends it takes milliseconds, in which a worker
-    /// would wait for the core.
-    async fn look(&self, client: &Client, asked_at: Moment) -> Result<Look, String> {
-        let no_parameters = std::iter::empty::<(&(dyn ToSql + Sync), Type)>();
-        let rows = client.query_typed_raw(query::SAMPLE, no_parameters).await.map_err(|e| explain(&e))?;
-        let mut rows = pin!(rows);
-        let mut reader = Reader::default();
-        while let Some(row) = rows.try_next().await.map_err(|e| explain(&e))? {
-            if reader.row(&row, (self.clock)())? % PORTION == 0 {
-                tokio::time::sleep(PORTION_REST).await;
+    /// Looks; and once more, at everything, where what was found does not go with what was known.
+    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<Look, End> {
+        loop {
+            let answer = self.question(client, seen).await.map_err(End::Lost)?;
+            same_backend(seen.pid, answer.facts.monitor_pid)?;
+            if !answer.facts.may_read {
+                // Nothing of what such a role is shown may be taken for known later.
+                seen.roster = Roster::default();
+                return Ok(Look::Blind);
+            }
+            if let Some(sample) = seen.roster.take(answer) {
+                return Ok(Look::Sample(sample));
             }
         }
-        reader.done(asked_at)
+    }
+
+    /// Asks, and reads the answer in portions with a rest between them: with thousands of sessions to read it takes milliseconds, in which a
+    /// worker would wait for the core.
+    async fn question(&self, client: &Client, seen: &mut Seen) -> Result<Answer, String> {
+        let asked_at = (self.clock)();
+        let question = seen.roster.question(asked_at);
+        let [since, locks] = query::SAMPLE_TYPES;
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&question.quiet_since, since), (&question.locks, locks)];
+        let row = client.query_typed_one(query::SAMPLE, &parameters).await.map_err(|e| explain(&e))?;
+        let taken_at = (self.clock)();
+        let facts = query::facts(&row).map_err(|e| explain(&e))?;
+        let mut others = Vec::new();
+        for (n, record) in query::others(&row).map_err(|e| explain(&e))?.into_iter().enumerate() {
+            if n > 0 && n % PORTION == 0 {
+                tokio::time::sleep(PORTION_REST).await;
+            }
+            others.push(query::session(record, facts.clock, taken_at, &mut seen.known)?);
+        }
+        let quiet = query::quiet(&row).map_err(|e| explain(&e))?;
+        let lock_holders = query::lock_holders(&row).map_err(|e| explain(&e))?;
+        Ok(Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others })
     }
 
     async fn ask<T>(

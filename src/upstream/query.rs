@@ -1,48 +1,64 @@
-//! What is asked of PostgreSQL, and how its answer becomes a sample. PostgreSQL 12 and later.
+//! What is asked of PostgreSQL, and how its answer is read. PostgreSQL 12 and later.
 
+use std::error::Error;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Row;
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::Type;
 use zeroize::Zeroizing;
 
+use super::roster::Facts;
+use super::row::{Known, Record, Records, Timestamp};
 use crate::clock::Moment;
-use crate::lanes::sample::{Sample, Session};
+use crate::lanes::sample::Session;
 
-/// One look, in one statement. Every row repeats the server's own facts: the monitor's session is always listed, so there
-/// is always a row, and the facts belong to the same instant. They are in subselects, which PostgreSQL computes once and not for each
-/// row, and ages are left to [`read`]: with thousands of backends these two were two thirds of the statement's time.
+/// One look, in one statement and one row.
 ///
-/// pg_blocking_pids locks the whole lock table for a moment, so it is called for waiting sessions only. `textsend` with
-/// client_encoding SQL_ASCII passes bytes unseen: names and statements come in the encoding of *their* database, and
-/// `left()` or a conversion would fail the whole sample for one odd byte.
+/// With thousands of backends nearly all are *quiet*: idle, in a transaction or not, waiting for their client, and so since before the
+/// last look. Nothing of such a session can have changed but by a statement of its own, so of these only the pids are asked
+/// ([`super::roster`] knows the rest); a full row costs PostgreSQL two and pgweir one microsecond. The first parameter says since when. What is not
+/// idle is listed in full whatever its age: its wait and its blockers change without it. NULL, as at first, makes nobody quiet.
+///
+/// pg_locks goes through the locks of all *possible* backends, so the second parameter says whether to. pg_blocking_pids locks the
+/// whole lock table for a moment: it is called for waiting sessions only. `textsend` with client_encoding SQL_ASCII passes bytes unseen: names and
+/// statements come in the encoding of *their* database, and `left()` or a conversion would fail the whole sample for one odd byte.
+/// `offset 0` keeps PostgreSQL from evaluating the condition twice.
 pub const SAMPLE: &str = "
-select (select pg_backend_pid()),
-       (select pg_has_role(current_user, 'pg_read_all_stats', 'usage')),
-       (select current_setting('max_connections')::int4),
-       (select current_setting('superuser_reserved_connections')::int4
-           + coalesce(current_setting('reserved_connections', true), '0')::int4),
-       a.pid,
-       a.backend_type = 'walsender',
-       a.client_addr,
-       a.client_port,
-       textsend(a.application_name),
-       textsend(a.usename::text),
-       textsend(a.datname::text),
-       a.state,
-       a.state_change,
-       a.xact_start,
-       (select clock_timestamp()),
-       a.wait_event_type,
-       a.wait_event,
-       substr(textsend(a.query), 1, 1000),
-       case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) else '{}'::int4[] end,
-       l.pid is not null
-  from pg_stat_activity a
-  left join (select distinct pid from pg_locks where locktype = 'advisory' and granted) l on l.pid = a.pid
- where a.backend_type in ('client backend', 'walsender')";
+select pg_backend_pid(),
+       pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
+       current_setting('max_connections')::int4,
+       current_setting('superuser_reserved_connections')::int4
+           + coalesce(current_setting('reserved_connections', true), '0')::int4,
+       clock_timestamp(),
+       (select array_agg(distinct l.pid) from pg_locks l where $2 and l.locktype = 'advisory' and l.granted),
+       array_agg(a.pid) filter (where a.quiet),
+       array_agg(row(
+           a.pid,
+           a.backend_type = 'walsender',
+           a.client_addr,
+           a.client_port,
+           textsend(a.application_name),
+           textsend(a.usename::text),
+           textsend(a.datname::text),
+           a.state,
+           a.state_change,
+           a.xact_start,
+           a.wait_event_type,
+           a.wait_event,
+           substr(textsend(a.query), 1, 1000),
+           case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) end
+       )) filter (where not a.quiet)
+  from (select *,
+               coalesce(state in ('idle', 'idle in transaction', 'idle in transaction (aborted)')
+                   and wait_event_type = 'Client' and backend_type = 'client backend'
+                   and backend_start < $1 and state_change < $1, false) as quiet
+          from pg_stat_activity
+         where backend_type in ('client backend', 'walsender')
+        offset 0) a";
+
+/// Types of its parameters.
+pub const SAMPLE_TYPES: [Type; 2] = [Type::TIMESTAMPTZ, Type::BOOL];
 
 /// The pid of the session that answers.
 pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
@@ -67,95 +83,93 @@ pub fn session_settings(statement_timeout: Duration) -> String {
     )
 }
 
-/// What one look found.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Look {
-    /// Whether the role sees other roles' sessions. Where it does not, the sample is a low reading and must not be used.
-    pub may_read: bool,
-    /// The sample.
-    pub sample: Sample,
+/// The facts in a row of [`SAMPLE`].
+///
+/// # Errors
+/// The row is not what the statement yields.
+pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
+    Ok(Facts {
+        monitor_pid: row.try_get(0)?,
+        may_read: row.try_get(1)?,
+        max_connections: count(row.try_get(2)?),
+        reserved_connections: count(row.try_get(3)?),
+        clock: row.try_get(4)?,
+    })
 }
 
-/// Reads the rows of [`SAMPLE`], one after the other.
-#[derive(Default)]
-pub struct Reader {
-    known: Known,
-    sessions: Vec<Session>,
-    /// The server's own facts, and when the first row came: what is listed was listed before it.
-    facts: Option<(Facts, Moment)>,
+/// Pids that hold advisory locks; empty, too, where it was not asked.
+///
+/// # Errors
+/// As [`facts`].
+pub fn lock_holders(row: &Row) -> Result<Vec<i32>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<Vec<i32>>>(5)?.unwrap_or_default())
 }
 
-struct Facts {
-    monitor_pid: i32,
-    may_read: bool,
-    max_connections: u32,
-    reserved_connections: u32,
+/// Pids of the quiet sessions.
+///
+/// # Errors
+/// As [`facts`].
+pub fn quiet(row: &Row) -> Result<Vec<i32>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<Vec<i32>>>(6)?.unwrap_or_default())
 }
 
-impl Reader {
-    /// Takes one row that came at `now`; rows so far.
-    ///
-    /// # Errors
-    /// A sentence, where the row is not what the statement yields.
-    pub fn row(&mut self, row: &Row, now: Moment) -> Result<usize, String> {
-        self.take(row, now).map_err(|error| super::connect::explain(&error))?;
-        Ok(self.sessions.len())
-    }
-
-    fn take(&mut self, row: &Row, now: Moment) -> Result<(), tokio_postgres::Error> {
-        if self.facts.is_none() {
-            let facts = Facts {
-                monitor_pid: row.try_get(0)?,
-                may_read: row.try_get(1)?,
-                max_connections: count(row.try_get(2)?),
-                reserved_connections: count(row.try_get(3)?),
-            };
-            self.facts = Some((facts, now));
-        }
-        self.sessions.push(read_session(row, &mut self.known)?);
-        Ok(())
-    }
-
-    /// All rows were read.
-    ///
-    /// # Errors
-    /// There was none.
-    pub fn done(self, asked_at: Moment) -> Result<Look, String> {
-        let (facts, taken_at) = self.facts.ok_or("PostgreSQL listed no session, not even the monitor's")?;
-        let sample = Sample {
-            asked_at,
-            taken_at,
-            max_connections: facts.max_connections,
-            reserved_connections: facts.reserved_connections,
-            monitor_pid: facts.monitor_pid,
-            sessions: self.sessions,
-        };
-        Ok(Look { may_read: facts.may_read, sample })
-    }
+/// All others, each to be read by [`session`].
+///
+/// # Errors
+/// As [`facts`].
+pub fn others(row: &Row) -> Result<Vec<Record<'_>>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<Records<'_>>>(7)?.map(|records| records.0).unwrap_or_default())
 }
 
-fn read_session(row: &Row, known: &mut Known) -> Result<Session, tokio_postgres::Error> {
-    let mut text = |column| row.try_get::<_, Option<Raw<'_>>>(column).map(|raw| known.text(column, raw));
-    let time = |column| row.try_get::<_, Option<Timestamp>>(column);
-    let now = time(14)?;
-    let age = |then: Option<Timestamp>| Some(now?.since(then?));
+/// One of [`others`]. `clock` is PostgreSQL's, and was our `seen_at`.
+///
+/// # Errors
+/// A sentence, where it is not what the statement yields.
+pub fn session(
+    mut row: Record<'_>,
+    clock: Timestamp,
+    seen_at: Moment,
+    known: &mut Known,
+) -> Result<Session, String> {
+    read_session(&mut row, clock, seen_at, known)
+        .map_err(|error| format!("PostgreSQL's answer is odd: {error}"))
+}
+
+fn read_session(
+    row: &mut Record<'_>,
+    clock: Timestamp,
+    seen_at: Moment,
+    known: &mut Known,
+) -> Result<Session, Box<dyn Error + Sync + Send>> {
+    let pid = row.required()?;
+    let walsender = row.required()?;
+    let address = row.column::<IpAddr>()?;
     // -1 is a Unix socket.
-    let port = row.try_get::<_, Option<i32>>(7)?.and_then(|port| u16::try_from(port).ok());
+    let port = row.column::<i32>()?.and_then(|port| u16::try_from(port).ok());
+    let application = known.text(0, row.column()?);
+    let user = known.text(1, row.column()?);
+    let database = known.text(2, row.column()?);
+    let state = known.text(3, row.column()?);
+    let state_age = row.column()?.map(|then| clock.since(then)).unwrap_or_default();
+    let transaction_age = row.column()?.map(|then| clock.since(then));
+    let wait_event = (known.text(4, row.column()?), known.text(5, row.column()?));
+    let query = known.text(6, row.column()?);
+    let blocked_by = row.column()?.unwrap_or_default();
     Ok(Session {
-        pid: row.try_get(4)?,
-        walsender: row.try_get(5)?,
-        address: row.try_get::<_, Option<IpAddr>>(6)?,
+        pid,
+        walsender,
+        address,
         port,
-        application: text(8)?,
-        user: text(9)?,
-        database: text(10)?,
-        state: text(11)?,
-        state_age: age(time(12)?).unwrap_or_default(),
-        transaction_age: age(time(13)?),
-        wait_event: (text(15)?, text(16)?),
-        query: text(17)?,
-        blocked_by: row.try_get(18)?,
-        advisory_lock: row.try_get(19)?,
+        application,
+        user,
+        database,
+        state,
+        seen_at,
+        state_age,
+        transaction_age,
+        wait_event,
+        query,
+        blocked_by,
     })
 }
 
@@ -187,85 +201,4 @@ pub fn read_secret(rows: &[Row], user: &str) -> Result<Option<Zeroizing<String>>
 /// Limits are never negative.
 fn count(value: i32) -> u32 {
     u32::try_from(value).unwrap_or(0)
-}
-
-/// Microseconds since 2000-01-01 ("Date/Time Types": an 8-byte integer on the wire).
-#[derive(Clone, Copy)]
-struct Timestamp(i64);
-
-impl Timestamp {
-    /// A server's clock that was set back reads as no time.
-    fn since(self, then: Self) -> Duration {
-        Duration::from_micros(u64::try_from(self.0.saturating_sub(then.0)).unwrap_or(0))
-    }
-}
-
-impl<'a> FromSql<'a> for Timestamp {
-    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        i64::from_sql(ty, raw).map(Self)
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        *ty == Type::TIMESTAMPTZ
-    }
-}
-
-/// Bytes of a text in whatever encoding its database has.
-struct Raw<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(raw))
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        matches!(*ty, Type::TEXT | Type::BYTEA)
-    }
-}
-
-/// The text last seen in each column: neighbours mostly say the same, and share it.
-#[derive(Default)]
-struct Known(Vec<Arc<str>>);
-
-impl Known {
-    fn text(&mut self, column: usize, raw: Option<Raw<'_>>) -> Arc<str> {
-        let raw = raw.map_or(&b""[..], |raw| raw.0);
-        if self.0.len() <= column {
-            self.0.resize_with(column + 1, || Arc::from(""));
-        }
-        let last = &mut self.0[column];
-        if last.as_bytes() != raw {
-            *last = String::from_utf8_lossy(raw).into();
-        }
-        last.clone()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_foreign_encoding_is_shown_not_refused() {
-        let mut known = Known::default();
-        assert_eq!(&*known.text(3, Some(Raw(b"caf\xe9"))), "caf\u{fffd}");
-        assert_eq!(&*known.text(3, None), "");
-    }
-
-    #[test]
-    fn neighbours_share_a_text_and_columns_do_not() {
-        let mut known = Known::default();
-        let first = known.text(1, Some(Raw(b"odoo")));
-        assert!(Arc::ptr_eq(&first, &known.text(1, Some(Raw(b"odoo")))));
-        assert_eq!(&*known.text(0, Some(Raw(b"postgres"))), "postgres");
-        assert_eq!(&*known.text(1, Some(Raw(b"odoo2"))), "odoo2");
-    }
-
-    #[test]
-    fn ages_of_a_clock_set_back_are_zero() {
-        assert_eq!(Timestamp(5).since(Timestamp(10)), Duration::ZERO);
-        assert_eq!(Timestamp(1_500_000).since(Timestamp(0)), Duration::from_millis(1500));
-        // "infinity" and its opposite.
-        assert_eq!(Timestamp(i64::MIN).since(Timestamp(i64::MAX)), Duration::ZERO);
-    }
 }

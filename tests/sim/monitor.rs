@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgweir::lanes::sample::{Sample, Session};
@@ -20,6 +21,7 @@ pub struct Pending {
 impl World {
     /// PostgreSQL looks at itself; the answer arrives later.
     pub fn ask_sample(&mut self) {
+        let seen_at = self.now;
         let row = |pid: i32, local: Option<SocketAddr>| Session {
             pid,
             walsender: false,
@@ -29,22 +31,22 @@ impl World {
             user: "".into(),
             database: "".into(),
             state: "idle".into(),
+            seen_at,
             state_age: Duration::ZERO,
             transaction_age: None,
             wait_event: ("".into(), "".into()),
             query: "".into(),
             blocked_by: Vec::new(),
-            advisory_lock: false,
         };
         let mut sessions = Vec::new();
         let mut listed = BTreeSet::new();
         for (id, link) in self.links.iter().filter(|(_, link)| link.backend) {
-            sessions.push(Session { walsender: link.replication, ..row(link.pid, link.local) });
+            sessions.push(Arc::new(Session { walsender: link.replication, ..row(link.pid, link.local) }));
             listed.insert(*id);
         }
         for stranger in 0..self.foreign {
             let local = (!self.unix).then(|| SocketAddr::from(([10, 9, 9, 9], 40_000 + stranger as u16)));
-            sessions.push(row(900_000 + stranger as i32, local));
+            sessions.push(Arc::new(row(900_000 + stranger as i32, local)));
         }
         let sample = Sample {
             asked_at: self.now,
@@ -53,6 +55,8 @@ impl World {
             reserved_connections: 3,
             monitor_pid: 900_000,
             sessions,
+            lock_holders: [].into(),
+            locks_asked_at: self.now,
         };
         let pids = sample.sessions.iter().map(|row| row.pid).collect();
         self.pending.push(Pending { sample, foreign: self.foreign, listed, pids });

@@ -1,5 +1,6 @@
 //! Scenarios in ten lines: `Sim::new(lanes).arrive("web", 3).advance_ms(250).expect(…)`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgweir::clock::Moment;
@@ -194,21 +195,23 @@ impl Sim {
 
     /// A sample of a server with `max` usable connections, `strangers` of them in use by others.
     pub fn sample(self, max: u32, strangers: u32) -> Self {
-        let row = |pid| Session {
-            pid,
-            walsender: false,
-            address: Some([10, 0, 0, 9].into()),
-            port: Some(1),
-            application: "".into(),
-            user: "".into(),
-            database: "".into(),
-            state: "idle".into(),
-            state_age: Duration::ZERO,
-            transaction_age: None,
-            wait_event: ("".into(), "".into()),
-            query: "".into(),
-            blocked_by: vec![],
-            advisory_lock: false,
+        let row = |pid| {
+            Arc::new(Session {
+                pid,
+                walsender: false,
+                address: Some([10, 0, 0, 9].into()),
+                port: Some(1),
+                application: "".into(),
+                user: "".into(),
+                database: "".into(),
+                state: "idle".into(),
+                seen_at: Moment::default(),
+                state_age: Duration::ZERO,
+                transaction_age: None,
+                wait_event: ("".into(), "".into()),
+                query: "".into(),
+                blocked_by: vec![],
+            })
         };
         self.call(|guard, now| {
             let sessions = (0..strangers).map(|n| row(900_000 + n as i32)).collect();
@@ -220,6 +223,8 @@ impl Sim {
                 reserved_connections: 0,
                 monitor_pid: 900_000,
                 sessions,
+                lock_holders: [].into(),
+                locks_asked_at: asked_at,
             };
             guard.sample(now, &sample);
         })

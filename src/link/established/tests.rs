@@ -170,6 +170,8 @@ impl World {
                 reserved_connections: 3,
                 monitor_pid: 1,
                 sessions: Vec::new(),
+                lock_holders: [].into(),
+                locks_asked_at: now,
             };
             guard.sample(now, &sample);
         });
