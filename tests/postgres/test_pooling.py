@@ -446,7 +446,7 @@ def test_drop_and_template(weir, cluster, through):
     cluster.sql("alter role odoo createdb")
     cluster.sql("create database pool_a owner odoo")
     visit(weir, "select 1", dbname="pool_a")
-    run('create database "pool_b" template pool_a')
+    run("create database \"pool_b\" template 'pool_a'")
     conn = connect(weir, dbname="pool_a")
     pid = conn.info.backend_pid
     conn.close()
