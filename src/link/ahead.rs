@@ -119,6 +119,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
         return None;
     }
     let mut slot = Slot::new(hub.clone(), id);
+    let epoch = hub.pool.epoch();
     let settings = hub.settings.load_full();
     let (mut upstream, local) = match dial(&settings).await {
         Ok(dialled) => dialled,
@@ -160,7 +161,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
     match logged_in {
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
-            let ticket = Ticket::new(hub, key.clone(), *lane, guest.application.clone(), parameters);
+            let ticket = Ticket::new(epoch, key.clone(), *lane, guest.application.clone(), parameters);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(true)
         }

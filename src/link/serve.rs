@@ -147,6 +147,8 @@ struct Newcomer<'a> {
     own: Option<Own>,
     /// Whose pooled connections it may have; none where it is to have one of its own.
     key: Option<PoolKey>,
+    /// The pool's epoch when it was last dialled for.
+    dialled_in: u32,
 }
 
 impl<'a> Newcomer<'a> {
@@ -223,6 +225,7 @@ impl<'a> Newcomer<'a> {
             arrived,
             own,
             key,
+            dialled_in: 0,
         })
     }
 
@@ -298,7 +301,7 @@ impl<'a> Newcomer<'a> {
     fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
         let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
         let application = self.shared().with_labels(|labels| labels.application_name.clone());
-        Some(Ticket::new(self.hub, key, self.lane.id, application, parameters))
+        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters))
     }
 
     /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
@@ -406,6 +409,7 @@ impl<'a> Newcomer<'a> {
         slot: &mut Option<Slot>,
         behind: Vec<u8>,
     ) -> Result<(Stream, LoggedIn), Failure> {
+        self.dialled_in = self.hub.pool.epoch();
         let settings = self.hub.settings.load_full();
         let shared = self.shared().clone();
         let dialled = tokio::select! {

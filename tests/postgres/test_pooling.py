@@ -1,6 +1,7 @@
 """Session pooling: an upstream connection outlives its client, and its next client cannot tell."""
 
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -494,6 +495,41 @@ def test_reload(weir, cluster):
     pid = conn.info.backend_pid
     conn.close()
     eventually(lambda: not alive(cluster, pid))
+
+
+def test_a_login_that_outlasts_a_change_of_upstream_is_not_pooled(make, cluster):
+    gate, began = threading.Event(), threading.Event()
+    door = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source, target, gate=None):
+        while data := source.recv(1 << 16):
+            if gate:
+                began.set()
+                gate.wait(20)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def proxy():
+        near, _ = door.accept()
+        far = socket.create_connection(("127.0.0.1", cluster.port))
+        answers = background(pump, far, near, gate)
+        pump(near, far)
+        answers.result(20)
+
+    through = background(proxy)
+    direct = {"address": f"127.0.0.1:{cluster.port}", "tls": "disable", "headroom": 1}
+    weir = make(upstream={"address": f"127.0.0.1:{door.getsockname()[1]}"}, monitor={"address": direct["address"]})
+    login = background(connect, weir)
+    assert began.wait(10)
+    weir.write(upstream=direct)
+    weir.admin("RELOAD")
+    gate.set()
+    conn = login.result(10)
+    pid = conn.info.backend_pid
+    conn.close()
+    eventually(lambda: not alive(cluster, pid))
+    assert resting(weir) == 0
+    through.result(20)
 
 
 def test_shutdown_is_orderly(make, cluster):
