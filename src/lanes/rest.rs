@@ -253,6 +253,7 @@ impl Guard {
             let is_stopped = state.retired || state.pause.is_some() || state.settings.pooling.is_none();
             is_stopped || shed_from.is_some_and(|priority| state.settings.priority >= priority)
         });
+        self.trim_for_shed();
         for lane in self.pool.lanes() {
             let counts = self.ledger.lane(lane);
             let over = (counts.load() - counts.ending.min(counts.load()))
@@ -267,6 +268,31 @@ impl Guard {
         for _ in 0..(counts.own - counts.own_ending).saturating_sub(budget) {
             let Some(oldest) = self.oldest(|_, _| true) else { break };
             self.evict(oldest);
+        }
+    }
+
+    /// Nobody is shed for what nobody uses: where usage is too high for a lane by what is pooled alone, so much of it is closed.
+    fn trim_for_shed(&mut self) {
+        if self.was_stale || self.usage.is_latched() {
+            return;
+        }
+        let shed = self.order.iter().map(|lane| self.lane_ref(*lane)).filter(|lane| lane.shed.is_on());
+        let bounds: Vec<_> = shed.map(|lane| lane.settings.shed_below).collect();
+        let is_below = |guard: &Self, own: u32, bound: f64| {
+            guard.usage.percent(own).is_none_or(|percent| percent < bound)
+        };
+        for bound in bounds {
+            let counts = self.ledger.counts();
+            let mut own = counts.own.saturating_sub(counts.own_ending);
+            if !is_below(self, own.saturating_sub(self.pool.len()), bound) {
+                continue;
+            }
+            while !is_below(self, own, bound)
+                && let Some(oldest) = self.oldest(|_, _| true)
+            {
+                self.evict(oldest);
+                own -= 1;
+            }
         }
     }
 

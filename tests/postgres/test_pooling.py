@@ -316,6 +316,20 @@ def test_a_restart_of_postgresql_is_not_noticed(weir, cluster):
     conn.close()
 
 
+def test_logins_made_ahead_that_fail_are_few(make, cluster):
+    weir = make([pooled(default=True, min_pool_size=1, server_lifetime="1s")])
+    for n in range(6):
+        visit(weir, "select 1", user="other_user", app=f"web{n}")
+    cluster.sql("alter role other_user nologin")
+    try:
+        eventually(lambda: resting(weir) == 0, what="all are too old")
+        count = lambda: cluster.log().count('"other_user" is not permitted to log in')  # noqa: E731
+        eventually(lambda: count() == 1)
+        holds(lambda: count() == 1, 2)
+    finally:
+        cluster.sql("alter role other_user login")
+
+
 # -- time --------------------------------------------------------------------------------------------------------
 
 def test_lifetime(make, cluster):
@@ -427,6 +441,18 @@ def test_usage_counts_pooled_connections(weir):
     eventually(lambda: weir.usage()["bypass"] == 1, what="the monitor only")
     via = lambda: {row["via"] for row in weir.admin("SHOW SESSIONS") if row["application"] == "web"}  # noqa: E731
     eventually(lambda: via() == {"pgweir"})
+
+
+def test_nobody_is_shed_for_what_nobody_uses(make):
+    # 40 less 3 reserved: 25 are 68 %.
+    weir = make([pooled("web", quota=30, priority=0),
+                 lane("cron", default=True, quota=5, priority=5, shed_above=50, shed_below=40, shed_dwell="0s", wait_timeout="8s")])
+    conns = [connect(weir) for _ in range(25)]
+    eventually(lambda: weir.lane("cron")["state"] == "shedding")
+    for conn in conns:
+        conn.close()
+    connect(weir, app="cron").close()
+    assert 10 <= resting(weir) <= 14
 
 
 # -- databases that must be empty --------------------------------------------------------------------------------

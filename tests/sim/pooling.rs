@@ -142,3 +142,36 @@ fn what_was_not_taken_goes_back() {
     let sim = sim.arrive("web", 1);
     assert_eq!(sim.last, Some(Arrived::Reused(LinkId(1))));
 }
+
+#[test]
+fn nobody_is_shed_for_what_nobody_uses() {
+    let cron = lane("cron", 2, |lane| {
+        lane.priority = 5;
+        lane.shed_above = Some(50.0);
+        lane.shed_below = 40.0;
+        lane.shed_dwell = Duration::ZERO;
+    });
+    let of = |resting: u64| {
+        let web = lane("web", 12, |lane| {
+            pooling(lane);
+            lane.priority = 0;
+        });
+        let mut settings = settings(vec![web, cron.clone()]);
+        settings.limits.monitored = true;
+        // 10 usable.
+        let mut sim = Sim::with(settings).sample(10, 0).key("a").connect("web", 6);
+        for link in 1..=resting {
+            sim = sim.pool("web", link);
+        }
+        sim.key("b").arrive("cron", 1)
+    };
+    // Five in use are too many without the one at rest.
+    let sim = of(1);
+    assert_eq!((closed(&sim), sim.last.clone()), (vec![], Some(Arrived::Waiting(Reason::Shed))));
+    // Two are not: below 40 % is a slot less than four.
+    let sim = of(4);
+    assert_eq!(closed(&sim), [1, 2, 3]);
+    let sim = sim.close(1).close(2).close(3).advance_ms(1);
+    assert!(sim.actions.contains(&Action::Grant(LinkId(7))));
+    assert_eq!(sim.guard.audit(), Ok(()));
+}
