@@ -72,6 +72,8 @@ pub enum DialFailure {
     Down(String),
     /// A true "sorry, too many clients already".
     Full,
+    /// A CONNECTION LIMIT of role or database was reached, and room has been made.
+    Limited,
 }
 
 /// Whether a transaction may begin.

@@ -314,6 +314,27 @@ impl Guard {
         found.map(|(link, _)| link)
     }
 
+    /// Closes a pooled connection that counts against the CONNECTION LIMIT which stops a link's login, its role's or else its database's;
+    /// none where there is no such.
+    pub fn relieve_limit(&mut self, now: Moment, link: LinkId, of_role: bool) -> Option<LinkId> {
+        let who = self.ledger.get(link)?.who.clone();
+        let counts = |pooled: &Link, _| match of_role {
+            true => pooled.who.user == who.user,
+            false => pooled.who.database == who.database,
+        };
+        let oldest = self.oldest(counts)?;
+        // As in `pool`.
+        drop(who);
+        self.evict(oldest);
+        self.settle(now);
+        Some(oldest)
+    }
+
+    /// Whether a link is known and has a slot.
+    pub fn has_slot(&self, link: LinkId) -> bool {
+        self.ledger.get(link).is_some_and(|known| known.phase.has_slot())
+    }
+
     /// The pooled connection to close for a waiter stopped by `reason`; none where nothing helps, or enough is closing already.
     pub(super) fn relief(&self, link: LinkId, reason: Reason, relief: &mut Relief) -> Option<LinkId> {
         let known = self.ledger.get(link)?;

@@ -443,6 +443,23 @@ def test_usage_counts_pooled_connections(weir):
     eventually(lambda: via() == {"pgweir"})
 
 
+@pytest.mark.parametrize("of", ["role odoo", "database pooldb"])
+def test_a_connection_limit_is_not_spent_on_what_nobody_uses(weir, cluster, of):
+    cluster.sql(f"alter {of} connection limit 2")
+    try:
+        for app in ("web", "web2"):
+            visit(weir, "select 1", app=app, dbname="pooldb")
+        at_rest(weir, 2)
+        conns = [connect(weir, app=f"more{n}", dbname="pooldb") for n in range(2)]
+        # What is in use is not anybody else's.
+        with pytest.raises(psycopg2.OperationalError, match="too many connections for"):
+            connect(weir, app="web", dbname="pooldb")
+        for conn in conns:
+            conn.close()
+    finally:
+        cluster.sql(f"alter {of} connection limit -1")
+
+
 def test_nobody_is_shed_for_what_nobody_uses(make):
     # 40 less 3 reserved: 25 are 68 %.
     weir = make([pooled("web", quota=30, priority=0),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgweir::lanes::guard::{Action, Arrived};
+use pgweir::lanes::guard::{Action, Arrived, DialFailure};
 use pgweir::lanes::ids::LinkId;
 use pgweir::lanes::settings::{LaneSettings, Pooling};
 use pgweir::reason::Reason;
@@ -174,4 +174,17 @@ fn nobody_is_shed_for_what_nobody_uses() {
     let sim = sim.close(1).close(2).close(3).advance_ms(1);
     assert!(sim.actions.contains(&Action::Grant(LinkId(7))));
     assert_eq!(sim.guard.audit(), Ok(()));
+}
+
+#[test]
+fn a_connection_limit_is_relieved_of_the_one_unused_for_longest() {
+    let sim = one(9).key("a").user("u").connect("web", 1).pool("web", 1);
+    let sim = sim.advance_ms(1).key("b").user("v").connect("web", 1).pool("web", 2);
+    let mut sim = sim.key("c").arrive("web", 1);
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), true), Some(LinkId(2)));
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), true), None);
+    assert!(sim.guard.has_slot(LinkId(2)));
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), false), Some(LinkId(1)));
+    let sim = sim.call(|guard, now| drop(guard.dial_failed(now, LinkId(3), DialFailure::Limited, true)));
+    assert_eq!((closed(&sim), slots(&sim, "web"), sim.guard.audit()), (vec![2, 1], 3, Ok(())));
 }
