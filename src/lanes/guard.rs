@@ -330,6 +330,7 @@ impl Guard {
             self.forget_quietly(now, link);
         }
         if self.usage.take(sample, &self.ledger) {
+            self.mark_renamed(sample);
             self.watch_reserves();
             self.pause_ramps_above(now, sample.asked_at);
         }

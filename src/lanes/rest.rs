@@ -12,6 +12,7 @@
 //! pooled connection is nobody's: whoever waits and could have its room gets it at once.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use super::guard::{Action, Arrival, Arrived, Guard};
@@ -21,12 +22,22 @@ use super::needs::{Lack, whose};
 use super::pass::{Claims, Earmarks};
 use super::pool::PoolKey;
 use super::queue::Place;
+use super::sample::Sample;
 use super::settings::Pooling;
 use crate::clock::Moment;
 use crate::reason::Reason;
 
 /// Waiting links per lane looked at for connections they could use, or have the room of.
 pub(super) const WAITERS_MAX: usize = 64;
+
+/// PostgreSQL's NAMEDATALEN less one: what it keeps of a name, in bytes.
+const NAME_LEN_MAX: usize = 63;
+
+/// Whether a role of that name is what a startup packet that asked for `user` was logged in as. True where names cannot be compared.
+fn is_called(user: &str, name: &str) -> bool {
+    let asked = user.as_bytes();
+    user.contains(char::REPLACEMENT_CHARACTER) || &asked[..asked.len().min(NAME_LEN_MAX)] == name.as_bytes()
+}
 
 /// Slots that are closing already, and for whom: one closing slot helps one waiter.
 #[derive(Debug, Default)]
@@ -47,7 +58,8 @@ impl Guard {
             return false;
         };
         let (home, who, born) = (known.home, known.who.clone(), known.dialled_at);
-        if home != lane || known.pid.is_none() || who.replication || !self.may_rest(now, home, &who, born) {
+        let is_good = known.pid.is_some() && !known.extra().renamed;
+        if home != lane || !is_good || who.replication || !self.may_rest(now, home, &who, born) {
             return false;
         }
         self.drop_hold(now, link);
@@ -312,6 +324,28 @@ impl Guard {
         let worst = |lane: LaneId| std::cmp::Reverse(self.lane_ref(lane).settings.priority);
         let found = all.min_by_key(|(link, resting)| (worst(resting.lane), self.pool.age(*link)));
         found.map(|(link, _)| link)
+    }
+
+    /// A role that was renamed or dropped is another, or none, to whoever uses its name next: what the sample shows running under
+    /// another name than it was logged in by is closed where it is pooled, and not pooled where it is in use.
+    pub(super) fn mark_renamed(&mut self, sample: &Sample) {
+        for session in &sample.sessions {
+            let Some(link) = NonZeroI32::new(session.pid).and_then(|pid| self.ledger.by_pid(pid)) else {
+                continue;
+            };
+            let Some(known) = self.ledger.get(link) else { continue };
+            // A pid may have been another's when the sample was asked for.
+            if known.dialled_at > sample.asked_at || is_called(&known.who.user, &session.user) {
+                continue;
+            }
+            match known.phase {
+                Phase::Pooled => self.evict(link),
+                Phase::Established => {
+                    self.ledger.update(link, |known| known.extra_mut().renamed = true);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Closes a pooled connection that counts against the CONNECTION LIMIT which stops a link's login, its role's or else its database's;

@@ -316,6 +316,20 @@ def test_a_restart_of_postgresql_is_not_noticed(weir, cluster):
     conn.close()
 
 
+def test_who_is_renamed_leaves_nothing_to_the_next_of_the_name(weir, cluster):
+    resting_pid, _ = visit(weir, "select 1", user="other_user")
+    conn = connect(weir, app="in use", user="other_user")
+    cluster.sql("alter role other_user rename to renamed; create role other_user login")
+    try:
+        eventually(lambda: not alive(cluster, resting_pid))
+        conn.close()
+        for app in ("web", "in use"):
+            assert visit(weir, "select session_user", app=app, user="other_user")[1] == "other_user"
+    finally:
+        weir.admin("DRAIN LANE web")
+        cluster.sql("drop role other_user; alter role renamed rename to other_user")
+
+
 def test_logins_made_ahead_that_fail_are_few(make, cluster):
     weir = make([pooled(default=True, min_pool_size=1, server_lifetime="1s")])
     for n in range(6):

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use pgweir::lanes::guard::{Action, Arrived, DialFailure};
 use pgweir::lanes::ids::LinkId;
+use pgweir::lanes::sample::Session;
 use pgweir::lanes::settings::{LaneSettings, Pooling};
 use pgweir::reason::Reason;
 
-use crate::scenario::{Sim, lane, settings};
+use crate::scenario::{Sim, lane, session, settings};
 
 fn pooling(lane: &mut LaneSettings) {
     lane.pooling = Some(Pooling {
@@ -187,4 +188,18 @@ fn a_connection_limit_is_relieved_of_the_one_unused_for_longest() {
     assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), false), Some(LinkId(1)));
     let sim = sim.call(|guard, now| drop(guard.dial_failed(now, LinkId(3), DialFailure::Limited, true)));
     assert_eq!((closed(&sim), slots(&sim, "web"), sim.guard.audit()), (vec![2, 1], 3, Ok(())));
+}
+
+#[test]
+fn what_runs_under_another_name_than_it_logged_in_with_is_nobodys() {
+    let sim = one(9).key("a").connect("web", 3).pool("web", 1);
+    let row = |link, user: &str| Session { pid: 1000 + link, user: user.into(), ..session() };
+    let same = [row(1, "u"), row(2, "u"), row(3, "u")];
+    let sim = sim.sample_of(50, same.to_vec());
+    assert!(closed(&sim).is_empty());
+    let sim = sim.sample_of(50, vec![row(1, "renamed"), row(2, ""), row(3, "u")]);
+    assert_eq!(closed(&sim), [1]);
+    let sim = sim.pool("web", 2);
+    assert!(!sim.pooled, "its role was dropped");
+    assert!(sim.pool("web", 3).pooled);
 }

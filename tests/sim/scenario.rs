@@ -50,6 +50,26 @@ pub fn settings(mut lanes: Vec<LaneSettings>) -> Settings {
     settings
 }
 
+/// An idle session of somebody else.
+pub fn session() -> Session {
+    Session {
+        pid: 0,
+        walsender: false,
+        address: Some([10, 0, 0, 9].into()),
+        port: Some(1),
+        application: "".into(),
+        user: "".into(),
+        database: "".into(),
+        state: "idle".into(),
+        state_age: Duration::ZERO,
+        transaction_age: None,
+        wait_event: ("".into(), "".into()),
+        query: "".into(),
+        blocked_by: vec![],
+        advisory_lock: false,
+    }
+}
+
 impl Sim {
     pub fn new(lanes: Vec<LaneSettings>) -> Self {
         Self::with(settings(lanes))
@@ -194,24 +214,13 @@ impl Sim {
 
     /// A sample of a server with `max` usable connections, `strangers` of them in use by others.
     pub fn sample(self, max: u32, strangers: u32) -> Self {
-        let row = |pid| Session {
-            pid,
-            walsender: false,
-            address: Some([10, 0, 0, 9].into()),
-            port: Some(1),
-            application: "".into(),
-            user: "".into(),
-            database: "".into(),
-            state: "idle".into(),
-            state_age: Duration::ZERO,
-            transaction_age: None,
-            wait_event: ("".into(), "".into()),
-            query: "".into(),
-            blocked_by: vec![],
-            advisory_lock: false,
-        };
+        let row = |n| Session { pid: 900_000 + n as i32, ..session() };
+        self.sample_of(max, (0..strangers).map(row).collect())
+    }
+
+    /// A sample of such a server with these sessions.
+    pub fn sample_of(self, max: u32, sessions: Vec<Session>) -> Self {
         self.call(|guard, now| {
-            let sessions = (0..strangers).map(|n| row(900_000 + n as i32)).collect();
             let (asked_at, taken_at) = (now, now);
             let sample = Sample {
                 asked_at,
