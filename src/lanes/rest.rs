@@ -308,6 +308,14 @@ impl Guard {
         }
     }
 
+    /// Whether a lane could be shed for one connection more that nobody uses: what is made ahead would be closed for it, again and again.
+    fn would_shed(&self) -> bool {
+        let thresholds = self.order.iter().filter_map(|lane| self.lane_ref(*lane).thresholds());
+        let usage = self.usage.percent(self.ledger.counts().own + 1);
+        let lowest = thresholds.map(|limits| limits.below).min_by(f64::total_cmp);
+        lowest.zip(usage).is_some_and(|(lowest, usage)| usage >= lowest)
+    }
+
     /// Closes the pooled connection that is missed least.
     pub(super) fn evict_oldest(&mut self) {
         if let Some(oldest) = self.oldest(|_, _| true) {
@@ -411,7 +419,7 @@ impl Guard {
             address: None,
             replication: false,
         };
-        if !self.may_rest(now, home, &who, now) {
+        if !self.may_rest(now, home, &who, now) || self.would_shed() {
             return false;
         }
         let place = Place::new(false, now, self.next_seq());

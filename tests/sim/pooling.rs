@@ -178,6 +178,28 @@ fn nobody_is_shed_for_what_nobody_uses() {
 }
 
 #[test]
+fn what_is_made_ahead_makes_nobody_shed() {
+    let web = lane("web", 12, |lane| {
+        pooling(lane);
+        lane.pooling.as_mut().expect("set above").min_size = 9;
+    });
+    let cron = lane("cron", 2, |lane| {
+        lane.shed_above = Some(50.0);
+        lane.shed_below = 40.0;
+    });
+    let mut settings = settings(vec![web, cron]);
+    settings.limits.monitored = true;
+    // 10 usable.
+    let mut sim = Sim::with(settings).sample(10, 0).key("a");
+    for _ in 0..3 {
+        sim = sim.make_ahead("web");
+        assert_eq!(sim.last, Some(Arrived::Granted));
+    }
+    let sim = sim.make_ahead("web");
+    assert_eq!((sim.last.clone(), slots(&sim, "web"), closed(&sim)), (None, 3, vec![]));
+}
+
+#[test]
 fn a_connection_limit_is_relieved_of_the_one_unused_for_longest() {
     let sim = one(9).key("a").user("u").connect("web", 1).pool("web", 1);
     let sim = sim.advance_ms(1).key("b").user("v").connect("web", 1).pool("web", 2);

@@ -136,21 +136,37 @@ impl Sim {
         self
     }
 
+    fn who(&self, lane: &str) -> Arrival {
+        Arrival {
+            lane: self.lane(lane),
+            application: self.application.into(),
+            user: self.user.into(),
+            database: "db".into(),
+            address: None,
+            replication: false,
+            nested: self.nested,
+            alone: self.alone,
+            key: self.key.map(packet),
+        }
+    }
+
+    /// A connection is made ahead, logs in and is pooled, where it is granted: see `last`.
+    pub fn make_ahead(mut self, lane: &str) -> Self {
+        self.links += 1;
+        let (link, who) = (self.links, self.who(lane));
+        if !self.guard.arrive_ahead(self.now, LinkId(link), who) {
+            self.last = None;
+            return self;
+        }
+        self.last = Some(Arrived::Granted);
+        self.log_in(link).pool(lane, link)
+    }
+
     /// So many links arrive; those granted stay in login.
     pub fn arrive(mut self, lane: &str, count: u64) -> Self {
         for _ in 0..count {
             self.links += 1;
-            let who = Arrival {
-                lane: self.lane(lane),
-                application: self.application.into(),
-                user: self.user.into(),
-                database: "db".into(),
-                address: None,
-                replication: false,
-                nested: self.nested,
-                alone: self.alone,
-                key: self.key.map(packet),
-            };
+            let who = self.who(lane);
             self.last = Some(self.guard.arrive(self.now, LinkId(self.links), who));
             self.drain();
         }
