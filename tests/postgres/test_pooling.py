@@ -1,5 +1,6 @@
 """Session pooling: an upstream connection outlives its client, and its next client cannot tell."""
 
+import random
 import re
 import socket
 import subprocess
@@ -270,6 +271,64 @@ def test_cancels_never_hit_the_next_client(weir):
         worker.result(20)
     assert hits == []
     assert weir.metric("pgweir_pool_reused_total") > 20
+
+
+# -- a client that tries ---------------------------------------------------------------------------------------------
+
+MESSAGES = [
+    wire.FLUSH, wire.SYNC, wire.COPY_DONE, wire.packet("d", b"1\n"), wire.packet("f", b"no\0"), wire.parse("select 1"), wire.parse("select from where"),
+    wire.parse("select 1", "named"), wire.bind(), wire.execute(), wire.describe("P", "none"), wire.close("S", "none"), wire.query(""),
+    wire.extended("select 1"), wire.extended("discard all"), wire.parse("copy cp from stdin"), wire.packet("F", b"\0\0\0\1\0\0\0\0\0\0"),
+    *map(wire.query, [
+        "select 1", "select 1/0", "select 1; select 2", "discard all", "copy (select 1) to stdout", "create temp table if not exists cp (v int)",
+        "copy cp from stdin", "begin", "rollback", "listen a; notify a", "set statement_timeout = 1", "set datestyle = 'German'",
+        "set client_encoding = 'LATIN1'", "set role other_user", "prepare named as select 1", "set client_min_messages = debug5"]),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_client_sends_the_next_one_finds_nothing(weir, cluster, seed):
+    cluster.sql("grant other_user to odoo")
+    chance, pids = random.Random(seed), []
+    for _ in range(200):
+        with weir.raw("fuzz", password=PASSWORD) as client:
+            pids.append(client.pid)
+            assert (client.params["DateStyle"], client.params["client_encoding"]) == ("ISO, MDY", "UTF8")
+            # What was left behind would come first, or instead.
+            replies = client.ask(wire.extended("select current_user || current_setting('statement_timeout')"))
+            assert [m.tag for m in replies] == ["1", "2", "D", "C", "Z"] and replies[2].values == ["odoo0"]
+            try:
+                for _ in range(chance.randrange(1, 5)):
+                    client.send(*chance.choices(MESSAGES, k=chance.randrange(1, 4)))
+                end = chance.randrange(4)
+                if end < 2:
+                    client.send(wire.COPY_DONE, wire.SYNC, wire.query("rollback"))
+                    client.quiet(0.01)
+                client.reset() if end == 2 else client.send(wire.TERMINATE) if end else None
+            except OSError:
+                pass
+    assert len(pids) - len(set(pids)) > 20, "hardly any was reused: the test has looked at nothing"
+    eventually(lambda: weir.usage()["own_slots"] == cluster.count("fuzz"))
+
+
+def test_notifications_come_to_nobody_else(weir, cluster):
+    stop = threading.Event()
+
+    def shout():
+        with cluster.direct() as conn, conn.cursor() as cur:
+            while not stop.is_set():
+                cur.execute("notify noise")
+    shouting = background(shout)
+    pids = set()
+    for _ in range(100):
+        with weir.raw("deaf", password=PASSWORD) as client:
+            pids.add(client.pid)
+            assert client.quiet(0.002)
+            client.query("listen noise")
+            client.send(wire.TERMINATE)
+    stop.set()
+    shouting.result(10)
+    assert len(pids) < 50
 
 
 # -- health ------------------------------------------------------------------------------------------------------
