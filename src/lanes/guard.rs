@@ -72,6 +72,8 @@ pub enum DialFailure {
     Down(String),
     /// A true "sorry, too many clients already".
     Full,
+    /// A CONNECTION LIMIT of role or database was reached, and room has been made.
+    Limited,
 }
 
 /// Whether a transaction may begin.
@@ -328,6 +330,7 @@ impl Guard {
             self.forget_quietly(now, link);
         }
         if self.usage.take(sample, &self.ledger) {
+            self.mark_renamed(sample);
             self.watch_reserves();
             self.pause_ramps_above(now, sample.asked_at);
         }

@@ -89,6 +89,8 @@ pub struct Extra {
     pub key: Option<PoolKey>,
     /// The name its connection had in the pool.
     pub taken: Option<LinkId>,
+    /// The role its backend runs as is not called any more what its client called it: nobody gets it next.
+    pub renamed: bool,
 }
 
 impl Extra {
@@ -103,6 +105,7 @@ impl Extra {
         zombie_since: Moment::from_micros(0),
         key: None,
         taken: None,
+        renamed: false,
     };
 }
 

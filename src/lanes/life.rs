@@ -124,7 +124,7 @@ impl Guard {
     pub fn dial_failed(&mut self, now: Moment, link: LinkId, why: DialFailure, may_wait: bool) -> Arrived {
         let reason = match why {
             DialFailure::Down(_) => Reason::UpstreamDown,
-            DialFailure::Full => Reason::UpstreamFull,
+            DialFailure::Full | DialFailure::Limited => Reason::UpstreamFull,
         };
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else {
             return Arrived::Refused(Refusal::new(reason, "", ""));
@@ -163,6 +163,8 @@ impl Guard {
     fn record_failure(&mut self, now: Moment, link: Option<LinkId>, why: DialFailure) {
         match why {
             DialFailure::Full => self.upstream_said_full(now, link),
+            // PostgreSQL is well: it has looked at role and database.
+            DialFailure::Limited => link.into_iter().for_each(|link| self.breaker.gone(now, link)),
             DialFailure::Down(cause) => {
                 if self.breaker.failed(now, link, Trouble::Down, &mut self.jitter) {
                     let text = format!("PostgreSQL cannot be reached: {cause}");

@@ -12,6 +12,7 @@
 //! pooled connection is nobody's: whoever waits and could have its room gets it at once.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use super::guard::{Action, Arrival, Arrived, Guard};
@@ -21,12 +22,22 @@ use super::needs::{Lack, whose};
 use super::pass::{Claims, Earmarks};
 use super::pool::PoolKey;
 use super::queue::Place;
+use super::sample::Sample;
 use super::settings::Pooling;
 use crate::clock::Moment;
 use crate::reason::Reason;
 
 /// Waiting links per lane looked at for connections they could use, or have the room of.
 pub(super) const WAITERS_MAX: usize = 64;
+
+/// PostgreSQL's NAMEDATALEN less one: what it keeps of a name, in bytes.
+const NAME_LEN_MAX: usize = 63;
+
+/// Whether a role of that name is what a startup packet that asked for `user` was logged in as. True where names cannot be compared.
+fn is_called(user: &str, name: &str) -> bool {
+    let asked = user.as_bytes();
+    user.contains(char::REPLACEMENT_CHARACTER) || &asked[..asked.len().min(NAME_LEN_MAX)] == name.as_bytes()
+}
 
 /// Slots that are closing already, and for whom: one closing slot helps one waiter.
 #[derive(Debug, Default)]
@@ -47,7 +58,8 @@ impl Guard {
             return false;
         };
         let (home, who, born) = (known.home, known.who.clone(), known.dialled_at);
-        if home != lane || known.pid.is_none() || who.replication || !self.may_rest(now, home, &who, born) {
+        let is_good = known.pid.is_some() && !known.extra().renamed;
+        if home != lane || !is_good || who.replication || !self.may_rest(now, home, &who, born) {
             return false;
         }
         self.drop_hold(now, link);
@@ -253,6 +265,7 @@ impl Guard {
             let is_stopped = state.retired || state.pause.is_some() || state.settings.pooling.is_none();
             is_stopped || shed_from.is_some_and(|priority| state.settings.priority >= priority)
         });
+        self.trim_for_shed();
         for lane in self.pool.lanes() {
             let counts = self.ledger.lane(lane);
             let over = (counts.load() - counts.ending.min(counts.load()))
@@ -268,6 +281,39 @@ impl Guard {
             let Some(oldest) = self.oldest(|_, _| true) else { break };
             self.evict(oldest);
         }
+    }
+
+    /// Nobody is shed for what nobody uses: where usage is too high for a lane by what is pooled alone, so much of it is closed.
+    fn trim_for_shed(&mut self) {
+        if self.was_stale || self.usage.is_latched() {
+            return;
+        }
+        let shed = self.order.iter().map(|lane| self.lane_ref(*lane)).filter(|lane| lane.shed.is_on());
+        let bounds: Vec<_> = shed.map(|lane| lane.settings.shed_below).collect();
+        let is_below = |guard: &Self, own: u32, bound: f64| {
+            guard.usage.percent(own).is_none_or(|percent| percent < bound)
+        };
+        for bound in bounds {
+            let counts = self.ledger.counts();
+            let mut own = counts.own.saturating_sub(counts.own_ending);
+            if !is_below(self, own.saturating_sub(self.pool.len()), bound) {
+                continue;
+            }
+            while !is_below(self, own, bound)
+                && let Some(oldest) = self.oldest(|_, _| true)
+            {
+                self.evict(oldest);
+                own -= 1;
+            }
+        }
+    }
+
+    /// Whether a lane could be shed for one connection more that nobody uses: what is made ahead would be closed for it, again and again.
+    fn would_shed(&self) -> bool {
+        let thresholds = self.order.iter().filter_map(|lane| self.lane_ref(*lane).thresholds());
+        let usage = self.usage.percent(self.ledger.counts().own + 1);
+        let lowest = thresholds.map(|limits| limits.below).min_by(f64::total_cmp);
+        lowest.zip(usage).is_some_and(|(lowest, usage)| usage >= lowest)
     }
 
     /// Closes the pooled connection that is missed least.
@@ -286,6 +332,49 @@ impl Guard {
         let worst = |lane: LaneId| std::cmp::Reverse(self.lane_ref(lane).settings.priority);
         let found = all.min_by_key(|(link, resting)| (worst(resting.lane), self.pool.age(*link)));
         found.map(|(link, _)| link)
+    }
+
+    /// A role that was renamed or dropped is another, or none, to whoever uses its name next: what the sample shows running under
+    /// another name than it was logged in by is closed where it is pooled, and not pooled where it is in use.
+    pub(super) fn mark_renamed(&mut self, sample: &Sample) {
+        for session in &sample.sessions {
+            let Some(link) = NonZeroI32::new(session.pid).and_then(|pid| self.ledger.by_pid(pid)) else {
+                continue;
+            };
+            let Some(known) = self.ledger.get(link) else { continue };
+            // A pid may have been another's when the sample was asked for.
+            if known.dialled_at > sample.asked_at || is_called(&known.who.user, &session.user) {
+                continue;
+            }
+            match known.phase {
+                Phase::Pooled => self.evict(link),
+                Phase::Established => {
+                    self.ledger.update(link, |known| known.extra_mut().renamed = true);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Closes a pooled connection that counts against the CONNECTION LIMIT which stops a link's login, its role's or else its database's;
+    /// none where there is no such.
+    pub fn relieve_limit(&mut self, now: Moment, link: LinkId, of_role: bool) -> Option<LinkId> {
+        let who = self.ledger.get(link)?.who.clone();
+        let counts = |pooled: &Link, _| match of_role {
+            true => pooled.who.user == who.user,
+            false => pooled.who.database == who.database,
+        };
+        let oldest = self.oldest(counts)?;
+        // As in `pool`.
+        drop(who);
+        self.evict(oldest);
+        self.settle(now);
+        Some(oldest)
+    }
+
+    /// Whether a link is known and has a slot.
+    pub fn has_slot(&self, link: LinkId) -> bool {
+        self.ledger.get(link).is_some_and(|known| known.phase.has_slot())
     }
 
     /// The pooled connection to close for a waiter stopped by `reason`; none where nothing helps, or enough is closing already.
@@ -330,7 +419,7 @@ impl Guard {
             address: None,
             replication: false,
         };
-        if !self.may_rest(now, home, &who, now) {
+        if !self.may_rest(now, home, &who, now) || self.would_shed() {
             return false;
         }
         let place = Place::new(false, now, self.next_seq());

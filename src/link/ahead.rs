@@ -72,10 +72,16 @@ impl Seen {
         due.map(|(key, guest)| (key.clone(), guest.clone())).collect()
     }
 
-    fn failed(&self, key: &(LaneId, PoolKey)) {
-        if let Some(guest) = self.0.lock().get_mut(key) {
-            guest.not_before = clock::now() + AFTER_FAILURE;
+    /// None is made for a user before then: what stopped one login, a password or a limit of the role, mostly stops its others.
+    fn put_off(&self, user: &str, until: Moment) {
+        for guest in self.0.lock().values_mut().filter(|guest| &*guest.facts.user == user) {
+            guest.not_before = until;
         }
+    }
+
+    /// Whether one may still be made that was due when it was last asked.
+    fn is_due(&self, key: &(LaneId, PoolKey), now: Moment) -> bool {
+        self.0.lock().get(key).is_some_and(|guest| guest.not_before <= now)
     }
 }
 
@@ -84,11 +90,11 @@ pub async fn run(hub: Arc<Hub>) {
     loop {
         tokio::time::sleep(EVERY).await;
         for (key, guest) in hub.pool.seen.due(clock::now()) {
-            while hub.stage() == Stage::Running {
+            while hub.stage() == Stage::Running && hub.pool.seen.is_due(&key, clock::now()) {
                 match make(&hub, &key, &guest).await {
                     Some(true) => {}
                     Some(false) => {
-                        hub.pool.seen.failed(&key);
+                        hub.pool.seen.put_off(&guest.facts.user, clock::now() + AFTER_FAILURE);
                         break;
                     }
                     None => break,
@@ -119,6 +125,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
         return None;
     }
     let mut slot = Slot::new(hub.clone(), id);
+    let epoch = hub.pool.epoch();
     let settings = hub.settings.load_full();
     let (mut upstream, local) = match dial(&settings).await {
         Ok(dialled) => dialled,
@@ -160,7 +167,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
     match logged_in {
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
-            let ticket = Ticket::new(hub, key.clone(), *lane, guest.application.clone(), parameters);
+            let ticket = Ticket::new(epoch, key.clone(), *lane, guest.application.clone(), parameters);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(true)
         }
@@ -180,5 +187,31 @@ async fn give_up(hub: &Arc<Hub>, id: LinkId, error: &LoginError, mut upstream: S
     let _ = upstream.shutdown().await;
     if closing::wait_closed(&mut upstream).await {
         slot.released();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_failed_puts_off_all_of_its_user() {
+        let seen = Seen::default();
+        let key = |name: &str| PoolKey::new(format!("____{name}").as_bytes());
+        let facts = |user: &str| {
+            let word: Arc<str> = "x".into();
+            Arc::new(Facts { user: user.into(), ..crate::link::shared::tests::facts(&word) })
+        };
+        for (name, user) in [("a", "odoo"), ("b", "odoo"), ("c", "bi")] {
+            let ticket = Ticket::new(0, key(name), LaneId(0), "x".into(), Vec::new());
+            seen.note(&ticket, b"packet", &facts(user));
+        }
+        let now = clock::now();
+        assert_eq!(seen.due(now).len(), 3);
+        seen.put_off("odoo", now + AFTER_FAILURE);
+        let due: Vec<_> = seen.due(now).into_iter().map(|((_, key), _)| key).collect();
+        assert_eq!(due, [key("c")]);
+        assert!(seen.is_due(&(LaneId(0), key("c")), now) && !seen.is_due(&(LaneId(0), key("b")), now));
+        assert!(seen.is_due(&(LaneId(0), key("b")), now + AFTER_FAILURE));
     }
 }

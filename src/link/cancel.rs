@@ -42,10 +42,7 @@ impl Drop for Underway {
 /// that the client knows that the cancel cannot hit its next query.
 pub async fn route(hub: &Arc<Hub>, pid: i32, key: &[u8]) {
     let Some((link, keys)) = find(hub, pid, key) else { return };
-    if let Err(refusal) = cancel(hub, &link, pid, keys.upstream()).await {
-        // The request may still be on its way: a later query must never be hit, so the link cannot go on.
-        link.post(Command::Close { generation: None, refusal });
-    }
+    let _ = cancel(hub, &link, pid, keys.upstream()).await;
 }
 
 fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, CancelKeys)> {
@@ -57,7 +54,7 @@ fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, CancelKeys)
 /// Cancels what `link` is doing now, if it is doing anything.
 ///
 /// # Errors
-/// The request was sent but PostgreSQL did not close the connection in time.
+/// The request was sent but PostgreSQL did not close the connection in time. The link has been told to end.
 pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]) -> Result<(), Refusal> {
     if hub.counters.cancels.fetch_add(1, Ordering::Relaxed) >= CANCELS_MAX {
         hub.counters.cancels.fetch_sub(1, Ordering::Relaxed);
@@ -72,7 +69,12 @@ pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]
             Ok(())
         }
         Phase::Running => send(&hub.settings.load(), pid, key).await.map_err(|()| {
-            Refusal::new(Reason::UpstreamDown, "PostgreSQL did not answer a cancel request", "")
+            let refusal =
+                Refusal::new(Reason::UpstreamDown, "PostgreSQL did not answer a cancel request", "");
+            // The request may still be on its way: neither a later query nor the backend's next client must be hit, so the link cannot go
+            // on, and knows it before the cancel is counted as over.
+            link.post(Command::Close { generation: None, refusal: refusal.clone() });
+            refusal
         }),
     }
 }

@@ -22,7 +22,7 @@ use crate::auth::upstream::{Answerer, Credentials};
 use crate::clock;
 use crate::listen::socket::is_local;
 use crate::reason::{Reason, Refusal};
-use crate::wire::backend::UpstreamError;
+use crate::wire::backend::{Limit, UpstreamError};
 use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::reply;
 
@@ -59,6 +59,13 @@ pub enum LoginError {
     ClientGone,
     /// PostgreSQL refused the client for reasons of its own; the error is with the client.
     Refused(UpstreamError),
+    /// A CONNECTION LIMIT is reached, and the client, which was asked nothing, can still be dialled for again.
+    Limited {
+        /// Whose.
+        limit: Limit,
+        /// What the client is told if it is not.
+        words: Vec<u8>,
+    },
     /// PostgreSQL has no connection left, or is not ready. `asked` says whether the client has been asked anything.
     NotNow {
         /// What it said, empty when it just closed.
@@ -358,6 +365,11 @@ impl Exchange<'_> {
             return LoginError::NotLetIn(format!("PostgreSQL said {}: {}", error.state, error.message));
         }
         self.kept_back.extend_from_slice(message);
+        if self.answerer.is_some()
+            && let Some(limit) = error.limit()
+        {
+            return LoginError::Limited { limit, words: std::mem::take(&mut self.kept_back) };
+        }
         match self.forward_kept_back().await {
             Ok(()) => LoginError::Refused(error),
             Err(gone) => gone,

@@ -58,9 +58,8 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// For a backend that reported `parameters` at its login.
-    pub fn new(hub: &Hub, key: PoolKey, lane: LaneId, application: Arc<str>, parameters: Vec<u8>) -> Self {
-        let epoch = hub.pool.epoch.load(Ordering::Relaxed);
+    /// For a backend that reported `parameters` at its login, dialled when the pool's epoch was that.
+    pub fn new(epoch: u32, key: PoolKey, lane: LaneId, application: Arc<str>, parameters: Vec<u8>) -> Self {
         Self { key, lane, application, parameters: Arc::new(parameters), epoch }
     }
 
@@ -163,7 +162,12 @@ impl Pool {
 
     /// Another PostgreSQL is dialled from now on: what was dialled before is not pooled any more.
     pub fn upstream_changed(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Names the PostgreSQL that is dialled; to be asked before the settings that are dialled with.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::SeqCst)
     }
 
     async fn take(&self, pooled: LinkId) -> Option<Found> {
@@ -233,7 +237,7 @@ pub(super) fn rest(hub: &Arc<Hub>, resting: Resting) {
     // Before the guard knows of it: it may be handed over in that very call.
     hub.pool.orders.insert(id, order);
     let ticket = &resting.ticket;
-    let same_server = ticket.epoch == hub.pool.epoch.load(Ordering::Relaxed);
+    let same_server = ticket.epoch == hub.pool.epoch();
     let kept = same_server
         && hub.guard(|guard, now| guard.pool(now, id, ticket.lane, ticket.key.clone(), &ticket.application));
     let (hub, resting) = (hub.clone(), Box::new(resting));

@@ -34,12 +34,17 @@ use crate::lanes::pool::PoolKey;
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
+use crate::wire::backend::Limit;
 use crate::wire::startup::Startup;
 
 /// A client's bytes kept while it waits in the queue.
 const QUEUED_BYTES_MAX: usize = 16 * 1024;
 
 const LOOK_FOR_HANG_UP: Duration = Duration::from_millis(250);
+/// How often it is looked whether a pooled connection has ended for whose room a client waits.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
+/// How long a client may take to accept PostgreSQL's refusal.
+const WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that came to nothing may take to close before its client is dialled for again.
 const REDIAL_CLOSE: Duration = Duration::from_secs(1);
 
@@ -149,6 +154,8 @@ struct Newcomer<'a> {
     own: Option<Own>,
     /// Whose pooled connections it may have; none where it is to have one of its own.
     key: Option<PoolKey>,
+    /// The pool's epoch when it was last dialled for.
+    dialled_in: u32,
 }
 
 impl<'a> Newcomer<'a> {
@@ -225,6 +232,7 @@ impl<'a> Newcomer<'a> {
             arrived,
             own,
             key,
+            dialled_in: 0,
         })
     }
 
@@ -300,7 +308,7 @@ impl<'a> Newcomer<'a> {
     fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
         let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
         let application = self.shared().with_labels(|labels| labels.application_name.clone());
-        Some(Ticket::new(self.hub, key, self.lane.id, application, parameters))
+        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters))
     }
 
     /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
@@ -408,6 +416,7 @@ impl<'a> Newcomer<'a> {
         slot: &mut Option<Slot>,
         behind: Vec<u8>,
     ) -> Result<(Stream, LoggedIn), Failure> {
+        self.dialled_in = self.hub.pool.epoch();
         let settings = self.hub.settings.load_full();
         let shared = self.shared().clone();
         let dialled = tokio::select! {
@@ -468,6 +477,16 @@ impl<'a> Newcomer<'a> {
                 Failure::Refuse(Refusal::new(reason, detail, "pgweir usage"))
             }
             LoginError::ClientGone => Failure::Told,
+            LoginError::Limited { limit, words } => {
+                if self.relieve(limit, &mut upstream).await {
+                    if let Some(slot) = slot.take() {
+                        slot.forget();
+                    }
+                    return Failure::Again(DialFailure::Limited);
+                }
+                let _ = timeout(WORDS_TIMEOUT, self.client.write_all(&words)).await;
+                Failure::Told
+            }
             LoginError::Refused(error) => {
                 info!(client = id.0, lane = %self.lane.name, sqlstate = %error.state, routine = error.routine,
                       "PostgreSQL refused the login");
@@ -485,6 +504,23 @@ impl<'a> Newcomer<'a> {
             });
         }
         failure
+    }
+
+    /// Makes room under a CONNECTION LIMIT: closes a pooled connection that counts against it, and waits for its end. False if there is none.
+    async fn relieve(&self, limit: Limit, upstream: &mut Stream) -> bool {
+        let id = self.shared().id;
+        let Some(pooled) = self.hub.guard(|guard, now| guard.relieve_limit(now, id, limit == Limit::Role))
+        else {
+            return false;
+        };
+        let ends = async {
+            closing::wait_closed(upstream).await;
+            while self.hub.guard(|guard, _| guard.has_slot(pooled)) {
+                tokio::time::sleep(LOOK_FOR_ROOM).await;
+            }
+        };
+        let _ = timeout(REDIAL_CLOSE, ends).await;
+        true
     }
 
     /// What is stored of the user is not what PostgreSQL has: the next login asks anew.

@@ -19,6 +19,7 @@ use crate::lanes::sample::Session;
 /// last look. Nothing of such a session can have changed but by a statement of its own, so of these only the pids are asked
 /// ([`super::roster`] knows the rest); a full row costs PostgreSQL two and pgweir one microsecond. The first parameter says since when. What is not
 /// idle is listed in full whatever its age: its wait and its blockers change without it. NULL, as at first, makes nobody quiet.
+/// A role may be renamed beneath its sessions: the last column changes with any role's name.
 ///
 /// pg_locks goes through the locks of all *possible* backends, so the second parameter says whether to. pg_blocking_pids locks the
 /// whole lock table for a moment: it is called for waiting sessions only. `textsend` with client_encoding SQL_ASCII passes bytes unseen: names and
@@ -48,7 +49,8 @@ select pg_backend_pid(),
            a.wait_event,
            substr(textsend(a.query), 1, 1000),
            case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) end
-       )) filter (where not a.quiet)
+       )) filter (where not a.quiet),
+       (select coalesce(sum(hashtext(r.rolname::text || ' ' || r.oid)::int8), 0)::int8 from pg_roles r)
   from (select *,
                coalesce(state in ('idle', 'idle in transaction', 'idle in transaction (aborted)')
                    and wait_event_type = 'Client' and backend_type = 'client backend'
@@ -94,6 +96,7 @@ pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
         max_connections: count(row.try_get(2)?),
         reserved_connections: count(row.try_get(3)?),
         clock: row.try_get(4)?,
+        roles: row.try_get(8)?,
     })
 }
 

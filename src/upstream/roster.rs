@@ -16,7 +16,7 @@ use crate::lanes::sample::{Sample, Session};
 /// Told again in full: what changed in so long before the last look. A backend reads the clock first and shows its new state a little later,
 /// on a busy machine perhaps much later.
 const OVERLAP: Duration = Duration::from_secs(5);
-/// Everything is told again in full after so long: what is renamed, and changes that took longer than [`OVERLAP`] to show.
+/// Everything is told again in full after so long: changes that took longer than [`OVERLAP`] to show.
 const FULL_EVERY: Duration = Duration::from_secs(60);
 /// What two clocks may differ by from one look to the next, unless one of them was set.
 const DRIFT: Duration = Duration::from_secs(1);
@@ -49,6 +49,8 @@ pub struct Facts {
     pub reserved_connections: u32,
     /// PostgreSQL's clock, after everything was listed.
     pub clock: Timestamp,
+    /// Another number when any role's name is another.
+    pub roles: i64,
 }
 
 /// What came back.
@@ -74,6 +76,7 @@ pub struct Answer {
 #[derive(Clone, Copy, Debug)]
 struct Last {
     clock: Timestamp,
+    roles: i64,
     taken_at: Moment,
     /// When everything was last told in full.
     full_at: Moment,
@@ -108,7 +111,8 @@ impl Roster {
     /// An answer to such a question always makes a sample.
     pub fn take(&mut self, answer: Answer) -> Option<Sample> {
         let Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others } = answer;
-        if question.quiet_since.is_some() && self.was_clock_set(facts.clock, asked_at) {
+        let renamed = self.last.is_some_and(|last| last.roles != facts.roles);
+        if question.quiet_since.is_some() && (renamed || self.was_clock_set(facts.clock, asked_at)) {
             *self = Self::default();
             return None;
         }
@@ -130,7 +134,7 @@ impl Roster {
         }
         let full_at =
             self.last.filter(|_| question.quiet_since.is_some()).map_or(asked_at, |last| last.full_at);
-        self.last = Some(Last { clock: facts.clock, taken_at, full_at });
+        self.last = Some(Last { clock: facts.clock, roles: facts.roles, taken_at, full_at });
         let locks = self.take_locks(&question, asked_at, facts.max_connections, lock_holders);
         Some(Sample {
             asked_at,
@@ -213,6 +217,7 @@ mod tests {
                 max_connections: 100,
                 reserved_connections: 3,
                 clock: stamp(clock),
+                roles: 7,
             },
             lock_holders: Vec::new(),
             quiet: quiet.to_vec(),
@@ -277,6 +282,19 @@ mod tests {
         assert!(roster.take(ahead).is_some(), "set forward, every later stamp is later still");
         let drifting = answer(&roster, 107, 4001, &[1], &[]);
         assert!(roster.take(drifting).is_some());
+    }
+
+    #[test]
+    fn a_renamed_role_makes_no_sample_but_a_question_for_all() {
+        let mut roster = Roster::default();
+        take(&mut roster, 100, &[], &[(1, "a")]).expect("a sample");
+        let mut renamed = answer(&roster, 101, 101, &[1], &[]);
+        renamed.facts.roles = 8;
+        assert_eq!(roster.take(renamed), None);
+        assert_eq!(roster.question(at(101)).quiet_since, None);
+        let mut full = answer(&roster, 101, 101, &[], &[(1, "a")]);
+        full.facts.roles = 9;
+        assert!(roster.take(full).is_some(), "what was told in full is true, whatever was before");
     }
 
     #[test]

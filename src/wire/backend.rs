@@ -16,6 +16,15 @@ pub struct UpstreamError {
     pub routine: String,
 }
 
+/// Whose CONNECTION LIMIT is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The role's.
+    Role,
+    /// The database's.
+    Database,
+}
+
 impl UpstreamError {
     /// Reads an ErrorResponse's body; what is missing stays empty.
     pub fn parse(mut body: &[u8]) -> Self {
@@ -55,6 +64,15 @@ impl UpstreamError {
             )
     }
 
+    /// The CONNECTION LIMIT that this error says is reached.
+    pub fn limit(&self) -> Option<Limit> {
+        match self.routine.as_str() {
+            "InitializeSessionUserId" if self.state.0 == *b"53300" => Some(Limit::Role),
+            "CheckMyDatabase" if self.state.0 == *b"53300" => Some(Limit::Database),
+            _ => None,
+        }
+    }
+
     /// PostgreSQL is starting up, shutting down or in recovery: worth a redial.
     pub fn is_not_ready(&self) -> bool {
         matches!(&self.state.0, b"57P03" | b"57P01" | b"57P02")
@@ -74,6 +92,11 @@ mod tests {
         assert!(!UpstreamError::parse(&body("InitProcess")).is_saturation(true));
         assert!(!UpstreamError::parse(&body("InitializeSessionUserId")).is_saturation(false));
         assert!(!UpstreamError::parse(&body("CheckMyDatabase")).is_saturation(false));
+        let limit = |routine| UpstreamError::parse(&body(routine)).limit();
+        assert_eq!(
+            [limit("InitializeSessionUserId"), limit("CheckMyDatabase"), limit("InitProcess")],
+            [Some(Limit::Role), Some(Limit::Database), None]
+        );
         assert_eq!(UpstreamError::parse(b"C42").state.as_str(), "XX000");
     }
 }

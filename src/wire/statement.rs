@@ -339,7 +339,8 @@ pub fn databases_emptied(text: &[u8]) -> Vec<String> {
 /// At most this many identifiers of a statement are read.
 const IDENTIFIERS_MAX: usize = 64;
 
-/// Identifiers and keywords as PostgreSQL folds them; what stands between them is skipped.
+/// Identifiers and keywords as PostgreSQL folds them, and what is quoted, as a string too: a template may be named so. What stands between
+/// them is skipped.
 fn identifiers(text: &[u8]) -> Vec<String> {
     let mut words = Words::new(text, true);
     let mut found = Vec::new();
@@ -361,9 +362,7 @@ fn identifiers(text: &[u8]) -> Vec<String> {
                         name.push(*quote);
                         rest = &rest[1..];
                     }
-                    if *quote == b'"' {
-                        found.push(String::from_utf8_lossy(&name).into_owned());
-                    }
+                    found.push(String::from_utf8_lossy(&name).into_owned());
                 }
                 words.rest = rest;
             }
@@ -469,6 +468,7 @@ mod tests {
             ("create database x", "template1"),
             ("CREATE DATABASE \"new\" ENCODING 'unicode' LC_COLLATE 'C' TEMPLATE \"old\"", "old"),
             ("create database new with template = Old owner odoo", "old"),
+            ("create database new encoding 'UTF8' template 'Old' owner odoo", "Old"),
             ("create database template template it", "it"),
             ("alter database a rename to b", "a"),
             ("alter database \"A\" set tablespace t", "A"),

@@ -1,6 +1,8 @@
 """Session pooling: an upstream connection outlives its client, and its next client cannot tell."""
 
+import random
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -271,6 +273,64 @@ def test_cancels_never_hit_the_next_client(weir):
     assert weir.metric("pgweir_pool_reused_total") > 20
 
 
+# -- a client that tries ---------------------------------------------------------------------------------------------
+
+MESSAGES = [
+    wire.FLUSH, wire.SYNC, wire.COPY_DONE, wire.packet("d", b"1\n"), wire.packet("f", b"no\0"), wire.parse("select 1"), wire.parse("select from where"),
+    wire.parse("select 1", "named"), wire.bind(), wire.execute(), wire.describe("P", "none"), wire.close("S", "none"), wire.query(""),
+    wire.extended("select 1"), wire.extended("discard all"), wire.parse("copy cp from stdin"), wire.packet("F", b"\0\0\0\1\0\0\0\0\0\0"),
+    *map(wire.query, [
+        "select 1", "select 1/0", "select 1; select 2", "discard all", "copy (select 1) to stdout", "create temp table if not exists cp (v int)",
+        "copy cp from stdin", "begin", "rollback", "listen a; notify a", "set statement_timeout = 1", "set datestyle = 'German'",
+        "set client_encoding = 'LATIN1'", "set role other_user", "prepare named as select 1", "set client_min_messages = debug5"]),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_client_sends_the_next_one_finds_nothing(weir, cluster, seed):
+    cluster.sql("grant other_user to odoo")
+    chance, pids = random.Random(seed), []
+    for _ in range(200):
+        with weir.raw("fuzz", password=PASSWORD) as client:
+            pids.append(client.pid)
+            assert (client.params["DateStyle"], client.params["client_encoding"]) == ("ISO, MDY", "UTF8")
+            # What was left behind would come first, or instead.
+            replies = client.ask(wire.extended("select current_user || current_setting('statement_timeout')"))
+            assert [m.tag for m in replies] == ["1", "2", "D", "C", "Z"] and replies[2].values == ["odoo0"]
+            try:
+                for _ in range(chance.randrange(1, 5)):
+                    client.send(*chance.choices(MESSAGES, k=chance.randrange(1, 4)))
+                end = chance.randrange(4)
+                if end < 2:
+                    client.send(wire.COPY_DONE, wire.SYNC, wire.query("rollback"))
+                    client.quiet(0.01)
+                client.reset() if end == 2 else client.send(wire.TERMINATE) if end else None
+            except OSError:
+                pass
+    assert len(pids) - len(set(pids)) > 20, "hardly any was reused: the test has looked at nothing"
+    eventually(lambda: weir.usage()["own_slots"] == cluster.count("fuzz"))
+
+
+def test_notifications_come_to_nobody_else(weir, cluster):
+    stop = threading.Event()
+
+    def shout():
+        with cluster.direct() as conn, conn.cursor() as cur:
+            while not stop.is_set():
+                cur.execute("notify noise")
+    shouting = background(shout)
+    pids = set()
+    for _ in range(100):
+        with weir.raw("deaf", password=PASSWORD) as client:
+            pids.add(client.pid)
+            assert client.quiet(0.002)
+            client.query("listen noise")
+            client.send(wire.TERMINATE)
+    stop.set()
+    shouting.result(10)
+    assert len(pids) < 50
+
+
 # -- health ------------------------------------------------------------------------------------------------------
 
 def test_a_terminated_backend_is_not_handed_out(weir, cluster):
@@ -313,6 +373,34 @@ def test_a_restart_of_postgresql_is_not_noticed(weir, cluster):
     assert conn.info.backend_pid != pid
     assert ask(conn, "select 1") == 1
     conn.close()
+
+
+def test_who_is_renamed_leaves_nothing_to_the_next_of_the_name(weir, cluster):
+    resting_pid, _ = visit(weir, "select 1", user="other_user")
+    conn = connect(weir, app="in use", user="other_user")
+    cluster.sql("alter role other_user rename to renamed; create role other_user login")
+    try:
+        eventually(lambda: not alive(cluster, resting_pid))
+        conn.close()
+        for app in ("web", "in use"):
+            assert visit(weir, "select session_user", app=app, user="other_user")[1] == "other_user"
+    finally:
+        weir.admin("DRAIN LANE web")
+        cluster.sql("drop role other_user; alter role renamed rename to other_user")
+
+
+def test_logins_made_ahead_that_fail_are_few(make, cluster):
+    weir = make([pooled(default=True, min_pool_size=1, server_lifetime="1s")])
+    for n in range(6):
+        visit(weir, "select 1", user="other_user", app=f"web{n}")
+    cluster.sql("alter role other_user nologin")
+    try:
+        eventually(lambda: resting(weir) == 0, what="all are too old")
+        count = lambda: cluster.log().count('"other_user" is not permitted to log in')  # noqa: E731
+        eventually(lambda: count() == 1)
+        holds(lambda: count() == 1, 2)
+    finally:
+        cluster.sql("alter role other_user login")
 
 
 # -- time --------------------------------------------------------------------------------------------------------
@@ -428,6 +516,35 @@ def test_usage_counts_pooled_connections(weir):
     eventually(lambda: via() == {"pgweir"})
 
 
+@pytest.mark.parametrize("of", ["role odoo", "database pooldb"])
+def test_a_connection_limit_is_not_spent_on_what_nobody_uses(weir, cluster, of):
+    cluster.sql(f"alter {of} connection limit 2")
+    try:
+        for app in ("web", "web2"):
+            visit(weir, "select 1", app=app, dbname="pooldb")
+        at_rest(weir, 2)
+        conns = [connect(weir, app=f"more{n}", dbname="pooldb") for n in range(2)]
+        # What is in use is not anybody else's.
+        with pytest.raises(psycopg2.OperationalError, match="too many connections for"):
+            connect(weir, app="web", dbname="pooldb")
+        for conn in conns:
+            conn.close()
+    finally:
+        cluster.sql(f"alter {of} connection limit -1")
+
+
+def test_nobody_is_shed_for_what_nobody_uses(make):
+    # 40 less 3 reserved: 25 are 68 %.
+    weir = make([pooled("web", quota=30, priority=0),
+                 lane("cron", default=True, quota=5, priority=5, shed_above=50, shed_below=40, shed_dwell="0s", wait_timeout="8s")])
+    conns = [connect(weir) for _ in range(25)]
+    eventually(lambda: weir.lane("cron")["state"] == "shedding")
+    for conn in conns:
+        conn.close()
+    connect(weir, app="cron").close()
+    assert 10 <= resting(weir) <= 14
+
+
 # -- databases that must be empty --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("through", ["pgweir", "direct"])
@@ -446,7 +563,7 @@ def test_drop_and_template(weir, cluster, through):
     cluster.sql("alter role odoo createdb")
     cluster.sql("create database pool_a owner odoo")
     visit(weir, "select 1", dbname="pool_a")
-    run('create database "pool_b" template pool_a')
+    run("create database \"pool_b\" template 'pool_a'")
     conn = connect(weir, dbname="pool_a")
     pid = conn.info.backend_pid
     conn.close()
@@ -494,6 +611,41 @@ def test_reload(weir, cluster):
     pid = conn.info.backend_pid
     conn.close()
     eventually(lambda: not alive(cluster, pid))
+
+
+def test_a_login_that_outlasts_a_change_of_upstream_is_not_pooled(make, cluster):
+    gate, began = threading.Event(), threading.Event()
+    door = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source, target, gate=None):
+        while data := source.recv(1 << 16):
+            if gate:
+                began.set()
+                gate.wait(20)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+    def proxy():
+        near, _ = door.accept()
+        far = socket.create_connection(("127.0.0.1", cluster.port))
+        answers = background(pump, far, near, gate)
+        pump(near, far)
+        answers.result(20)
+
+    through = background(proxy)
+    direct = {"address": f"127.0.0.1:{cluster.port}", "tls": "disable", "headroom": 1}
+    weir = make(upstream={"address": f"127.0.0.1:{door.getsockname()[1]}"}, monitor={"address": direct["address"]})
+    login = background(connect, weir)
+    assert began.wait(10)
+    weir.write(upstream=direct)
+    weir.admin("RELOAD")
+    gate.set()
+    conn = login.result(10)
+    pid = conn.info.backend_pid
+    conn.close()
+    eventually(lambda: not alive(cluster, pid))
+    assert resting(weir) == 0
+    through.result(20)
 
 
 def test_shutdown_is_orderly(make, cluster):

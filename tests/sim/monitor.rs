@@ -41,7 +41,8 @@ impl World {
         let mut sessions = Vec::new();
         let mut listed = BTreeSet::new();
         for (id, link) in self.links.iter().filter(|(_, link)| link.backend) {
-            sessions.push(Arc::new(Session { walsender: link.replication, ..row(link.pid, link.local) }));
+            let (walsender, user) = (link.replication, link.user.into());
+            sessions.push(Arc::new(Session { walsender, user, ..row(link.pid, link.local) }));
             listed.insert(*id);
         }
         for stranger in 0..self.foreign {

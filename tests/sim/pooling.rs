@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use pgweir::lanes::guard::{Action, Arrived};
+use pgweir::lanes::guard::{Action, Arrived, DialFailure};
 use pgweir::lanes::ids::LinkId;
+use pgweir::lanes::sample::Session;
 use pgweir::lanes::settings::{LaneSettings, Pooling};
 use pgweir::reason::Reason;
 
-use crate::scenario::{Sim, lane, settings};
+use crate::scenario::{Sim, lane, session, settings};
 
 fn pooling(lane: &mut LaneSettings) {
     lane.pooling = Some(Pooling {
@@ -141,4 +142,86 @@ fn what_was_not_taken_goes_back() {
     assert_eq!((slots(&sim, "web"), sim.guard.pooled(sim.lane("web"))), (1, 1));
     let sim = sim.arrive("web", 1);
     assert_eq!(sim.last, Some(Arrived::Reused(LinkId(1))));
+}
+
+#[test]
+fn nobody_is_shed_for_what_nobody_uses() {
+    let cron = lane("cron", 2, |lane| {
+        lane.priority = 5;
+        lane.shed_above = Some(50.0);
+        lane.shed_below = 40.0;
+        lane.shed_dwell = Duration::ZERO;
+    });
+    let of = |resting: u64| {
+        let web = lane("web", 12, |lane| {
+            pooling(lane);
+            lane.priority = 0;
+        });
+        let mut settings = settings(vec![web, cron.clone()]);
+        settings.limits.monitored = true;
+        // 10 usable.
+        let mut sim = Sim::with(settings).sample(10, 0).key("a").connect("web", 6);
+        for link in 1..=resting {
+            sim = sim.pool("web", link);
+        }
+        sim.key("b").arrive("cron", 1)
+    };
+    // Five in use are too many without the one at rest.
+    let sim = of(1);
+    assert_eq!((closed(&sim), sim.last.clone()), (vec![], Some(Arrived::Waiting(Reason::Shed))));
+    // Two are not: below 40 % is a slot less than four.
+    let sim = of(4);
+    assert_eq!(closed(&sim), [1, 2, 3]);
+    let sim = sim.close(1).close(2).close(3).advance_ms(1);
+    assert!(sim.actions.contains(&Action::Grant(LinkId(7))));
+    assert_eq!(sim.guard.audit(), Ok(()));
+}
+
+#[test]
+fn what_is_made_ahead_makes_nobody_shed() {
+    let web = lane("web", 12, |lane| {
+        pooling(lane);
+        lane.pooling.as_mut().expect("set above").min_size = 9;
+    });
+    let cron = lane("cron", 2, |lane| {
+        lane.shed_above = Some(50.0);
+        lane.shed_below = 40.0;
+    });
+    let mut settings = settings(vec![web, cron]);
+    settings.limits.monitored = true;
+    // 10 usable.
+    let mut sim = Sim::with(settings).sample(10, 0).key("a");
+    for _ in 0..3 {
+        sim = sim.make_ahead("web");
+        assert_eq!(sim.last, Some(Arrived::Granted));
+    }
+    let sim = sim.make_ahead("web");
+    assert_eq!((sim.last.clone(), slots(&sim, "web"), closed(&sim)), (None, 3, vec![]));
+}
+
+#[test]
+fn a_connection_limit_is_relieved_of_the_one_unused_for_longest() {
+    let sim = one(9).key("a").user("u").connect("web", 1).pool("web", 1);
+    let sim = sim.advance_ms(1).key("b").user("v").connect("web", 1).pool("web", 2);
+    let mut sim = sim.key("c").arrive("web", 1);
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), true), Some(LinkId(2)));
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), true), None);
+    assert!(sim.guard.has_slot(LinkId(2)));
+    assert_eq!(sim.guard.relieve_limit(sim.now, LinkId(3), false), Some(LinkId(1)));
+    let sim = sim.call(|guard, now| drop(guard.dial_failed(now, LinkId(3), DialFailure::Limited, true)));
+    assert_eq!((closed(&sim), slots(&sim, "web"), sim.guard.audit()), (vec![2, 1], 3, Ok(())));
+}
+
+#[test]
+fn what_runs_under_another_name_than_it_logged_in_with_is_nobodys() {
+    let sim = one(9).key("a").connect("web", 3).pool("web", 1);
+    let row = |link, user: &str| Session { pid: 1000 + link, user: user.into(), ..session() };
+    let same = [row(1, "u"), row(2, "u"), row(3, "u")];
+    let sim = sim.sample_of(50, same.to_vec());
+    assert!(closed(&sim).is_empty());
+    let sim = sim.sample_of(50, vec![row(1, "renamed"), row(2, ""), row(3, "u")]);
+    assert_eq!(closed(&sim), [1]);
+    let sim = sim.pool("web", 2);
+    assert!(!sim.pooled, "its role was dropped");
+    assert!(sim.pool("web", 3).pooled);
 }

@@ -51,6 +51,26 @@ pub fn settings(mut lanes: Vec<LaneSettings>) -> Settings {
     settings
 }
 
+/// An idle session of somebody else.
+pub fn session() -> Session {
+    Session {
+        pid: 0,
+        walsender: false,
+        address: Some([10, 0, 0, 9].into()),
+        port: Some(1),
+        application: "".into(),
+        user: "".into(),
+        database: "".into(),
+        state: "idle".into(),
+        seen_at: Moment::default(),
+        state_age: Duration::ZERO,
+        transaction_age: None,
+        wait_event: ("".into(), "".into()),
+        query: "".into(),
+        blocked_by: vec![],
+    }
+}
+
 impl Sim {
     pub fn new(lanes: Vec<LaneSettings>) -> Self {
         Self::with(settings(lanes))
@@ -117,21 +137,37 @@ impl Sim {
         self
     }
 
+    fn who(&self, lane: &str) -> Arrival {
+        Arrival {
+            lane: self.lane(lane),
+            application: self.application.into(),
+            user: self.user.into(),
+            database: "db".into(),
+            address: None,
+            replication: false,
+            nested: self.nested,
+            alone: self.alone,
+            key: self.key.map(packet),
+        }
+    }
+
+    /// A connection is made ahead, logs in and is pooled, where it is granted: see `last`.
+    pub fn make_ahead(mut self, lane: &str) -> Self {
+        self.links += 1;
+        let (link, who) = (self.links, self.who(lane));
+        if !self.guard.arrive_ahead(self.now, LinkId(link), who) {
+            self.last = None;
+            return self;
+        }
+        self.last = Some(Arrived::Granted);
+        self.log_in(link).pool(lane, link)
+    }
+
     /// So many links arrive; those granted stay in login.
     pub fn arrive(mut self, lane: &str, count: u64) -> Self {
         for _ in 0..count {
             self.links += 1;
-            let who = Arrival {
-                lane: self.lane(lane),
-                application: self.application.into(),
-                user: self.user.into(),
-                database: "db".into(),
-                address: None,
-                replication: false,
-                nested: self.nested,
-                alone: self.alone,
-                key: self.key.map(packet),
-            };
+            let who = self.who(lane);
             self.last = Some(self.guard.arrive(self.now, LinkId(self.links), who));
             self.drain();
         }
@@ -195,26 +231,13 @@ impl Sim {
 
     /// A sample of a server with `max` usable connections, `strangers` of them in use by others.
     pub fn sample(self, max: u32, strangers: u32) -> Self {
-        let row = |pid| {
-            Arc::new(Session {
-                pid,
-                walsender: false,
-                address: Some([10, 0, 0, 9].into()),
-                port: Some(1),
-                application: "".into(),
-                user: "".into(),
-                database: "".into(),
-                state: "idle".into(),
-                seen_at: Moment::default(),
-                state_age: Duration::ZERO,
-                transaction_age: None,
-                wait_event: ("".into(), "".into()),
-                query: "".into(),
-                blocked_by: vec![],
-            })
-        };
+        let row = |n| Session { pid: 900_000 + n as i32, ..session() };
+        self.sample_of(max, (0..strangers).map(row).collect())
+    }
+
+    /// A sample of such a server with these sessions.
+    pub fn sample_of(self, max: u32, sessions: Vec<Session>) -> Self {
         self.call(|guard, now| {
-            let sessions = (0..strangers).map(|n| row(900_000 + n as i32)).collect();
             let (asked_at, taken_at) = (now, now);
             let sample = Sample {
                 asked_at,
@@ -222,7 +245,7 @@ impl Sim {
                 max_connections: max,
                 reserved_connections: 0,
                 monitor_pid: 900_000,
-                sessions,
+                sessions: sessions.into_iter().map(Arc::new).collect(),
                 lock_holders: [].into(),
                 locks_asked_at: asked_at,
             };
