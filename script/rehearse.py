@@ -15,6 +15,7 @@ from harness import Weir  # noqa: E402
 from harness.rehearsal import Hands, PgBouncer, drill, odoo_config, staging  # noqa: E402
 
 STDOUT = "-"
+CONFIG = "odoo-pooled.toml"
 
 
 def say(text=""):
@@ -40,7 +41,7 @@ def play(options, scenario, cleanup):
         hand = Hands(cluster)
         cleanup.append(hand.close)
         env = hand.commands
-    weir = Weir(cluster, **odoo_config())
+    weir = Weir(cluster, **odoo_config(config=options.config))
     cleanup.append(weir.close)
     weir.start()
     bouncer = None
@@ -72,6 +73,7 @@ def main():
     parser.add_argument("scenario", nargs="+")
     parser.add_argument("--duration", default="45s", help="length of each run (45s)")
     parser.add_argument("--seed", default="1")
+    parser.add_argument("--config", default=CONFIG, help=f"file of config/ that pgweir gets ({CONFIG})")
     parser.add_argument("--pgbouncer", action="store_true", help="play PgBouncer in session mode as well")
     parser.add_argument("--report", help="HTML file; {scenario} is replaced")
     parser.add_argument("--log", help="file for pgweir's log; {scenario} is replaced")

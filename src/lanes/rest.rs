@@ -218,7 +218,8 @@ impl Guard {
         count
     }
 
-    /// Closes what is too old, or unused for too long. Of each key `min_size` stay, however long unused.
+    /// Closes what is too old, or unused for too long. Of each key `min_size` stay, however long unused, and of a lane that keeps its
+    /// reserve open as many as that. Those of it that are too old are replaced one at a time, and only while PostgreSQL has room.
     pub(super) fn expire_pool(&mut self, now: Moment) {
         if self.pool.is_empty() {
             return;
@@ -232,8 +233,10 @@ impl Guard {
             let old = self.ledger.get(link).is_none_or(|kept| now.since(kept.dialled_at) >= pooling.lifetime);
             let unused = now.since(resting.since) >= pooling.idle_timeout;
             let min = pooling.min_size;
+            let keeps = pooling.keeps_reserve && !self.is_spare(resting.lane);
+            let stays = keeps && !(old && self.can_be_replaced(resting.lane));
             let mine = kept.entry((resting.lane, resting.key)).or_default();
-            if old || (unused && *mine >= min) {
+            if !stays && (old || (unused && *mine >= min)) {
                 self.evict(link);
             } else {
                 *mine += 1;
@@ -241,7 +244,20 @@ impl Guard {
         }
     }
 
-    /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget.
+    /// Whether a lane has more than its reserve, those left out that are closing.
+    fn is_spare(&self, lane: LaneId) -> bool {
+        let counts = self.ledger.lane(lane);
+        counts.residents.saturating_sub(counts.ending) > self.lane_ref(lane).floor()
+    }
+
+    /// Whether a lane's connection could be dialled anew if it was closed: as far as is known, and none of the lane is closing.
+    fn can_be_replaced(&self, lane: LaneId) -> bool {
+        let room = self.usage.budget(&self.limits).is_none_or(|budget| self.ledger.counts().own <= budget);
+        room && self.breaker.trouble().is_none() && self.ledger.lane(lane).ending == 0
+    }
+
+    /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget. In the last case a lane
+    /// keeps what its reserve promises: if those who bypass pgweir have taken the rest, they would take that too.
     pub(super) fn trim_pool(&mut self) {
         if self.pool.is_empty() {
             return;
@@ -265,14 +281,15 @@ impl Guard {
         let Some(budget) = self.usage.budget(&self.limits) else { return };
         let counts = self.ledger.counts();
         for _ in 0..(counts.own - counts.own_ending).saturating_sub(budget) {
-            let Some(oldest) = self.oldest(|_, _| true) else { break };
+            let Some(oldest) = self.oldest(|_, lane| self.is_spare(lane)) else { break };
             self.evict(oldest);
         }
     }
 
-    /// Closes the pooled connection that is missed least.
+    /// Closes the pooled connection that is missed least, of those beyond a reserve or of a lane that waits itself.
     pub(super) fn evict_oldest(&mut self) {
-        if let Some(oldest) = self.oldest(|_, _| true) {
+        let fits = |lane: LaneId| self.is_spare(lane) || !self.lane_ref(lane).queue.is_empty();
+        if let Some(oldest) = self.oldest(|_, lane| fits(lane)) {
             self.evict(oldest);
         }
     }
@@ -314,13 +331,20 @@ impl Guard {
         self.pool.iter().filter_map(backend).collect()
     }
 
-    /// A connection made ahead of clients, to keep `min_size` of a key pooled: granted only where nobody waits and nothing stops it.
+    /// A connection made ahead of clients: to keep `min_size` of a key pooled, granted only where nobody waits, or to fill a lane's reserve
+    /// that is kept open, where nobody waits below his; and where nothing stops it.
     pub fn arrive_ahead(&mut self, now: Moment, link: LinkId, who: Arrival) -> bool {
         let home = self.known(who.lane);
         let (lane, key) = (self.lane_ref(home), who.key);
-        let min = lane.settings.pooling.as_ref().map_or(0, |pooling| pooling.min_size);
-        let wanted = key.is_some_and(|key| self.pool.count_of(home, &key) < min);
-        if !wanted || !lane.is_open() || self.ledger.counts().waiting > 0 || self.limits.observe {
+        let (Some(key), Some(pooling)) = (key, lane.settings.pooling.as_ref()) else { return false };
+        let to_fill = pooling.keeps_reserve && self.unfilled(home) > 0;
+        let nobody_waits = if to_fill {
+            let waits = |lane: &LaneId| !self.lane_ref(*lane).queue.is_empty() && self.unfilled(*lane) > 0;
+            !self.order.iter().any(waits)
+        } else {
+            self.pool.count_of(home, &key) < pooling.min_size && self.ledger.counts().waiting == 0
+        };
+        if !nobody_waits || !lane.is_open() || self.limits.observe {
             return false;
         }
         let who = Who {

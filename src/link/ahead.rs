@@ -1,4 +1,5 @@
-//! Pooled connections made ahead of clients: `min_pool_size` of each user, database and set of startup parameters that was seen.
+//! Pooled connections made ahead of clients: `min_pool_size` of each user, database and set of startup parameters that was seen, and what a
+//! lane's `keep_reserve` lacks, for whom was seen last.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const SEEN_MAX: usize = 256;
 /// Those nobody came with for so long are forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// How often it is looked for connections to make.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(200);
 /// Pause after a login that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
@@ -69,7 +70,10 @@ impl Seen {
         let mut seen = self.0.lock();
         seen.retain(|_, guest| now.since(guest.at) < FORGET_AFTER);
         let due = seen.iter().filter(|(_, guest)| guest.not_before <= now);
-        due.map(|(key, guest)| (key.clone(), guest.clone())).collect()
+        let mut due: Vec<_> = due.map(|(key, guest)| (key.clone(), guest.clone())).collect();
+        // A reserve is for whom was seen last.
+        due.sort_by_key(|(_, guest)| std::cmp::Reverse(guest.at));
+        due
     }
 
     fn failed(&self, key: &(LaneId, PoolKey)) {
@@ -101,7 +105,7 @@ pub async fn run(hub: Arc<Hub>) {
 /// Makes one, if one is wanted and may be: whether that went well.
 async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) -> Option<bool> {
     let known = hub.lane(*lane)?;
-    known.settings.pooling.as_ref().filter(|pooling| pooling.min_size > 0)?;
+    known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
     let id = hub.next_link();
     let who = Arrival {

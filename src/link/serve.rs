@@ -13,7 +13,7 @@ use super::authenticate::{Denied, authenticate};
 use super::binding::Binding;
 use super::cancel;
 use super::closing;
-use super::desk::Desk;
+use super::desk::{Alias, Desk};
 use super::dial::dial;
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
@@ -31,6 +31,7 @@ use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::lanes::ids::LinkId;
 use crate::lanes::pool::PoolKey;
+use crate::lanes::settings::Pooling;
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
@@ -147,11 +148,18 @@ struct Newcomer<'a> {
     own: Option<Own>,
     /// Whose pooled connections it may have; none where it is to have one of its own.
     key: Option<PoolKey>,
+    /// Its name, where the startup packet bears another.
+    alias: Option<Alias>,
 }
 
 impl<'a> Newcomer<'a> {
     /// Classifies the client and enters it into the registry. None when it was refused on the spot.
-    async fn new(hub: &'a Arc<Hub>, accepted: Accepted, startup: Startup, own: Option<Own>) -> Option<Self> {
+    async fn new(
+        hub: &'a Arc<Hub>,
+        accepted: Accepted,
+        mut startup: Startup,
+        own: Option<Own>,
+    ) -> Option<Self> {
         let arrived = clock::now();
         let settings = hub.settings.load_full();
         let (pid, process) = find_process(hub, &accepted).await;
@@ -201,7 +209,7 @@ impl<'a> Newcomer<'a> {
         };
         let id = hub.next_link();
         let shared = Arc::new(LinkShared::new(id, accepted.peer.map(|peer| peer.port()), arrived, labels));
-        let mut registered = Registered::new(hub.clone(), shared);
+        let mut registered = Registered::new(hub.clone(), shared.clone());
         let process = Some(registered.set_process(&key));
         let local = match (accepted.peer, accepted.local) {
             (None, _) => true,
@@ -209,6 +217,13 @@ impl<'a> Newcomer<'a> {
             (Some(peer), None) => is_local(peer.ip()),
         };
         let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
+        let application = shared.with_labels(|labels| labels.application_name.clone());
+        let normalises = pools && lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.normalises);
+        let renamed = normalises.then(|| startup.renamed(&application)).flatten();
+        let alias = renamed.map(|raw| {
+            startup.raw = raw;
+            Alias { at_server: application, of_client: facts.application.clone() }
+        });
         let key = pools.then(|| PoolKey::new(&startup.raw));
         Some(Self {
             hub,
@@ -223,6 +238,7 @@ impl<'a> Newcomer<'a> {
             arrived,
             own,
             key,
+            alias,
         })
     }
 
@@ -532,7 +548,7 @@ impl<'a> Newcomer<'a> {
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
         if let Some(ticket) = &ticket
-            && self.lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.min_size > 0)
+            && self.lane.settings.pooling.as_ref().is_some_and(Pooling::makes_ahead)
         {
             self.hub.pool.seen.note(ticket, &self.startup.raw, &self.facts);
         }
@@ -542,6 +558,7 @@ impl<'a> Newcomer<'a> {
         let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
+        desk.alias = self.alias.map(Box::new);
         let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
