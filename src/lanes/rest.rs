@@ -68,7 +68,9 @@ impl Guard {
     /// Whether connections of a lane and database are kept now, one of that age among them.
     fn may_rest(&self, now: Moment, lane: LaneId, who: &Who, born: Moment) -> bool {
         let state = self.lane_ref(lane);
-        let young = |pooling: &Pooling| now.since(born) < pooling.lifetime;
+        let young = |pooling: &Pooling| {
+            now.since(born) < pooling.lifetime || pooling.keeps_reserve && self.is_irreplaceable(lane)
+        };
         !self.pool.closed
             && !state.retired
             && state.pause.is_none()
@@ -233,10 +235,10 @@ impl Guard {
             let old = self.ledger.get(link).is_none_or(|kept| now.since(kept.dialled_at) >= pooling.lifetime);
             let unused = now.since(resting.since) >= pooling.idle_timeout;
             let min = pooling.min_size;
-            let keeps = pooling.keeps_reserve && !self.is_spare(resting.lane);
-            let stays = keeps && !(old && self.can_be_replaced(resting.lane));
+            let needed = pooling.keeps_reserve && !self.is_spare(resting.lane);
+            let old = old && !(needed && self.is_irreplaceable(resting.lane));
             let mine = kept.entry((resting.lane, resting.key)).or_default();
-            if !stays && (old || (unused && *mine >= min)) {
+            if old || (unused && !needed && *mine >= min) {
                 self.evict(link);
             } else {
                 *mine += 1;
@@ -250,10 +252,12 @@ impl Guard {
         counts.residents.saturating_sub(counts.ending) > self.lane_ref(lane).floor()
     }
 
-    /// Whether a lane's connection could be dialled anew if it was closed: as far as is known, and none of the lane is closing.
-    fn can_be_replaced(&self, lane: LaneId) -> bool {
+    /// Whether a lane would do without a connection within its reserve for more than a moment if that was closed now: PostgreSQL has no room,
+    /// or another one of the lane is closing.
+    fn is_irreplaceable(&self, lane: LaneId) -> bool {
         let room = self.usage.budget(&self.limits).is_none_or(|budget| self.ledger.counts().own <= budget);
-        room && self.breaker.trouble().is_none() && self.ledger.lane(lane).ending == 0
+        let is_well = room && self.breaker.trouble().is_none() && self.ledger.lane(lane).ending == 0;
+        !is_well && !self.is_spare(lane)
     }
 
     /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget. In the last case a lane

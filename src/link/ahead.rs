@@ -32,6 +32,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(3600);
 const EVERY: Duration = Duration::from_millis(200);
 /// Pause after a login that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// Pause where PostgreSQL was only not ready, or full.
+const AFTER_NOT_NOW: Duration = Duration::from_secs(2);
 
 /// A client that was here, and may come again.
 #[derive(Clone)]
@@ -76,9 +78,9 @@ impl Seen {
         due
     }
 
-    fn failed(&self, key: &(LaneId, PoolKey)) {
+    fn failed(&self, key: &(LaneId, PoolKey), pause: Duration) {
         if let Some(guest) = self.0.lock().get_mut(key) {
-            guest.not_before = clock::now() + AFTER_FAILURE;
+            guest.not_before = clock::now() + pause;
         }
     }
 }
@@ -90,9 +92,9 @@ pub async fn run(hub: Arc<Hub>) {
         for (key, guest) in hub.pool.seen.due(clock::now()) {
             while hub.stage() == Stage::Running {
                 match make(&hub, &key, &guest).await {
-                    Some(true) => {}
-                    Some(false) => {
-                        hub.pool.seen.failed(&key);
+                    Some(Ok(())) => {}
+                    Some(Err(pause)) => {
+                        hub.pool.seen.failed(&key, pause);
                         break;
                     }
                     None => break,
@@ -102,8 +104,12 @@ pub async fn run(hub: Arc<Hub>) {
     }
 }
 
-/// Makes one, if one is wanted and may be: whether that went well.
-async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) -> Option<bool> {
+/// Makes one, if one is wanted and may be. An error is how long not to try again.
+async fn make(
+    hub: &Arc<Hub>,
+    (lane, key): &(LaneId, PoolKey),
+    guest: &Guest,
+) -> Option<Result<(), Duration>> {
     let known = hub.lane(*lane)?;
     known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
@@ -129,7 +135,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
         Err(error) => {
             slot.forget();
             hub.guard(|guard, now| guard.dial_failed(now, id, DialFailure::Down(error.to_string()), false));
-            return Some(false);
+            return Some(Err(AFTER_NOT_NOW));
         }
     };
     slot.dialled(local);
@@ -166,11 +172,12 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
             hub.guard(|guard, now| guard.login_done(now, id, pid));
             let ticket = Ticket::new(hub, key.clone(), *lane, guest.application.clone(), parameters);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
-            Some(true)
+            Some(Ok(()))
         }
         Err(error) => {
             give_up(hub, id, &error, upstream, slot).await;
-            Some(false)
+            let is_later = matches!(error, LoginError::NotNow { .. });
+            Some(Err(if is_later { AFTER_NOT_NOW } else { AFTER_FAILURE }))
         }
     }
 }

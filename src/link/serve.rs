@@ -209,22 +209,15 @@ impl<'a> Newcomer<'a> {
         };
         let id = hub.next_link();
         let shared = Arc::new(LinkShared::new(id, accepted.peer.map(|peer| peer.port()), arrived, labels));
-        let mut registered = Registered::new(hub.clone(), shared.clone());
+        let mut registered = Registered::new(hub.clone(), shared);
         let process = Some(registered.set_process(&key));
         let local = match (accepted.peer, accepted.local) {
             (None, _) => true,
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
-        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
-        let application = shared.with_labels(|labels| labels.application_name.clone());
-        let normalises = pools && lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.normalises);
-        let renamed = normalises.then(|| startup.renamed(&application)).flatten();
-        let alias = renamed.map(|raw| {
-            startup.raw = raw;
-            Alias { at_server: application, of_client: facts.application.clone() }
-        });
-        let key = pools.then(|| PoolKey::new(&startup.raw));
+        let pools = own.is_some() && !facts.replication;
+        let (key, alias) = if pools { pool::keyed(hub, &lane, &mut startup) } else { (None, None) };
         Some(Self {
             hub,
             client: accepted.stream,

@@ -219,6 +219,10 @@ fn a_kept_reserve_is_renewed_one_by_one_and_while_there_is_room() {
         sim = sim.advance_ms(1_000).sample(12, 11);
     }
     assert_eq!(closed(&sim), [0; 0], "too old, and PostgreSQL is full");
+    let sim = sim.key("a").arrive("web", 1);
+    let Some(Arrived::Reused(LinkId(taken))) = sim.last else { panic!("{:?}", sim.last) };
+    let sim = sim.call(|guard, now| guard.revived(now, LinkId(3))).pool("web", 3);
+    assert!(sim.pooled, "as old as {taken} was");
     let sim = sim.sample(12, 0).advance_ms(1);
     let sim = sim.call(|guard, now| guard.tick(now)).call(|guard, now| guard.tick(now));
     assert_eq!(closed(&sim).len(), 1, "the other one when this one is replaced");

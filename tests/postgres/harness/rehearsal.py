@@ -1,4 +1,4 @@
-"""Rehearsals with `pgweir drill`: a staging PostgreSQL, pgweir as config/odoo.toml has it, PgBouncer beside it, and hands on the server."""
+"""Rehearsals with `pgweir drill`: a staging PostgreSQL, pgweir as a file of config/ has it, PgBouncer beside it, and hands on the server."""
 
 import os
 import pathlib
