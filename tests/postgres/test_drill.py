@@ -281,6 +281,8 @@ def test_every_shipped_scenario_holds_through_pgweir(path, config, ground, tmp_p
     (run,) = out["runs"]
     assert status == HELD, (out["verdict"], run)
     assert {verdict["rule"] for verdict in out["expect"]} >= set(rules)
+    if any(actor["kind"] == "leak" for actor in tomllib.loads(file.read_text())["actor"]):
+        assert run["details"]["leak_lock_held_s"] > 0, "the leaks were seen, whatever PostgreSQL calls them"
     assert run["lanes"]["web"]["ok"] > 50 and all(act["outcome"] == "done" for act in run["details"]["actions"])
     if path.stem == "upstream-restart":
         assert hands.restarts == 1
@@ -293,7 +295,7 @@ def test_strangers_take_no_reserve_that_is_kept_open(ground, tmp_path):
     scenario = tomllib.loads((ROOT / "config" / "drills" / "bypass.toml").read_text())
     for actor in scenario["actor"]:
         actor.update({"work": "5s"} if "work" in actor else {"notify": 1.0, "rate": 20} if actor["kind"] == "web" else {})
-    scenario["expect"] = {"rules": ["web.failures == 0", "notify.max <= 1s"]}
+    scenario["expect"] = {"rules": ["web.failures == 0", "notify.max <= 2s"]}
     file = tmp_path / "bypass.toml"
     file.write_text(toml(scenario))
     for config, expected in (("odoo.toml", [True, False]), ("odoo-pooled.toml", [True, True])):
