@@ -1,5 +1,5 @@
 """Plays scenarios of `pgweir drill` on a throw-away PostgreSQL with 100 connections: direct, through PgBouncer if wanted, and through a
-pgweir configured by config/odoo.toml (web's `reset` at 5s). Exit status: 0 if pgweir held what the scenarios state."""
+pgweir configured by a file of config/ (web's `reset` at 5s). Exit status: 0 if pgweir held what the scenarios state."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from harness import Weir  # noqa: E402
 from harness.rehearsal import Hands, PgBouncer, drill, odoo_config, staging  # noqa: E402
 
 STDOUT = "-"
+CONFIG = "odoo-pooled.toml"
 
 
 def say(text=""):
@@ -40,7 +41,7 @@ def play(options, scenario, cleanup):
         hand = Hands(cluster)
         cleanup.append(hand.close)
         env = hand.commands
-    weir = Weir(cluster, **odoo_config())
+    weir = Weir(cluster, **odoo_config(config=options.config))
     cleanup.append(weir.close)
     weir.start()
     bouncer = None
@@ -50,7 +51,8 @@ def play(options, scenario, cleanup):
         bouncer.start()
     report = (options.report or "{scenario}.html").format(scenario=scenario)
     argv, env = drill(scenario, cluster, "--duration", options.duration, "--seed", options.seed, "--report", report,
-                      *(["--allow-commands"] if hands else []), *(["--json"] if options.json else []), weir=weir, bouncer=bouncer, env=env)
+                      *(["--allow-commands"] if hands else []), *(["--json"] if options.json else []),
+                      *(["--skip-direct"] if options.skip_direct else []), weir=weir, bouncer=bouncer, env=env)
     # A group of its own: Ctrl-C at the terminal comes here only, and is passed on once.
     child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -72,7 +74,9 @@ def main():
     parser.add_argument("scenario", nargs="+")
     parser.add_argument("--duration", default="45s", help="length of each run (45s)")
     parser.add_argument("--seed", default="1")
+    parser.add_argument("--config", default=CONFIG, help=f"file of config/ that pgweir gets ({CONFIG})")
     parser.add_argument("--pgbouncer", action="store_true", help="play PgBouncer in session mode as well")
+    parser.add_argument("--skip-direct", action="store_true", help="leave the direct run out")
     parser.add_argument("--report", help="HTML file; {scenario} is replaced")
     parser.add_argument("--log", help="file for pgweir's log; {scenario} is replaced")
     parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE",

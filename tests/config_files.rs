@@ -67,11 +67,28 @@ fn shipped(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn the_shipped_files_pass_without_a_warning() {
-    for name in ["pgweir.toml", "odoo.toml", "../tests/contract.toml"] {
+    for name in ["pgweir.toml", "odoo.toml", "odoo-pooled.toml", "../tests/contract.toml"] {
         let (config, warnings) = load(&shipped(name)).unwrap_or_else(|problems| panic!("{problems:#?}"));
         assert_eq!(warnings, Vec::new(), "{name}");
         assert_eq!(check_against(&config, 100, 3), Vec::new(), "{name}");
     }
+}
+
+#[test]
+fn the_pooled_file_is_odoos_and_pooling() {
+    let text = |name: &str| std::fs::read_to_string(shipped(name)).expect("shipped");
+    let (plain, pooled) = (text("odoo.toml"), text("odoo-pooled.toml"));
+    let body = |text: &str| text.split_once("\nmode = ").expect("a mode").1.to_owned();
+    let auth = "[auth]\nmode = \"scram\"\nquery = \"select usename, passwd from pgweir.secret_of($1)\"\n\n";
+    let rest = body(&pooled).replacen(auth, "", 1);
+    let is_pooling = |line: &&str| {
+        ["pooling = ", "keep_reserve = ", "server_application_name = "]
+            .iter()
+            .any(|key| line.starts_with(key))
+    };
+    assert_eq!(rest.lines().filter(is_pooling).count(), 9, "web, live and notify");
+    let rest: Vec<_> = rest.lines().filter(|line| !is_pooling(line)).collect();
+    assert_eq!(rest, body(&plain).lines().collect::<Vec<_>>());
 }
 
 #[test]

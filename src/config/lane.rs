@@ -205,6 +205,18 @@ fn rules(report: &mut Report<'_>, section: &mut Section<'_>, protected: bool) ->
     all
 }
 
+/// What means nothing without pooling.
+const POOLING_KEYS: [&str; 6] = [
+    "server_lifetime",
+    "server_idle_timeout",
+    "server_check_delay",
+    "server_application_name",
+    "min_pool_size",
+    "keep_reserve",
+];
+/// Whether PostgreSQL is told the normalised application.
+const SERVER_NAMES: [(&str, bool); 2] = [("client", false), ("normalised", true)];
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     None,
@@ -233,8 +245,12 @@ fn pooling(report: &mut Report<'_>, section: &mut Section<'_>) -> Option<Pooling
         min_size: section
             .read(report, "min_pool_size", values::count(0, values::CONNECTIONS_MAX))
             .unwrap_or(0),
+        keeps_reserve: section.read(report, "keep_reserve", values::boolean).unwrap_or(false),
+        normalises: section
+            .read(report, "server_application_name", values::word(&SERVER_NAMES))
+            .unwrap_or(false),
     };
-    for name in ["server_lifetime", "server_idle_timeout", "server_check_delay", "min_pool_size"] {
+    for name in POOLING_KEYS {
         if mode == Mode::None && section.has(name) {
             let text = "has no effect without pooling = \"session\"";
             report.warning_at(&section.key(name), text, "write pooling = \"session\", or remove it");
@@ -264,6 +280,10 @@ fn alone(report: &mut Report<'_>, section: &Section<'_>, lane: &LaneSettings) {
     if let Some(pooling) = lane.pooling.as_ref().filter(|pooling| pooling.min_size > lane.quota) {
         let text = format!("{} is more than the quota {}", pooling.min_size, lane.quota);
         report.problem_at(&section.key("min_pool_size"), text, "lower it, or raise the quota");
+    }
+    if lane.reserve == 0 && lane.pooling.as_ref().is_some_and(|pooling| pooling.keeps_reserve) {
+        let key = section.key("keep_reserve");
+        report.warning_at(&key, "has no effect without a reserve", "write reserve = N, or remove it");
     }
     if lane.shed_above.is_none() && !section.has("shed_above") {
         let judged = lane.idle_in_transaction.as_ref().is_some_and(|l| l.reset.is_some());

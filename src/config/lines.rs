@@ -179,7 +179,9 @@ fn lane_lines(lines: &mut Lines, lane: &LaneSettings) {
         lines.time(key("server_lifetime"), pooling.lifetime);
         lines.time(key("server_idle_timeout"), pooling.idle_timeout);
         lines.time(key("server_check_delay"), pooling.check_after);
+        lines.put(key("server_application_name"), if pooling.normalises { "normalised" } else { "client" });
         lines.put(key("min_pool_size"), pooling.min_size);
+        lines.put(key("keep_reserve"), pooling.keeps_reserve);
     }
     for (at, rule) in lane.rules.iter().enumerate() {
         lines.put(key(&format!("match[{}]", at + 1)), &rule.text);

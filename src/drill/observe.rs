@@ -7,8 +7,9 @@ use parking_lot::Mutex;
 use tokio_postgres::Config;
 
 use super::console::{Console, ConsoleAddress, value};
+use super::odoo::LEAK_MARK;
 use super::stage::Stage;
-use super::target::{APPLICATION, Session, literals};
+use super::target::{APPLICATION, Session};
 
 /// Shortest time between two looks at the target, and at the console.
 const TARGET_LOOK: Duration = Duration::from_millis(250);
@@ -65,13 +66,13 @@ impl Observed {
 pub async fn target(
     stage: &Stage,
     config: &Config,
-    (leakers, reset): (&[String], Option<Duration>),
+    (leaks, reset): (bool, Option<Duration>),
     length: Duration,
     seen: &Mutex<Observed>,
 ) {
-    let sql = statement(leakers);
-    seen.lock().leaks = !leakers.is_empty();
-    let pause = if leakers.is_empty() { TARGET_LOOK } else { LEAK_LOOK }.max(length / LOOKS_MAX);
+    let sql = statement(leaks);
+    seen.lock().leaks = leaks;
+    let pause = if leaks { LEAK_LOOK } else { TARGET_LOOK }.max(length / LOOKS_MAX);
     let mut locks = Locks { reset, ..Locks::default() };
     let looking = async {
         loop {
@@ -98,22 +99,21 @@ pub async fn target(
 }
 
 /// Backends; then each leak that holds locks: which, age of its transaction, time idle, and how long the first waits who waits for it.
-fn statement(leakers: &[String]) -> String {
+fn statement(leaks: bool) -> String {
     let backends = format!(
         "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE application_name IS DISTINCT FROM '{APPLICATION}' \
          AND (backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL))"
     );
-    if leakers.is_empty() {
+    if !leaks {
         return backends;
     }
-    let leakers = literals(leakers);
     format!(
         "{backends}; \
          SELECT pid || ' ' || xact_start, extract(epoch FROM clock_timestamp() - xact_start), \
            extract(epoch FROM clock_timestamp() - state_change), \
            (SELECT max(extract(epoch FROM clock_timestamp() - w.query_start)) FROM pg_catalog.pg_stat_activity w \
              WHERE w.wait_event_type = 'Lock' AND a.pid = ANY (pg_blocking_pids(w.pid))) \
-         FROM pg_catalog.pg_stat_activity a WHERE application_name IN ({leakers}) AND xact_start IS NOT NULL \
+         FROM pg_catalog.pg_stat_activity a WHERE query LIKE '%{LEAK_MARK}' AND xact_start IS NOT NULL \
            AND EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'transactionid' AND l.granted)"
     )
 }

@@ -134,7 +134,7 @@ pub async fn play(
     let mut tally = stage.tally.lock().clone();
     tally.finish();
     let told = stage.take_told();
-    let applications = applications(scenario, |_| true);
+    let applications = applications(scenario);
     // One from before the run did not survive a restart of the target.
     let later = Session::open(&plan.config).await.ok();
     let session = later.as_ref().unwrap_or(session);
@@ -164,16 +164,16 @@ pub async fn play(
 
 /// How many queue jobs the schedule will want.
 fn jobs(plan: &Plan) -> u64 {
-    let of = |(ordinal, actor): (usize, &super::scenario::Actor)| {
+    let of = |(ordinal, actor): (usize, &Actor)| {
         let arrivals = Arrivals::new(plan.seed, ordinal, plan.scenario.windows(actor), actor.pace);
         if actor.kind == Kind::Queue { arrivals.count() as u64 } else { 0 }
     };
     plan.scenario.actors.iter().enumerate().map(of).max().unwrap_or(0)
 }
 
-/// application_name of every link of the actors that are asked for.
-fn applications(scenario: &Scenario, which: impl Fn(&Actor) -> bool) -> Vec<String> {
-    let actors = scenario.actors.iter().enumerate().filter(|(_, actor)| which(actor));
+/// application_name of every link.
+fn applications(scenario: &Scenario) -> Vec<String> {
+    let actors = scenario.actors.iter().enumerate();
     actors.flat_map(|(ordinal, actor)| actor.applications(ordinal)).collect()
 }
 
@@ -186,10 +186,10 @@ fn spectators(
 ) -> JoinSet<()> {
     let mut around = JoinSet::new();
     let length = plan.scenario.length();
-    let leakers = applications(&plan.scenario, |actor| actor.kind == Kind::Leak);
+    let leaks = plan.scenario.actors.iter().any(|actor| actor.kind == Kind::Leak);
     let reset = plan.scenario.reset;
     let (on, config, record) = (Arc::clone(stage), plan.config.clone(), Arc::clone(seen));
-    around.spawn(async move { observe::target(&on, &config, (&leakers, reset), length, &record).await });
+    around.spawn(async move { observe::target(&on, &config, (leaks, reset), length, &record).await });
     if let Some(address) = console.clone() {
         let (on, record) = (Arc::clone(stage), Arc::clone(seen));
         around.spawn(async move { observe::console(&on, &address, length, &record).await });

@@ -185,7 +185,7 @@ impl Session {
 }
 
 /// A list of SQL string literals.
-pub fn literals(texts: &[String]) -> String {
+fn literals(texts: &[String]) -> String {
     let quoted: Vec<String> = texts.iter().map(|text| format!("'{}'", text.replace('\'', "''"))).collect();
     if quoted.is_empty() { "NULL".into() } else { quoted.join(", ") }
 }

@@ -494,7 +494,8 @@ impl Guard {
         let Some(budget) = self.usage.budget(&self.limits) else { return false };
         let taken = self.ledger.counts().own + earmarks.own;
         if on_floor {
-            return taken >= budget + own_slot;
+            // Who takes an open connection opens none: what others have grown to in PostgreSQL is no reason to withhold a reserve.
+            return own_slot == 0 && taken >= budget;
         }
         let others = self.order.iter().filter(|lane| **lane != home);
         let reserved: u32 = others.map(|lane| self.unfilled(*lane)).sum();

@@ -52,11 +52,6 @@ impl Pool {
         self.resting.is_empty()
     }
 
-    /// How many.
-    pub fn len(&self) -> u32 {
-        u32::try_from(self.resting.len()).unwrap_or(u32::MAX)
-    }
-
     /// How many of a lane.
     pub fn count(&self, lane: LaneId) -> u32 {
         self.by_lane.get(&lane).copied().unwrap_or(0)

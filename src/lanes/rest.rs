@@ -80,7 +80,9 @@ impl Guard {
     /// Whether connections of a lane and database are kept now, one of that age among them.
     fn may_rest(&self, now: Moment, lane: LaneId, who: &Who, born: Moment) -> bool {
         let state = self.lane_ref(lane);
-        let young = |pooling: &Pooling| now.since(born) < pooling.lifetime;
+        let young = |pooling: &Pooling| {
+            now.since(born) < pooling.lifetime || pooling.keeps_reserve && self.is_irreplaceable(lane)
+        };
         !self.pool.closed
             && !state.retired
             && state.pause.is_none()
@@ -230,7 +232,8 @@ impl Guard {
         count
     }
 
-    /// Closes what is too old, or unused for too long. Of each key `min_size` stay, however long unused.
+    /// Closes what is too old, or unused for too long. Of each key `min_size` stay, however long unused, and of a lane that keeps its
+    /// reserve open as many as that. Those of it that are too old are replaced one at a time, and only while PostgreSQL has room.
     pub(super) fn expire_pool(&mut self, now: Moment) {
         if self.pool.is_empty() {
             return;
@@ -244,8 +247,10 @@ impl Guard {
             let old = self.ledger.get(link).is_none_or(|kept| now.since(kept.dialled_at) >= pooling.lifetime);
             let unused = now.since(resting.since) >= pooling.idle_timeout;
             let min = pooling.min_size;
+            let needed = pooling.keeps_reserve && !self.is_spare(resting.lane);
+            let old = old && !(needed && self.is_irreplaceable(resting.lane));
             let mine = kept.entry((resting.lane, resting.key)).or_default();
-            if old || (unused && *mine >= min) {
+            if old || (unused && !needed && *mine >= min) {
                 self.evict(link);
             } else {
                 *mine += 1;
@@ -253,7 +258,22 @@ impl Guard {
         }
     }
 
-    /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget.
+    /// Whether a lane has more than its reserve, those left out that are closing.
+    fn is_spare(&self, lane: LaneId) -> bool {
+        let counts = self.ledger.lane(lane);
+        counts.residents.saturating_sub(counts.ending) > self.lane_ref(lane).floor()
+    }
+
+    /// Whether a lane would do without a connection within its reserve for more than a moment if that was closed now: PostgreSQL has no room,
+    /// or another one of the lane is closing.
+    fn is_irreplaceable(&self, lane: LaneId) -> bool {
+        let room = self.usage.budget(&self.limits).is_none_or(|budget| self.ledger.counts().own <= budget);
+        let is_well = room && self.breaker.trouble().is_none() && self.ledger.lane(lane).ending == 0;
+        !is_well && !self.is_spare(lane)
+    }
+
+    /// Closes what may not rest any more: its lane is paused, shedding or over, or all slots are above the budget. In the last case a lane
+    /// keeps what its reserve promises: if those who bypass pgweir have taken the rest, they would take that too.
     pub(super) fn trim_pool(&mut self) {
         if self.pool.is_empty() {
             return;
@@ -278,7 +298,7 @@ impl Guard {
         let Some(budget) = self.usage.budget(&self.limits) else { return };
         let counts = self.ledger.counts();
         for _ in 0..(counts.own - counts.own_ending).saturating_sub(budget) {
-            let Some(oldest) = self.oldest(|_, _| true) else { break };
+            let Some(oldest) = self.oldest(|_, lane| self.is_spare(lane)) else { break };
             self.evict(oldest);
         }
     }
@@ -296,15 +316,28 @@ impl Guard {
         for bound in bounds {
             let counts = self.ledger.counts();
             let mut own = counts.own.saturating_sub(counts.own_ending);
-            if !is_below(self, own.saturating_sub(self.pool.len()), bound) {
+            let spare = self.pool.lanes().into_iter().map(|lane| self.dispensable(lane)).sum();
+            if !is_below(self, own.saturating_sub(spare), bound) {
                 continue;
             }
             while !is_below(self, own, bound)
-                && let Some(oldest) = self.oldest(|_, _| true)
+                && let Some(oldest) = self.oldest(|_, lane| self.dispensable(lane) > 0)
             {
                 self.evict(oldest);
                 own -= 1;
             }
+        }
+    }
+
+    /// How many of a lane's pooled connections nobody would miss: all but those of a reserve that is kept open.
+    fn dispensable(&self, lane: LaneId) -> u32 {
+        let (counts, state) = (self.ledger.lane(lane), self.lane_ref(lane));
+        let pooled = self.pooled(lane);
+        match &state.settings.pooling {
+            Some(pooling) if pooling.keeps_reserve => {
+                pooled.min(counts.residents.saturating_sub(counts.ending).saturating_sub(state.floor()))
+            }
+            _ => pooled,
         }
     }
 
@@ -316,9 +349,10 @@ impl Guard {
         lowest.zip(usage).is_some_and(|(lowest, usage)| usage >= lowest)
     }
 
-    /// Closes the pooled connection that is missed least.
+    /// Closes the pooled connection that is missed least, of those beyond a reserve or of a lane that waits itself.
     pub(super) fn evict_oldest(&mut self) {
-        if let Some(oldest) = self.oldest(|_, _| true) {
+        let fits = |lane: LaneId| self.is_spare(lane) || !self.lane_ref(lane).queue.is_empty();
+        if let Some(oldest) = self.oldest(|_, lane| fits(lane)) {
             self.evict(oldest);
         }
     }
@@ -403,13 +437,20 @@ impl Guard {
         self.pool.iter().filter_map(backend).collect()
     }
 
-    /// A connection made ahead of clients, to keep `min_size` of a key pooled: granted only where nobody waits and nothing stops it.
+    /// A connection made ahead of clients: to keep `min_size` of a key pooled, granted only where nobody waits, or to fill a lane's reserve
+    /// that is kept open, where nobody waits below his; and where nothing stops it.
     pub fn arrive_ahead(&mut self, now: Moment, link: LinkId, who: Arrival) -> bool {
         let home = self.known(who.lane);
         let (lane, key) = (self.lane_ref(home), who.key);
-        let min = lane.settings.pooling.as_ref().map_or(0, |pooling| pooling.min_size);
-        let wanted = key.is_some_and(|key| self.pool.count_of(home, &key) < min);
-        if !wanted || !lane.is_open() || self.ledger.counts().waiting > 0 || self.limits.observe {
+        let (Some(key), Some(pooling)) = (key, lane.settings.pooling.as_ref()) else { return false };
+        let to_fill = pooling.keeps_reserve && self.unfilled(home) > 0;
+        let nobody_waits = if to_fill {
+            let waits = |lane: &LaneId| !self.lane_ref(*lane).queue.is_empty() && self.unfilled(*lane) > 0;
+            !self.order.iter().any(waits)
+        } else {
+            self.pool.count_of(home, &key) < pooling.min_size && self.ledger.counts().waiting == 0
+        };
+        if !nobody_waits || !lane.is_open() || self.limits.observe {
             return false;
         }
         let who = Who {
@@ -419,7 +460,7 @@ impl Guard {
             address: None,
             replication: false,
         };
-        if !self.may_rest(now, home, &who, now) || self.would_shed() {
+        if !self.may_rest(now, home, &who, now) || (!to_fill && self.would_shed()) {
             return false;
         }
         let place = Place::new(false, now, self.next_seq());

@@ -115,6 +115,17 @@ pub struct Pooling {
     pub check_after: Duration,
     /// Pooled connections kept of each user, database and set of startup parameters that was seen.
     pub min_size: u32,
+    /// Whether as many connections as the lane's reserve are kept open, in use or at rest.
+    pub keeps_reserve: bool,
+    /// Whether PostgreSQL is told the normalised application, so that clients whose raw names differ share connections.
+    pub normalises: bool,
+}
+
+impl Pooling {
+    /// Whether connections are made ahead of clients.
+    pub fn makes_ahead(&self) -> bool {
+        self.min_size > 0 || self.keeps_reserve
+    }
 }
 
 /// One lane.

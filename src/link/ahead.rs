@@ -1,4 +1,5 @@
-//! Pooled connections made ahead of clients: `min_pool_size` of each user, database and set of startup parameters that was seen.
+//! Pooled connections made ahead of clients: `min_pool_size` of each user, database and set of startup parameters that was seen, and what a
+//! lane's `keep_reserve` lacks, for whom was seen last.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,9 +29,11 @@ const SEEN_MAX: usize = 256;
 /// Those nobody came with for so long are forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 /// How often it is looked for connections to make.
-const EVERY: Duration = Duration::from_millis(500);
+const EVERY: Duration = Duration::from_millis(200);
 /// Pause after a login that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// Pause where PostgreSQL was only not ready, or full.
+const AFTER_NOT_NOW: Duration = Duration::from_secs(2);
 
 /// A client that was here, and may come again.
 #[derive(Clone)]
@@ -69,7 +72,10 @@ impl Seen {
         let mut seen = self.0.lock();
         seen.retain(|_, guest| now.since(guest.at) < FORGET_AFTER);
         let due = seen.iter().filter(|(_, guest)| guest.not_before <= now);
-        due.map(|(key, guest)| (key.clone(), guest.clone())).collect()
+        let mut due: Vec<_> = due.map(|(key, guest)| (key.clone(), guest.clone())).collect();
+        // A reserve is for whom was seen last.
+        due.sort_by_key(|(_, guest)| std::cmp::Reverse(guest.at));
+        due
     }
 
     /// None is made for a user before then: what stopped one login, a password or a limit of the role, mostly stops its others.
@@ -92,9 +98,9 @@ pub async fn run(hub: Arc<Hub>) {
         for (key, guest) in hub.pool.seen.due(clock::now()) {
             while hub.stage() == Stage::Running && hub.pool.seen.is_due(&key, clock::now()) {
                 match make(&hub, &key, &guest).await {
-                    Some(true) => {}
-                    Some(false) => {
-                        hub.pool.seen.put_off(&guest.facts.user, clock::now() + AFTER_FAILURE);
+                    Some(Ok(())) => {}
+                    Some(Err(pause)) => {
+                        hub.pool.seen.put_off(&guest.facts.user, clock::now() + pause);
                         break;
                     }
                     None => break,
@@ -104,10 +110,14 @@ pub async fn run(hub: Arc<Hub>) {
     }
 }
 
-/// Makes one, if one is wanted and may be: whether that went well.
-async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) -> Option<bool> {
+/// Makes one, if one is wanted and may be. An error is how long not to try again.
+async fn make(
+    hub: &Arc<Hub>,
+    (lane, key): &(LaneId, PoolKey),
+    guest: &Guest,
+) -> Option<Result<(), Duration>> {
     let known = hub.lane(*lane)?;
-    known.settings.pooling.as_ref().filter(|pooling| pooling.min_size > 0)?;
+    known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
     let id = hub.next_link();
     let who = Arrival {
@@ -132,7 +142,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
         Err(error) => {
             slot.forget();
             hub.guard(|guard, now| guard.dial_failed(now, id, DialFailure::Down(error.to_string()), false));
-            return Some(false);
+            return Some(Err(AFTER_NOT_NOW));
         }
     };
     slot.dialled(local);
@@ -169,11 +179,12 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
             hub.guard(|guard, now| guard.login_done(now, id, pid));
             let ticket = Ticket::new(epoch, key.clone(), *lane, guest.application.clone(), parameters);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
-            Some(true)
+            Some(Ok(()))
         }
         Err(error) => {
             give_up(hub, id, &error, upstream, slot).await;
-            Some(false)
+            let is_later = matches!(error, LoginError::NotNow { .. });
+            Some(Err(if is_later { AFTER_NOT_NOW } else { AFTER_FAILURE }))
         }
     }
 }

@@ -67,6 +67,13 @@ pub struct Desk {
     instant: Option<Moment>,
     /// For the pool, when the client has ended.
     pub(super) ticket: Option<Box<Ticket>>,
+    pub(super) alias: Option<Box<Alias>>,
+}
+
+/// The application_name a backend was started with, where that is not the client's own.
+pub(super) struct Alias {
+    pub(super) at_server: Arc<str>,
+    pub(super) of_client: Arc<str>,
 }
 
 /// Whether a session asked never to be reset. A SET counts once PostgreSQL has confirmed it, and falls with its transaction.
@@ -120,6 +127,7 @@ impl Desk {
             timeout_asked: None,
             instant: None,
             ticket: None,
+            alias: None,
         }
     }
 
@@ -519,6 +527,9 @@ impl Gate for Desk {
         }
         if name == b"application_name" {
             let value = String::from_utf8_lossy(value);
+            // A DISCARD ALL brings back the name of the backend's start: to rules the client is again whom it said it was.
+            let alias = self.alias.as_ref().filter(|alias| *alias.at_server == *value);
+            let value = alias.map_or(value, |alias| alias.of_client.to_string().into());
             if *value != *self.facts.application {
                 self.facts =
                     self.hub.facts.share(Facts { application: value.into(), ..(*self.facts).clone() });

@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::ahead::Seen;
 use super::closing::{self, Closing, How};
+use super::desk::Alias;
 use super::hub::{Hub, Lane, Slot, Stage};
 use super::keys::CancelKeys;
 use super::login::LoggedIn;
@@ -27,6 +28,7 @@ use crate::lanes::guard::Arrived;
 use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::pool::PoolKey;
 use crate::wire::frame::{HEADER_LEN, Header, split_cstr};
+use crate::wire::startup::Startup;
 use crate::wire::{reply, statement};
 
 /// How long a reset may take: it drops the temporary tables of the session.
@@ -95,6 +97,24 @@ fn parameter(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
             out.push(0);
         }
     });
+}
+
+/// Which pooled connections a client of a lane may have, and its own name where PostgreSQL is to be told another: the normalised one, if
+/// the lane wants that and the client gives a name at all. No key where nothing is pooled.
+pub(super) fn keyed(hub: &Hub, lane: &Lane, startup: &mut Startup) -> (Option<PoolKey>, Option<Alias>) {
+    if !hub.pool.is_enabled() {
+        return (None, None);
+    }
+    let mut alias = None;
+    if lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.normalises) {
+        let of_client: Arc<str> = startup.application_name().into();
+        let at_server = hub.rules.load().application(&of_client);
+        if let Some(raw) = startup.renamed(&at_server) {
+            startup.raw = raw;
+            alias = Some(Alias { at_server, of_client });
+        }
+    }
+    (Some(PoolKey::new(&startup.raw)), alias)
 }
 
 /// A backend without a client.

@@ -13,7 +13,7 @@ use super::authenticate::{Denied, authenticate};
 use super::binding::Binding;
 use super::cancel;
 use super::closing;
-use super::desk::Desk;
+use super::desk::{Alias, Desk};
 use super::dial::dial;
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
@@ -31,6 +31,7 @@ use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, Arrived, DialFailure};
 use crate::lanes::ids::LinkId;
 use crate::lanes::pool::PoolKey;
+use crate::lanes::settings::Pooling;
 use crate::listen::process::{self, LookupError};
 use crate::listen::socket::{is_local, same_host};
 use crate::reason::{Reason, Refusal};
@@ -156,11 +157,18 @@ struct Newcomer<'a> {
     key: Option<PoolKey>,
     /// The pool's epoch when it was last dialled for.
     dialled_in: u32,
+    /// Its name, where the startup packet bears another.
+    alias: Option<Alias>,
 }
 
 impl<'a> Newcomer<'a> {
     /// Classifies the client and enters it into the registry. None when it was refused on the spot.
-    async fn new(hub: &'a Arc<Hub>, accepted: Accepted, startup: Startup, own: Option<Own>) -> Option<Self> {
+    async fn new(
+        hub: &'a Arc<Hub>,
+        accepted: Accepted,
+        mut startup: Startup,
+        own: Option<Own>,
+    ) -> Option<Self> {
         let arrived = clock::now();
         let settings = hub.settings.load_full();
         let (pid, process) = find_process(hub, &accepted).await;
@@ -217,8 +225,8 @@ impl<'a> Newcomer<'a> {
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
-        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
-        let key = pools.then(|| PoolKey::new(&startup.raw));
+        let pools = own.is_some() && !facts.replication;
+        let (key, alias) = if pools { pool::keyed(hub, &lane, &mut startup) } else { (None, None) };
         Some(Self {
             hub,
             client: accepted.stream,
@@ -233,6 +241,7 @@ impl<'a> Newcomer<'a> {
             own,
             key,
             dialled_in: 0,
+            alias,
         })
     }
 
@@ -570,7 +579,7 @@ impl<'a> Newcomer<'a> {
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
         if let Some(ticket) = &ticket
-            && self.lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.min_size > 0)
+            && self.lane.settings.pooling.as_ref().is_some_and(Pooling::makes_ahead)
         {
             self.hub.pool.seen.note(ticket, &self.startup.raw, &self.facts);
         }
@@ -580,6 +589,7 @@ impl<'a> Newcomer<'a> {
         let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
+        desk.alias = self.alias.map(Box::new);
         let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }

@@ -13,6 +13,8 @@ pub const GSSENC_CODE: u32 = 80_877_104;
 pub const STARTUP_LEN_MAX: u32 = 10_000;
 /// How names of protocol options begin.
 const OPTION_PREFIX: &str = "_pq_.";
+/// How a client names itself.
+const APPLICATION_NAME: &str = "application_name";
 /// Longest cancel key, in bytes (protocol 3.2).
 pub const CANCEL_KEY_LEN_MAX: usize = 256;
 
@@ -66,7 +68,7 @@ impl Startup {
 
     /// The raw application_name, empty when none was sent. `options=-c application_name=…` counts as well: libpq's PGOPTIONS.
     pub fn application_name(&self) -> &str {
-        self.get("application_name").unwrap_or("")
+        self.get(APPLICATION_NAME).unwrap_or("")
     }
 
     /// Names of protocol options asked for (`_pq_.…`).
@@ -102,6 +104,28 @@ impl Startup {
         self.minor = 0;
         self.raw = raw;
         Some(unknown)
+    }
+
+    /// The packet with this application_name in place of the client's, behind everything else; none where the client gave none, or the packet
+    /// would be too long.
+    pub fn renamed(&self, application: &str) -> Option<Vec<u8>> {
+        self.get(APPLICATION_NAME)?;
+        let mut raw = self.raw.get(..8)?.to_vec();
+        let mut rest = self.raw.get(8..)?;
+        while let Some((name, behind)) = split_cstr(rest)
+            && !name.is_empty()
+            && let Some((value, behind)) = split_cstr(behind)
+        {
+            if name != APPLICATION_NAME.as_bytes() {
+                raw.extend(name.iter().chain(&[0]).chain(value).chain(&[0]));
+            }
+            rest = behind;
+        }
+        let value = application.as_bytes().split(|byte| *byte == 0).next().unwrap_or_default();
+        raw.extend(APPLICATION_NAME.as_bytes().iter().chain(&[0]).chain(value).chain(&[0, 0]));
+        let len = u32::try_from(raw.len()).ok().filter(|len| *len <= STARTUP_LEN_MAX)?;
+        raw[..4].copy_from_slice(&len.to_be_bytes());
+        Some(raw)
     }
 
     /// Whether the session is for replication: `replication` with a boolean that is true, or `database`, the last one counting. None
@@ -244,6 +268,21 @@ mod tests {
         assert_eq!(startup.raw, packet(3 << 16, b"user\0caf\xe9\0database\0\0\0"));
         assert_eq!(parse(&startup.raw), Ok(FirstPacket::Startup(startup.clone())));
         assert_eq!(startup.settle_for_3_0(), None);
+    }
+
+    #[test]
+    fn a_packet_is_given_another_application_name() {
+        let of = |body: &[u8]| match parse(&packet(3 << 16, body)) {
+            Ok(FirstPacket::Startup(startup)) => startup,
+            other => panic!("{other:?}"),
+        };
+        let one = of(b"application_name\0odoo-7\0user\0caf\xe9\0application_name\0odoo-8\0database\0d\0\0");
+        let renamed = one.renamed("odoo").expect("it has a name");
+        assert_eq!(renamed, packet(3 << 16, b"user\0caf\xe9\0database\0d\0application_name\0odoo\0\0"));
+        assert_eq!(of(&renamed[8..]).application_name(), "odoo");
+        assert_eq!(of(b"user\0u\0\0").renamed("odoo"), None, "nothing is made up");
+        let long = format!("user\0u\0options\0{}\0application_name\0o\0\0", "x".repeat(9_950));
+        assert_eq!(of(long.as_bytes()).renamed("a-longer-name-than-there-is-room-for"), None);
     }
 
     #[test]

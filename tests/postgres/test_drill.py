@@ -222,13 +222,13 @@ SHORT = {"runbook": "24s", "leak": "16s"}
 
 @pytest.fixture(scope="module")
 def ground():
-    """A staging server of the size the shipped scenarios want, with hands on it, and a pgweir as config/odoo.toml has it."""
+    """A staging server of the size the shipped scenarios want, with hands on it, and a pgweir as a shipped configuration has it."""
     cluster = rehearsal.staging(**rehearsal.Hands.SETTINGS)
     hands = rehearsal.Hands(cluster)
     weirs = []
 
-    def weir(**more):
-        weirs.append(Weir(cluster, **{**rehearsal.odoo_config(QUICK), **more}).start())
+    def weir(config="odoo.toml", **more):
+        weirs.append(Weir(cluster, **{**rehearsal.odoo_config(QUICK, config), **more}).start())
         return weirs[-1]
 
     try:
@@ -268,19 +268,41 @@ def rehearse(file, cluster, *args, env=None, weir=None):
     return done.returncode, json.loads(done.stdout)
 
 
+CONFIGS = ["odoo.toml", "odoo-pooled.toml"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.removesuffix(".toml"))
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_every_shipped_scenario_holds_through_pgweir(path, ground, tmp_path):
+def test_every_shipped_scenario_holds_through_pgweir(path, config, ground, tmp_path):
     cluster, hands, make = ground
     file, rules = shortened(path, tmp_path)
-    weir = make()
+    weir = make(config)
     status, out = rehearse(file, cluster, "--skip-direct", "--duration", SHORT.get(path.stem, "10s"), env=hands.commands, weir=weir)
     (run,) = out["runs"]
     assert status == HELD, (out["verdict"], run)
     assert {verdict["rule"] for verdict in out["expect"]} >= set(rules)
+    if any(actor["kind"] == "leak" for actor in tomllib.loads(file.read_text())["actor"]):
+        assert run["details"]["leak_lock_held_s"] > 0, "the leaks were seen, whatever PostgreSQL calls them"
     assert run["lanes"]["web"]["ok"] > 50 and all(act["outcome"] == "done" for act in run["details"]["actions"])
     if path.stem == "upstream-restart":
         assert hands.restarts == 1
     weir.close()
+
+
+def test_strangers_take_no_reserve_that_is_kept_open(ground, tmp_path):
+    """Notifications are connections of their own, and wait where nothing is open: here until transactions of 5 s give links back."""
+    cluster, _, make = ground
+    scenario = tomllib.loads((ROOT / "config" / "drills" / "bypass.toml").read_text())
+    for actor in scenario["actor"]:
+        actor.update({"work": "5s"} if "work" in actor else {"notify": 1.0, "rate": 6} if actor["kind"] == "web" else {})
+    scenario["expect"] = {"rules": ["notify.failures == 0", "notify.max <= 2s"]}
+    file = tmp_path / "bypass.toml"
+    file.write_text(toml(scenario))
+    for config, expected in (("odoo.toml", [True, False]), ("odoo-pooled.toml", [True, True])):
+        weir = make(config)
+        _, out = rehearse(file, cluster, "--skip-direct", "--duration", "15s", weir=weir)
+        weir.close()
+        assert [verdict["held"] for verdict in out["expect"]] == expected, (config, out["expect"])
 
 
 # -- that a drill can fail ---------------------------------------------------------------------------------------

@@ -442,6 +442,67 @@ def test_min_pool_size_is_kept_for_those_seen(make, cluster):
     eventually(lambda: resting(weir) == 3, timeout=10)
     holds(lambda: resting(weir) >= 3, 1)
 
+# -- one name for all workers, and a reserve that is kept open ------------------------------------------------------
+
+ODOO = [{"match": "odoo*", "name": "odoo"}]
+
+
+def normalised(name="web", **more):
+    return pooled(name, server_application_name="normalised", **more)
+
+
+def test_workers_share_where_postgresql_is_told_the_normalised_name(make, cluster):
+    weir = make([normalised(default=True)], applications=ODOO)
+    first, name = visit(weir, "show application_name", app="odoo-1")
+    assert name == "odoo"
+    conn = connect(weir, app="odoo-2")
+    assert (conn.info.backend_pid, conn.info.parameter_status("application_name")) == (first, "odoo")
+    conn.close()
+    at_rest(weir)
+    assert visit(weir, "show application_name", app="tool")[1] == "tool", "none of Odoo's"
+
+
+def test_the_name_of_the_start_is_the_clients_own_to_the_rules(make):
+    """Odoo says DISCARD ALL on each link it uses again: PostgreSQL then reports the name of the backend's start."""
+    cron = lane("cron", match=[{"application": "odoo-cron*"}], pooling="session", server_application_name="normalised")
+    weir = make([cron, normalised(default=True)], applications=ODOO)
+    conn = connect(weir, app="odoo-cron-1")
+    for statement in ("set application_name = 'odoo-2'", "select 1"):
+        ask(conn, statement)
+    eventually(lambda: weir.lane("web")["slots"] == 1)
+    for statement in ("discard all", "select 1"):
+        ask(conn, statement)
+    eventually(lambda: (weir.lane("web")["slots"], weir.lane("cron")["slots"]) == (0, 1))
+    conn.close()
+
+
+def test_a_reserve_is_kept_open_and_strangers_cannot_take_it(make, cluster):
+    web = normalised(default=True, quota=10, reserve=3, keep_reserve=True, server_idle_timeout="500ms", priority=0)
+    weir = make([web], applications=ODOO)
+    assert resting(weir) == 0, "nobody was seen"
+    held = connect(weir, app="odoo-1")
+    eventually(lambda: resting(weir) == 2, timeout=10, what="a reserve of 3, one of them in use")
+    strangers = []
+    try:
+        with pytest.raises(psycopg2.OperationalError, match="too many clients|remaining connection slots"):
+            while True:
+                strangers.append(cluster.direct(user="batch", app="stranger", tcp=True))
+        eventually(lambda: weir.usage()["bypass"] >= len(strangers))
+        # Unused for longer than their time, and PostgreSQL fuller than pgweir's budget.
+        holds(lambda: resting(weir) == 2, 1.5)
+        began = time.monotonic()
+        new = [connect(weir, app=f"odoo-{n}") for n in (2, 3)]
+        assert time.monotonic() - began < 1
+        for conn in new:
+            conn.close()
+        at_rest(weir, 2)
+    finally:
+        for conn in strangers:
+            conn.close()
+    held.close()
+    holds(lambda: 2 <= resting(weir) <= 3, 1.5)
+    eventually(lambda: resting(weir) == 3)
+
 
 # -- quota, reserve, eviction ------------------------------------------------------------------------------------
 

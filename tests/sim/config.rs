@@ -102,6 +102,8 @@ fn pooling(dice: &mut Dice) -> Option<Pooling> {
         idle_timeout: seconds(dice, 1, 60),
         check_after: Duration::ZERO,
         min_size: dice.range(0, 2) as u32,
+        keeps_reserve: dice.one_in(2),
+        normalises: false,
     })
 }
 

@@ -132,7 +132,13 @@ fn admissions(world: &World, rows: &Rows, counts: &All<'_>, own: u32) {
             });
         }
     }
-    if let Some(budget) = budget(world).filter(|_| world.granted(|link| !link.replication)) {
+    // Who takes a connection that is open, within its lane's reserve, adds nothing: those who bypass may have taken the rest.
+    let opened = world.granted(|link| {
+        let residents = counts.get(&*link.lane).map_or(0, |mine| mine.residents);
+        let taken = matches!(link.state, State::Taken(_)) && residents <= floor(world, &link.lane);
+        !link.replication && !taken
+    });
+    if let Some(budget) = budget(world).filter(|_| opened) {
         world.check(own <= budget, || format!("{own} own slots after an admission, budget {budget}"));
     }
 }
@@ -167,18 +173,23 @@ fn partial_limits(world: &World, lane: &str) {
     }
 }
 
+/// A lane's reserve, as far as its quota lets it have that.
+fn floor(world: &World, name: &str) -> u32 {
+    let reserve = world.settings.lanes.iter().find(|lane| *lane.name == *name).map_or(0, |lane| lane.reserve);
+    reserve.min(world.quotas.get(name).copied().unwrap_or(0))
+}
+
 /// A grant beyond a lane's own reserve leaves every other lane's reserve free.
 fn reserves(world: &World, counts: &All<'_>, own: u32) {
     let Some(budget) = budget(world) else { return };
     let unfilled = |lane: &LaneSettings| {
-        let quota = world.quotas.get(&*lane.name).copied().unwrap_or(0);
         let residents = counts.get(&*lane.name).map_or(0, |mine| mine.residents);
-        lane.reserve.min(quota).saturating_sub(residents)
+        floor(world, &lane.name).saturating_sub(residents)
     };
     let reserved: u32 = world.settings.lanes.iter().map(unfilled).sum();
     for lane in &world.settings.lanes {
         let name = &*lane.name;
-        let floor = lane.reserve.min(world.quotas.get(name).copied().unwrap_or(0));
+        let floor = floor(world, name);
         let residents = counts.get(name).map_or(0, |mine| mine.residents);
         if world.granted(|link| link.lane == name && !link.replication) && residents > floor {
             world.check(own + reserved <= budget, || {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use pgweir::lanes::guard::{Action, Arrived, DialFailure};
+use pgweir::lanes::guard::{Action, Arrival, Arrived, DialFailure};
 use pgweir::lanes::ids::LinkId;
 use pgweir::lanes::sample::Session;
 use pgweir::lanes::settings::{LaneSettings, Pooling};
 use pgweir::reason::Reason;
 
-use crate::scenario::{Sim, lane, session, settings};
+use crate::scenario::{Sim, lane, packet, session, settings};
 
 fn pooling(lane: &mut LaneSettings) {
     lane.pooling = Some(Pooling {
@@ -16,6 +16,8 @@ fn pooling(lane: &mut LaneSettings) {
         idle_timeout: Duration::from_secs(10),
         check_after: Duration::ZERO,
         min_size: 0,
+        keeps_reserve: false,
+        normalises: false,
     });
 }
 
@@ -224,4 +226,131 @@ fn what_runs_under_another_name_than_it_logged_in_with_is_nobodys() {
     let sim = sim.pool("web", 2);
     assert!(!sim.pooled, "its role was dropped");
     assert!(sim.pool("web", 3).pooled);
+}
+
+/// Web with a reserve of 2 that is kept open, and batch; of 9 connections to PostgreSQL, pgweir may have those that strangers leave.
+fn keeping() -> Sim {
+    let web = lane("web", 6, |lane| {
+        pooling(lane);
+        lane.priority = 0;
+        lane.reserve = 2;
+        lane.pooling.as_mut().expect("it pools").keeps_reserve = true;
+    });
+    let batch = lane("batch", 6, |lane| {
+        pooling(lane);
+        lane.priority = 8;
+    });
+    let mut settings = settings(vec![web, batch]);
+    settings.limits.monitored = true;
+    Sim::with(settings).sample(12, 0)
+}
+
+/// Makes a connection ahead of clients; whether the guard wanted one.
+fn ahead(mut sim: Sim, lane: &str, key: &'static str) -> (Sim, bool) {
+    sim = sim.key(key);
+    sim.links += 1;
+    let link = sim.links;
+    let who = Arrival {
+        lane: sim.lane(lane),
+        application: "app".into(),
+        user: "u".into(),
+        database: "db".into(),
+        address: None,
+        replication: false,
+        nested: false,
+        alone: false,
+        key: Some(packet(key)),
+    };
+    let wanted = sim.guard.arrive_ahead(sim.now, LinkId(link), who);
+    (if wanted { sim.log_in(link).pool(lane, link) } else { sim }, wanted)
+}
+
+#[test]
+fn a_reserve_kept_open_is_there_when_strangers_have_taken_the_rest() {
+    let sim = keeping().key("a").connect("web", 1).pool("web", 1);
+    let (sim, first) = ahead(sim, "web", "a");
+    let (sim, second) = ahead(sim, "web", "a");
+    assert!(first && !second, "one more fills the reserve of 2");
+    let mut sim = sim.key("b").connect("batch", 3);
+    for second in 0..20 {
+        // However long they rest, and whatever is left for pgweir: here minus one.
+        sim = sim.advance_ms(1_000).sample(12, 8 + second % 2);
+    }
+    assert_eq!((closed(&sim), sim.guard.pooled(sim.lane("web"))), (vec![], 2));
+    let sim = sim.key("a").arrive("web", 2);
+    assert!(matches!(sim.last, Some(Arrived::Reused(_))), "{:?}", sim.last);
+    let sim = sim.arrive("web", 1).expect_waiting(Reason::UpstreamBudget);
+    let sim = sim.key("b").arrive("batch", 1).expect_waiting(Reason::UpstreamBudget);
+    assert_eq!((slots(&sim, "web"), slots(&sim, "batch"), sim.guard.audit()), (2, 3, Ok(())));
+}
+
+#[test]
+fn a_full_postgresql_takes_what_is_spare_and_no_reserve() {
+    let sim = keeping().key("a").connect("web", 3).pool("web", 1).pool("web", 2).pool("web", 3);
+    let sim = sim.key("b").arrive("batch", 1).dial_fails(4, true);
+    assert_eq!(closed(&sim), [1], "one of three is beyond the reserve");
+    let sim = sim.close(1).sample(12, 9);
+    let sim = sim.call(|guard, now| guard.too_many_clients(now));
+    assert_eq!((closed(&sim), sim.guard.pooled(sim.lane("web"))), (vec![1], 2));
+}
+
+#[test]
+fn a_kept_reserve_is_renewed_one_by_one_and_while_there_is_room() {
+    let sim = keeping().key("a").connect("web", 2).pool("web", 1).pool("web", 2);
+    let mut sim = sim.sample(12, 11).advance_ms(1);
+    for _ in 0..101 {
+        sim = sim.advance_ms(1_000).sample(12, 11);
+    }
+    assert_eq!(closed(&sim), [0; 0], "too old, and PostgreSQL is full");
+    let sim = sim.key("a").arrive("web", 1);
+    let Some(Arrived::Reused(LinkId(taken))) = sim.last else { panic!("{:?}", sim.last) };
+    let sim = sim.call(|guard, now| guard.revived(now, LinkId(3))).pool("web", 3);
+    assert!(sim.pooled, "as old as {taken} was");
+    let sim = sim.sample(12, 0).advance_ms(1);
+    let sim = sim.call(|guard, now| guard.tick(now)).call(|guard, now| guard.tick(now));
+    assert_eq!(closed(&sim).len(), 1, "the other one when this one is replaced");
+    let gone = closed(&sim)[0];
+    let (sim, wanted) = ahead(sim.close(gone), "web", "a");
+    let sim = sim.call(|guard, now| guard.tick(now));
+    assert!(wanted && closed(&sim).len() == 2);
+}
+
+#[test]
+fn a_reserve_is_not_filled_over_a_waiter_below_his() {
+    let sim = keeping().key("a").connect("web", 1).sample(12, 11);
+    // Strangers left one, which is web's by its reserve; batch waits and has none.
+    let sim = sim.key("b").arrive("batch", 1).expect_waiting(Reason::UpstreamBudget).sample(12, 10);
+    let (sim, wanted) = ahead(sim, "web", "a");
+    assert!(wanted, "who waits without a reserve is not passed over");
+    let (_, wanted) = ahead(sim, "batch", "b");
+    assert!(!wanted, "batch keeps nothing open");
+}
+
+#[test]
+fn a_reserve_kept_open_is_no_waste_that_others_are_shed_for() {
+    let web = lane("web", 12, |lane| {
+        pooling(lane);
+        lane.priority = 0;
+        lane.reserve = 4;
+        lane.pooling.as_mut().expect("it pools").keeps_reserve = true;
+    });
+    let cron = lane("cron", 2, |lane| {
+        lane.priority = 5;
+        lane.shed_above = Some(50.0);
+        lane.shed_below = 40.0;
+        lane.shed_dwell = Duration::ZERO;
+    });
+    let mut settings = settings(vec![web, cron]);
+    settings.limits.monitored = true;
+    // 10 usable, of which 5 rest: the one beyond the reserve is closed, and the reserve alone is not above the threshold that sheds.
+    let mut sim = Sim::with(settings).sample(10, 0).key("a").connect("web", 5);
+    for link in 1..=5 {
+        sim = sim.pool("web", link);
+    }
+    let sim = sim.key("b").arrive("cron", 1);
+    assert!(closed(&sim).len() <= 1, "{:?}", closed(&sim));
+    assert!(sim.guard.pooled(sim.lane("web")) >= 4);
+    // Nor is it given up when strangers shed cron for good.
+    let sim = sim.sample(10, 4).advance_ms(1_000);
+    assert_eq!((sim.guard.pooled(sim.lane("web")) >= 4, sim.guard.audit()), (true, Ok(())));
 }

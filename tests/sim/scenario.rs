@@ -29,7 +29,7 @@ pub struct Sim {
 }
 
 /// A startup packet with these parameters, behind its length.
-fn packet(key: &str) -> PoolKey {
+pub fn packet(key: &str) -> PoolKey {
     PoolKey::new(format!("size{key}").as_bytes())
 }
 

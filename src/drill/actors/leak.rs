@@ -36,7 +36,7 @@ impl Request for Leak {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.query(begin).await?;
         let row = u32::try_from(arrival.index % u64::from(odoo::HOT_ROWS)).unwrap_or_default() + 1;
-        link.query(&odoo::take_stock(row)).await?;
+        link.query(&odoo::take_stock_and_leak(row)).await?;
         stamp.0 = Some(self.post.stage.now());
         // Silence: whatever happens to the link meanwhile, psycopg2 notices at its next statement.
         tokio::time::sleep(hold).await;

@@ -1,7 +1,8 @@
-"""Rehearsals with `pgweir drill`: a staging PostgreSQL, pgweir as config/odoo.toml has it, PgBouncer beside it, and hands on the server."""
+"""Rehearsals with `pgweir drill`: a staging PostgreSQL, pgweir as a file of config/ has it, PgBouncer beside it, and hands on the server."""
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 import threading
 import tomllib
 
-from .cluster import ROLES, Cluster, as_server_user, server_user
+from .cluster import PASSWORD, ROLES, Cluster, as_server_user, server_user
 from .util import eventually, free_port
 from .weir import BINARY, ROOT
 
@@ -20,27 +21,35 @@ LEAKS = {"warn": "2s", "reset": "5s", "when": "harm", "cap": "10m", "action": "r
 POOLS = {"odoo": 80, "postgres": 14}
 
 
-def odoo_config(leaks=None, **lanes):
-    """The sections of config/odoo.toml that do not name this machine, web's leak rule replaced; LANE={key: value} changes a lane. Without
+def odoo_config(leaks=None, config="odoo.toml", **lanes):
+    """The sections of a file of config/ that do not name this machine, web's leak rule replaced; LANE={key: value} changes a lane. Without
     rules on `process`: they would tell that all clients of a drill on this machine are one process, whose transactions are never held."""
-    given = tomllib.loads((ROOT / "config" / "odoo.toml").read_text())
+    given = tomllib.loads((ROOT / "config" / config).read_text())
     for lane in given["lane"]:
         if lane["name"] == "web":
             lane["idle_in_transaction"] = leaks or LEAKS
         lane["match"] = [rule for rule in lane.get("match", []) if "process" not in rule]
         lane.update(lanes.get(lane["name"], {}))
     return {"lanes": given["lane"], "applications": given["application"], "upstream": {"headroom": given["upstream"]["headroom"]},
-            "monitor": {"interval": given["monitor"].get("interval", "1s")}}
+            "monitor": {"interval": given["monitor"].get("interval", "1s")}, **({"auth": given["auth"]} if "auth" in given else {})}
 
 
 def staging(max_connections=MAX_CONNECTIONS, **settings):
     """A started cluster that says it is staging."""
     cluster = Cluster(max_connections=max_connections, **settings).start()
     conn = cluster.direct(app="suite")
-    for statement in [*ROLES.strip().rstrip(";").split(";\n"), "comment on database odoo is 'staging: a rehearsal'"]:
+    for statement in [*ROLES.strip().rstrip(";").split(";\n"), f"alter role odoo password '{PASSWORD}'",
+                      "comment on database odoo is 'staging: a rehearsal'"]:
         conn.cursor().execute(statement)
+    conn.cursor().execute(secret_of())
     conn.close()
     return cluster
+
+
+def secret_of():
+    """The function for the auth query, as docs/configuration.md gives it; for the monitor's database."""
+    told = (ROOT / "docs" / "configuration.md").read_text()
+    return re.search(r"```sql\n(\s*create schema pgweir;.*?)```", told, re.DOTALL)[1]
 
 
 class PgBouncer:
@@ -114,7 +123,7 @@ class Hands:
 
 def drill(scenario, cluster, *args, weir=None, bouncer=None, env=None, user="odoo"):
     """The command line and the environment of a drill against this cluster, through what is given."""
-    argv = [BINARY, "drill", scenario, "--target", f"postgres://{user}@127.0.0.1:{cluster.port}/odoo"]
+    argv = [BINARY, "drill", scenario, "--target", f"postgres://{user}:{PASSWORD}@127.0.0.1:{cluster.port}/odoo"]
     env = {**os.environ, **(env or {})}
     if weir:
         argv += ["--through", f"pgweir=127.0.0.1:{weir.port}", "--admin", f"127.0.0.1:{weir.admin_port}", "--console-of", "pgweir",
