@@ -27,7 +27,7 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 impl App {
     /// Keeps the probes of the configuration in force running.
     pub(super) async fn probe(self: Arc<Self>) {
-        let pages = Pages::new();
+        let pages = Pages::default();
         let (queries, others) = (Arc::new(Semaphore::new(QUERIES_MAX)), Arc::new(Semaphore::new(OTHERS_MAX)));
         loop {
             let config = self.config.load_full();

@@ -1,6 +1,7 @@
 //! A page: one GET, no redirects followed, no connection kept.
 
 use std::error::Error;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -18,31 +19,31 @@ const PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Who asks.
 const AGENT: &str = concat!("pgweir/", env!("CARGO_PKG_VERSION"));
 
-/// Gets pages, over https with the authorities the system trusts.
-#[derive(Clone)]
-pub struct Pages {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+type PageClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// Gets pages, over https with the authorities the system trusts. Cheap to clone; the authorities are read for the first page.
+#[derive(Clone, Default)]
+pub struct Pages(Arc<OnceLock<PageClient>>);
+
+/// Where the system trusts no authorities, https fails at each page and http works.
+fn client() -> PageClient {
+    let provider = ring::default_provider;
+    let builder = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider()) {
+        Ok(builder) => builder,
+        Err(error) => {
+            tracing::warn!(%error, "the system trusts no authorities: probes of https pages will fail");
+            let config = ClientConfig::builder_with_provider(provider().into())
+                .with_safe_default_protocol_versions()
+                .expect("the provider has the default versions");
+            let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+            HttpsConnectorBuilder::new().with_tls_config(config)
+        }
+    };
+    let connector = builder.https_or_http().enable_http1().build();
+    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector)
 }
 
 impl Pages {
-    /// Reads the system's authorities. Where there are none, https fails at each page and http works.
-    pub fn new() -> Self {
-        let provider = ring::default_provider;
-        let builder = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider()) {
-            Ok(builder) => builder,
-            Err(error) => {
-                tracing::warn!(%error, "the system trusts no authorities: probes of https pages will fail");
-                let config = ClientConfig::builder_with_provider(provider().into())
-                    .with_safe_default_protocol_versions()
-                    .expect("the provider has the default versions");
-                let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
-                HttpsConnectorBuilder::new().with_tls_config(config)
-            }
-        };
-        let connector = builder.https_or_http().enable_http1().build();
-        Self { client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector) }
-    }
-
     /// Gets a page; a status from 200 to 399 is good, and the text must be in its first mebibyte.
     ///
     /// # Errors
@@ -52,7 +53,7 @@ impl Pages {
             .header(USER_AGENT, AGENT)
             .body(Empty::new())
             .map_err(|error| error.to_string())?;
-        let mut page = self.client.request(request).await.map_err(|error| chain(&error))?;
+        let mut page = self.0.get_or_init(client).request(request).await.map_err(|error| chain(&error))?;
         let status = page.status();
         if !(200..400).contains(&status.as_u16()) {
             return Err(format!("the page answered {status}"));
@@ -73,12 +74,6 @@ impl Pages {
             }
         }
         Err(format!("{text:?} is not in the page ({status}, {} bytes)", seen.len()))
-    }
-}
-
-impl Default for Pages {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -111,7 +111,7 @@ impl QuietWatch {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Point {
+pub(super) struct Point {
     at: Moment,
     committed: u64,
     attempts: u64,
