@@ -108,7 +108,8 @@ impl App {
         let now = clock::now();
         let wall = clock::wall_now();
         let config = self.config.load_full();
-        let rows = self.lane_rows();
+        // Without what links do, which would mean to look at each of them.
+        let rows = self.hub.guard(|guard, now| guard.rows(now));
         let totals = self.lane_totals(&rows);
         let (facts, connections, bypass) = self.exit_facts(totals);
         let (criteria, met, probes) = {
@@ -135,11 +136,16 @@ impl App {
             lanes: before.figures(&rows, &facts.lanes),
             probes,
         };
-        let said = criteria.iter().map(|criterion| said(criterion, wall)).collect();
+        let said: Vec<Said> = criteria.iter().map(|criterion| said(criterion, wall)).collect();
         let act = {
             let mut book = self.incidents.book.lock();
             book.record(wall, &look, said);
-            book.step(wall, &book_facts, &entries, fresh)
+            let act = book.step(wall, &book_facts, &entries, fresh);
+            if matches!(act, Some(Act::Opened(_))) {
+                // It begins with what began it.
+                book.record(wall, &look, Vec::new());
+            }
+            act
         };
         match act {
             Some(Act::Opened(summary)) => self.opened(now, before, &summary),

@@ -82,7 +82,7 @@ fn read_probe(
     let ask = read_ask(report, &mut section);
     let expect = section.read(report, "expect", expect);
     let interval = section.read(report, "interval", within(INTERVAL)).unwrap_or(INTERVAL_DEFAULT);
-    let timeout = section.read(report, "timeout", within(TIMEOUT)).unwrap_or(TIMEOUT_DEFAULT);
+    let timeout = section.read(report, "timeout", within(TIMEOUT)).unwrap_or(TIMEOUT_DEFAULT.min(interval));
     if let Some(name) = &name
         && !names.insert(name.clone())
     {

@@ -42,10 +42,11 @@ const Plots = (function () {
     const clock = v => new Date(v * 1e3).toISOString().slice(11, 19);
     const u = new uPlot({
       width: width(box), height: HEIGHT,
+      // Ticks on whole minutes of UTC.
       tzDate: at => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC"),
       scales: { x: { time: !!time, range },
         y: log ? { distr: 3, range: [0.1, Math.max(1, max) * 1.3] } : { range: [0, Math.max(1, max) * 1.1] } },
-      axes: [time ? axis : { ...axis, values: (_, v) => v.map(s => s + " s") },
+      axes: [{ ...axis, space: time ? 70 : 50, values: (_, v) => v.map(s => time ? clock(s) : s + " s") },
         { ...axis, size: 78, values: (_, v) => v.map(n => n == null ? "" : show(n)) }],
       series: [{ value: (_, v) => v == null ? "–" : time ? clock(v) : v.toFixed(1) + " s" }].concat(series.map(s => (
         { label: s.label, stroke: s.colour, width: s.width || 1.5, dash: s.dash, spanGaps: false, points: { show: false }, value: (_, v) => show(v) }))),

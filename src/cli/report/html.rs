@@ -44,10 +44,11 @@ fn acts(out: &mut String, incident: &Incident) {
     for act in &acts {
         let _ = write!(
             out,
-            "<li>{} <b>{}</b> {} {}: {}</li>",
+            "<li>{} <b>{}</b> {}{}{}: {}</li>",
             utc(At(act.at)),
             escape(&act.who),
             escape(&act.event),
+            if act.lane.is_empty() { "" } else { " " },
             escape(&act.lane),
             escape(&act.text)
         );
@@ -64,13 +65,13 @@ fn acts(out: &mut String, incident: &Incident) {
 
 fn table_of_lanes(out: &mut String, incident: &Incident) {
     out.push_str(
-        "<div class=\"wide\"><table><tr><th>lane<th>slots at most<th>waiting at most<th>committed<th>failed</tr>",
+        "<div class=\"wide\"><table><tr><th>lane<th class=\"number\">slots at most<th>waiting at most<th>committed<th>failed</tr>",
     );
     for lane in lanes(incident) {
         let bad = if lane.failed > 0 { " class=\"bad\"" } else { "" };
         let _ = write!(
             out,
-            "<tr><td>{}<td>{}<td>{}<td>{}<td{bad}>{}</tr>",
+            "<tr><td>{}<td class=\"number\">{}<td>{}<td>{}<td{bad}>{}</tr>",
             escape(lane.name),
             lane.slots_max,
             lane.waiting_max,
@@ -91,7 +92,7 @@ fn criteria(out: &mut String, heading: &str, said: &[Said]) {
         let class = if said.state == "met" { "good" } else { "bad" };
         let _ = write!(
             out,
-            "<tr><td>{}<td>{}<td class=\"{class}\">{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td class=\"when\">{}<td>{}<td class=\"when {class}\">{}<td>{}<td>{}<td>{}</tr>",
             utc(said.at),
             escape(&said.criterion),
             escape(&said.state),
@@ -112,7 +113,7 @@ fn timeline(out: &mut String, incident: &Incident) {
         let usage = event.usage.map_or_else(String::new, |usage| format!("{usage:.1} %"));
         let _ = write!(
             out,
-            "<tr><td>{}<td>{usage}<td>{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td class=\"when\">{}<td>{usage}<td>{}<td>{}<td>{}<td>{}</tr>",
             utc(At(event.at)),
             escape(&event.who),
             escape(&event.event),

@@ -11,7 +11,9 @@
   const plot = (into, title, series, unit) => Plots.plot(id(into), {
     title, x, range, series, max: Plots.largest(series.map(s => s.values)), unit, time: true, sync: "incident", marks });
   const line = (label, i, values) => ({ label, colour: Plots.colour(i), values });
-  const byLane = (n, scale = 1) => incident.lanes.map((lane, i) => line(lane, i, rows.map(row => row.lanes[i] ? row.lanes[i][n] / scale : null)));
+  const byLane = n => incident.lanes.map((lane, i) => line(lane, i, rows.map(row => row.lanes[i] ? row.lanes[i][n] : null)));
+  // The last row may be shorter than the others: it has no rate.
+  const rate = n => byLane(n).map(s => ({ ...s, values: s.values.map((v, i) => v == null || i + 1 === rows.length ? null : v / step) }));
 
   plot("usage", "usage, % of the usable connections (highest)", [line("usage", 0, rows.map(row => row.usage))], " %");
   plot("usage", "connections at PostgreSQL (most)", [
@@ -22,8 +24,8 @@
   })]));
   plot("lanes", "slots", byLane(1), "");
   plot("lanes", "waiting", byLane(2), "");
-  plot("lanes", "committed a second", byLane(3, step), "");
-  plot("lanes", "failed a second", byLane(4, step), "");
+  plot("lanes", "committed a second", rate(3), "");
+  plot("lanes", "failed a second", rate(4), "");
   incident.probes.forEach((name, i) => plot("probes", name, [line(name, i, rows.map(row => row.probes[i] ?? null))], ""));
   if (!incident.probes.length) id("probes-section").hidden = true;
 })();
