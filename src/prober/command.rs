@@ -44,7 +44,7 @@ pub async fn ask(argv: &[Arc<str>], wants_number: bool) -> Result<Measured, Stri
     let mut child = command.spawn().map_err(|error| format!("cannot run {program}: {error}"))?;
     let leader = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut group = Group { leader, child: child };
+    let mut group = Group { leader, child };
     let (out, err, status) = tokio::join!(read(stdout), read(stderr), group.child.wait());
     // It ended, and whoever has its output too: its number may be another's by now.
     group.leader = None;

@@ -3,13 +3,14 @@
 import http.server
 import json
 import os
+import ssl
 import threading
 import time
 
 import psycopg2
 import pytest
 
-from harness import background, eventually, holds, lane
+from harness import background, certs, eventually, holds, lane
 
 pytestmark = pytest.mark.weir
 
@@ -30,7 +31,7 @@ def lanes(**web):
 def start(make_weir):
     """Starts a pgweir with an [exit]; a window of two seconds unless told otherwise."""
     def make(probes=(), **exit):
-        rest = {key: exit.pop(key) for key in ("lanes", "monitor") if key in exit}
+        rest = {key: exit.pop(key) for key in ("lanes", "monitor", "env") if key in exit}
         exit = {"usage_below": 75, "hold_for": HOLD, **exit}
         if probes:
             exit["probe"] = list(probes)
@@ -170,7 +171,7 @@ def test_a_critical_lane_that_fails_is_not_met(start):
 class Site:
     """A little web server: what it answers can be changed."""
 
-    def __init__(self):
+    def __init__(self, pair=None):
         site = self
         self.status, self.body, self.seen = 200, b"<h1>Log in</h1>", []
 
@@ -185,8 +186,12 @@ class Site:
             def log_message(self, *args):
                 pass
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if pair:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pair.certificate, pair.key)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/web/login"
+        self.url = f"http{'s' if pair else ''}://127.0.0.1:{self.server.server_port}/web/login"
 
     def close(self):
         self.server.shutdown()
@@ -211,6 +216,16 @@ def test_http_probes(start, site):
     eventually(lambda: "503" in criteria(weir)["probe login"]["reason"], what="the status")
     site.status, site.body = 303, b"Log in"
     became(weir, "probe login", "met")
+
+
+def test_https_probes_trust_whom_the_system_trusts(start, tidy):
+    authority, stranger = certs.Authority(), certs.Authority("a stranger")
+    sites = [tidy(Site(one.issue("site", san="IP:127.0.0.1"))) for one in (authority, stranger)]
+    weir = start([{"name": name, "http": site.url, "interval": "1s", "timeout": "1s"} for name, site in zip(("known", "strange"), sites)],
+                 env={"SSL_CERT_FILE": str(authority.file), "SSL_CERT_DIR": "/nonexistent"})
+    became(weir, "probe known", "met")
+    strange = criteria(weir)["probe strange"]
+    assert strange["state"] == "not met" and "certificate" in strange["reason"]
 
 
 def test_command_probes(start, tmp_path):
