@@ -125,7 +125,12 @@ fn read_ask(report: &mut Report<'_>, section: &mut Section<'_>) -> Option<Ask> {
         return Some(Ask::Command { argv });
     }
     let sql = section.require(report, "sql", ASK, values::text);
-    let database = section.require(report, "database", "write database = \"…\": where to ask", values::name);
+    // A probe that asks nothing has one fault, not two.
+    let database = if section.has("sql") {
+        section.require(report, "database", "write database = \"…\": where to ask", values::name)
+    } else {
+        section.read(report, "database", values::name)
+    };
     let path = report.path;
     let user = section.read(report, "user", values::name);
     let file = section.read(report, "password_file", values::path(path));
