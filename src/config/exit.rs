@@ -78,6 +78,10 @@ fn read_probe(
     let kinds = ["sql", "http", "command"].into_iter().filter(|kind| section.has(kind)).count();
     if kinds > 1 {
         report.problem_at(&section.name, "asks in more than one way", "give each way a probe of its own");
+        // Told once: what belongs to the other ways is no unknown key.
+        for key in ["sql", "http", "command", "contains", "database"] {
+            section.item(report, key);
+        }
     }
     let ask = read_ask(report, &mut section);
     let expect = section.read(report, "expect", expect);
