@@ -12,6 +12,8 @@ pub mod lanes;
 pub mod leaks;
 pub mod link;
 pub mod listen;
+pub mod page;
+pub mod prober;
 pub mod reason;
 pub mod snapshot;
 pub mod tls;

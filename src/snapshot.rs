@@ -227,7 +227,7 @@ pub struct TimelineEntry {
     pub at: u64,
     /// Who: an operator's name, or "pgweir".
     pub who: String,
-    /// What, one word: freeze, pause, resume, ramp, shed, unshed, leak_warn, reset, disconnect, reset_limit, too_many_clients,
+    /// What, one word: freeze, pause, resume, ramp, shed, unshed, leak_warn, reset, disconnect, reset_limit, too_many_clients, incident_opened, incident_closed,
     /// upstream_down, upstream_up, monitor_stale, monitor_ok, reload, note, set, kill, cancel, drain, start, shutdown…
     pub event: String,
     /// Lane, empty when none.
@@ -238,6 +238,53 @@ pub struct TimelineEntry {
     pub text: String,
     /// Usage in percent at that moment, to one decimal.
     pub usage: Option<f64>,
+}
+
+/// A row of SHOW EXIT.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExitRow {
+    /// `usage`, `too_many_clients`, `refusals`, `log`, `lane NAME`, `probe NAME`. Bounded by the configuration.
+    pub criterion: Arc<str>,
+    /// met, not met, unknown. Only met counts.
+    pub state: &'static str,
+    /// Since when, in ms since the epoch.
+    pub since: u64,
+    /// The same as an age in ms.
+    pub since_ms: u64,
+    /// What was seen.
+    pub measured: String,
+    /// What is wanted.
+    pub wanted: String,
+    /// Why it has that state, in a sentence.
+    pub reason: String,
+}
+
+impl ExitRow {
+    /// Whether it is met.
+    pub fn is_met(&self) -> bool {
+        self.state == "met"
+    }
+}
+
+/// A row of SHOW INCIDENTS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IncidentRow {
+    /// Counts from 1.
+    pub id: u64,
+    /// When it began, in ms since the epoch.
+    pub opened_at: u64,
+    /// When it was over; none while it is open.
+    pub closed_at: Option<u64>,
+    /// How long it lasted, or has by now, in ms.
+    pub duration_ms: u64,
+    /// usage, freeze, too_many_clients, log.
+    pub trigger: String,
+    /// Why it began.
+    pub cause: String,
+    /// Highest usage in percent.
+    pub peak_percent: Option<f64>,
+    /// Entries of the timeline in it.
+    pub events: u64,
 }
 
 /// What `status` says of the process itself.
@@ -314,8 +361,8 @@ fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     (era * 146_097 + day_of_era).checked_sub(719_468)
 }
 
-/// A moment in JSON.
-mod rfc3339 {
+/// A moment in JSON, for `#[serde(with = "rfc3339")]`.
+pub mod rfc3339 {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -329,11 +376,13 @@ mod rfc3339 {
     }
 
     #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    pub(super) fn serialize<S: Serializer>(at: &u64, to: S) -> Result<S::Ok, S::Error> {
+    /// As [`utc`] writes it.
+    pub fn serialize<S: Serializer>(at: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&utc(WallMs(*at)))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    /// As [`utc`] writes it, or in ms since the epoch.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         match Written::deserialize(from)? {
             Written::Ms(at) => Ok(at),
             Written::Text(text) => {

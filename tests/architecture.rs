@@ -21,6 +21,8 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/link/heads.rs", &["link", "wire"]),
     ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen", "tls"]),
     ("src/listen/", &["listen", "reason"]),
+    ("src/page/", &["page"]),
+    ("src/prober/", &["prober", "upstream::connect", "incident::exit"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
     (
@@ -28,14 +30,16 @@ const RULES: &[(&str, &[&str])] = &[
         &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings", "tls"],
     ),
     ("src/config/", &["config", "lanes::settings", "reason"]),
+    // A report is made of the record as it was written.
+    ("src/cli/report/", &["cli", "incident::record", "page", "snapshot", "clock"]),
     ("src/cli/", &["cli", "admin::command", "admin::parse", "tls"]),
     // A rehearsal knows the wire and the clock, and nothing of the guard: what it learns of pgweir, the console says.
-    ("src/drill/", &["drill", "wire", "clock"]),
+    ("src/drill/", &["drill", "wire", "clock", "page"]),
     (
         "src/app/",
         &[
             "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
-            "listen", "reason", "snapshot", "tls", "upstream", "wire",
+            "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];
@@ -58,7 +62,14 @@ const PURE: &[&str] = &[
     "src/admin/parse.rs",
     "src/admin/view.rs",
     "src/admin/command.rs",
+    "src/incident/book.rs",
+    "src/incident/exit.rs",
+    "src/incident/exit/",
     "src/incident/growth.rs",
+    "src/incident/record.rs",
+    "src/page/",
+    "src/cli/report/html.rs",
+    "src/cli/report/md.rs",
     "src/cli/verdict.rs",
     "src/drill/scenario/",
     "src/drill/schedule.rs",

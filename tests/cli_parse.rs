@@ -2,9 +2,10 @@
 #![allow(clippy::panic, reason = "a test may fail")]
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::Parser;
-use pgweir::cli::args::{Cli, Command};
+use pgweir::cli::args::{Cli, Command, Format, Which};
 use pgweir::cli::sql;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -109,8 +110,21 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
+fn exit_and_report_know_their_options() {
+    let command = |line: &str| parse(line).map(|cli| cli.command);
+    let Ok(Command::Exit(exit)) = command("exit|--wait|--timeout|1h") else { panic!("exit") };
+    assert_eq!((exit.wait, exit.timeout), (true, Some(Duration::from_secs(3600))));
+    assert!(command("exit|--timeout|1h").is_err(), "without --wait there is nothing to time");
+    let Ok(Command::Report(report)) = command("report|--format|html|--incident|7") else { panic!("report") };
+    assert_eq!((report.incident, report.format), (Which::Number(7), Format::Html));
+    let Ok(Command::Report(report)) = command("report") else { panic!("report") };
+    assert_eq!((report.incident, report.format, report.output), (Which::Latest, Format::Md, None));
+    assert!(command("report|--incident|last").is_err() && command("report|--format|pdf").is_err());
+}
+
+#[test]
 fn what_is_still_to_come_is_not_offered() {
-    for command in ["headroom", "exit", "top", "drill", "report", "init"] {
+    for command in ["headroom", "top", "drill", "init"] {
         assert!(parse(command).is_err(), "{command}");
     }
 }

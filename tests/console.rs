@@ -91,6 +91,15 @@ impl Control for Fake {
     fn timeline(&self) -> Vec<TimelineEntry> {
         vec![]
     }
+    fn exit(&self) -> Vec<ExitRow> {
+        vec![]
+    }
+    fn incidents(&self) -> Vec<IncidentRow> {
+        vec![]
+    }
+    fn incident(&self, id: u64) -> Option<String> {
+        (id == 7).then(|| "{}".into())
+    }
     fn config(&self) -> Vec<(String, String)> {
         vec![("mode".into(), "enforce".into())]
     }

@@ -96,6 +96,10 @@ pub enum Show {
     Leaks,
     Usage,
     Timeline,
+    Exit,
+    Incidents,
+    /// The record of one, by its number.
+    Incident(u64),
     Config,
     Version,
     Help,

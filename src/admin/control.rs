@@ -5,7 +5,8 @@ use std::pin::Pin;
 
 use super::command::Command;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -54,6 +55,12 @@ pub trait Control: Send + Sync + 'static {
     fn usage(&self) -> UsageRow;
     /// SHOW TIMELINE, oldest first.
     fn timeline(&self) -> Vec<TimelineEntry>;
+    /// SHOW EXIT: the criteria by which an incident is over.
+    fn exit(&self) -> Vec<ExitRow>;
+    /// SHOW INCIDENTS, oldest first.
+    fn incidents(&self) -> Vec<IncidentRow>;
+    /// SHOW INCIDENT n: its record in JSON (`incident::record::Incident`); none where there is no such incident. May read a file.
+    fn incident(&self, id: u64) -> Option<String>;
     /// SHOW CONFIG: key, value, without secrets.
     fn config(&self) -> Vec<(String, String)>;
     /// Figures of the process.

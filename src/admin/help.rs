@@ -1,7 +1,7 @@
 //! The console's commands as shown by SHOW HELP and named in hints. Pure.
 
 /// Syntax and meaning of every command.
-pub const COMMANDS: [(&str, &str); 27] = [
+pub const COMMANDS: [(&str, &str); 30] = [
     ("SHOW LANES", "state, quota and load of each lane"),
     ("SHOW APPLICATIONS", "quota and load of each application"),
     ("SHOW CLIENTS", "every client link"),
@@ -9,6 +9,9 @@ pub const COMMANDS: [(&str, &str); 27] = [
     ("SHOW LEAKS", "sessions idle in transaction for too long"),
     ("SHOW USAGE", "how full PostgreSQL is"),
     ("SHOW TIMELINE", "what happened, oldest first"),
+    ("SHOW EXIT", "criteria by which an incident is over: met or not, since when, why"),
+    ("SHOW INCIDENTS", "what was an incident, and is"),
+    ("SHOW INCIDENT n", "everything about one, as JSON"),
     ("SHOW STATUS", "pgweir itself"),
     ("SHOW CONFIG", "settings in force"),
     ("SHOW VERSION", "pgweir's version"),

@@ -87,6 +87,9 @@ fn statement(tokens: &[Token]) -> Result<Request, Failure> {
     if let Some(show) = show(tokens) {
         return Ok(Request::Show(show));
     }
+    if let Some(show) = numbered_show(tokens).map_err(|wrong| wrong.into_failure(tokens))? {
+        return Ok(Request::Show(show));
+    }
     match chatter::parse(tokens)? {
         Some(chatter) => Ok(Request::Chatter(chatter)),
         None => Err(unknown(tokens)),
@@ -108,6 +111,8 @@ fn show(tokens: &[Token]) -> Option<Show> {
         "LEAKS" => Show::Leaks,
         "USAGE" => Show::Usage,
         "TIMELINE" => Show::Timeline,
+        "EXIT" => Show::Exit,
+        "INCIDENTS" => Show::Incidents,
         "CONFIG" => Show::Config,
         "VERSION" => Show::Version,
         "HELP" => Show::Help,
@@ -115,6 +120,17 @@ fn show(tokens: &[Token]) -> Option<Show> {
         _ => return None,
     };
     show.eq_ignore_ascii_case("SHOW").then_some(found)
+}
+
+/// SHOW INCIDENT n.
+fn numbered_show(tokens: &[Token]) -> Result<Option<Show>, Wrong> {
+    let mut cursor = Cursor { tokens, at: 0 };
+    if !(cursor.keyword("SHOW") && cursor.keyword("INCIDENT")) {
+        return Ok(None);
+    }
+    let id = cursor.number("an incident's number")?;
+    cursor.end()?;
+    Ok(Some(Show::Incident(id)))
 }
 
 /// A command, or `None` where the first words are no command's.
@@ -470,6 +486,8 @@ mod tests {
     #[test]
     fn shows_and_chatter_are_told_apart() {
         assert_eq!(one("show Lanes"), Request::Show(Show::Lanes));
+        assert_eq!(one("SHOW INCIDENT 12;"), Request::Show(Show::Incident(12)));
+        assert_eq!((state("SHOW INCIDENT"), state("SHOW INCIDENT x")), ("42601".into(), "42601".into()));
         assert_eq!(one("/* x */ SHOW VERSION -- y"), Request::Show(Show::Version));
         assert_eq!(one("SHOW server_version"), Request::Chatter(Chatter::Show("server_version")));
         assert_eq!(one("RESET ALL"), Request::Chatter(Chatter::Nothing("RESET")));

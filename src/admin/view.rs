@@ -7,7 +7,8 @@ use super::control::Control;
 use super::help;
 use crate::clock::WallMs;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow, utc,
+    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
+    UsageRow, utc,
 };
 
 /// Type of a column.
@@ -146,6 +147,14 @@ const USAGE: &[Column] = columns![
 const TIMELINE: &[Column] = columns![
     seq: Int8, at: Text, who: Text, event: Text, lane: Text, client: Int8, usage: Float8, text: Text,
 ];
+const EXIT: &[Column] = columns![
+    criterion: Text, state: Text, since: Text, since_ms: Int8, measured: Text, wanted: Text, reason: Text,
+];
+const INCIDENTS: &[Column] = columns![
+    id: Int8, state: Text, opened_at: Text, closed_at: Text, duration_ms: Int8, peak_percent: Float8, events: Int8,
+    trigger: Text, cause: Text,
+];
+const INCIDENT: &[Column] = columns![id: Int8, incident: Text];
 const KEY_VALUE: &[Column] = columns![key: Text, value: Text];
 const NAME_VALUE: &[Column] = columns![name: Text, value: Text];
 const VERSION: &[Column] = columns![version: Text];
@@ -164,6 +173,9 @@ pub fn columns(show: Show) -> &'static [Column] {
         Show::Leaks => LEAKS,
         Show::Usage => USAGE,
         Show::Timeline => TIMELINE,
+        Show::Exit => EXIT,
+        Show::Incidents => INCIDENTS,
+        Show::Incident(_) => INCIDENT,
         Show::Config => KEY_VALUE,
         Show::Status => NAME_VALUE,
         Show::Version => VERSION,
@@ -181,6 +193,11 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
         Show::Leaks => Box::new(control.leaks().into_iter().map(leak)),
         Show::Usage => Box::new(std::iter::once(usage(&control.usage()))),
         Show::Timeline => Box::new(control.timeline().into_iter().map(timeline)),
+        Show::Exit => Box::new(control.exit().into_iter().map(exit)),
+        Show::Incidents => Box::new(control.incidents().into_iter().map(incident)),
+        Show::Incident(id) => {
+            Box::new(control.incident(id).into_iter().map(move |record| vec![count(id), text(record)]))
+        }
         Show::Config => {
             Box::new(control.config().into_iter().map(|(key, value)| vec![text(key), text(value)]))
         }
@@ -307,6 +324,32 @@ fn timeline(row: TimelineEntry) -> Row {
         row.client.map_or(Value::Null, count),
         percent(row.usage),
         text(row.text),
+    ]
+}
+
+fn exit(row: ExitRow) -> Row {
+    vec![
+        text(&*row.criterion),
+        text(row.state),
+        text(utc(WallMs(row.since))),
+        count(row.since_ms),
+        text(row.measured),
+        text(row.wanted),
+        text(row.reason),
+    ]
+}
+
+fn incident(row: IncidentRow) -> Row {
+    vec![
+        count(row.id),
+        text(if row.closed_at.is_none() { "open" } else { "closed" }),
+        text(utc(WallMs(row.opened_at))),
+        row.closed_at.map_or(Value::Null, |at| text(utc(WallMs(at)))),
+        count(row.duration_ms),
+        percent(row.peak_percent),
+        count(row.events),
+        text(row.trigger),
+        text(row.cause),
     ]
 }
 

@@ -9,7 +9,8 @@ use crate::clock;
 use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 impl App {
@@ -53,6 +54,18 @@ impl Control for App {
 
     fn timeline(&self) -> Vec<TimelineEntry> {
         self.timeline.entries()
+    }
+
+    fn exit(&self) -> Vec<ExitRow> {
+        self.exit_rows()
+    }
+
+    fn incidents(&self) -> Vec<IncidentRow> {
+        self.incident_rows()
+    }
+
+    fn incident(&self, id: u64) -> Option<String> {
+        self.incident_record(id)
     }
 
     fn config(&self) -> Vec<(String, String)> {

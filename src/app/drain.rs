@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::accept::{Door, Listening, accept};
+use super::incidents::Incidents;
 use super::tls::Tls;
 use super::workers::Workers;
 use super::{App, auth, setup};
@@ -70,6 +71,8 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     tasks.spawn(app.clone().tick());
     tasks.spawn(app.clone().watch());
     tasks.spawn(app.clone().sweep());
+    tasks.spawn(app.clone().watch_incidents());
+    tasks.spawn(app.clone().probe());
     let control: Arc<dyn Control> = app.clone();
     let admin_listener = match admin_listener {
         Listening::Tcp(listener) => tokio::net::TcpListener::from_std(listener)?,
@@ -89,6 +92,7 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     }
     app.notifier.ready();
     app.wait_for_the_end(&mut listeners).await?;
+    app.save_open_at_the_end();
     app.timeline.flush(Duration::from_secs(2));
     Ok(())
 }
@@ -119,6 +123,7 @@ fn new_app(
         judge: Mutex::new(judge),
         seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
+        incidents: Incidents::new(&config, started),
         saving: tokio::sync::Mutex::new(()),
         ticker: Notify::new(),
         shutdown: Notify::new(),

@@ -6,8 +6,10 @@ mod commands;
 mod control;
 mod drain;
 mod drill;
+mod incidents;
 mod metrics;
 mod persist;
+mod probes;
 mod reload;
 mod rows;
 mod secrecy;
@@ -39,6 +41,8 @@ use crate::link::hub::{Event, Hub};
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
+use incidents::Incidents;
+
 pub use drill::drill;
 pub use setup::{admin_endpoint, check};
 
@@ -59,6 +63,7 @@ pub struct App {
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
+    incidents: Incidents,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
     ticker: Notify,

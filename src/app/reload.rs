@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::incidents;
 use super::tls::Tls;
 use super::{App, setup};
 use crate::admin::control::{CommandError, Outcome};
+use crate::clock;
 use crate::config::settings::ListenSettings;
 use crate::config::{self, checked::Config};
 use crate::lanes::classify::Rules;
@@ -62,7 +64,11 @@ impl App {
         let has_files = new.upstream.ca_file.is_some() || new.upstream.certificate.is_some();
         let monitor_changed = old.monitor != new.monitor || old.upstream != new.upstream || has_files;
         let expiries = tls.expiries(&new);
+        self.incidents.exit.lock().configure(incidents::rules(&new), clock::now());
         self.config.store(Arc::new(new));
+        if old.exit != self.config.load().exit || monitor_changed {
+            self.incidents.changed.notify_one();
+        }
         if monitor_changed {
             self.restart_monitor.notify_one();
         }

@@ -1,6 +1,7 @@
 //! The monitor's word: samples for the guard, everything else for the timeline.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -56,6 +57,9 @@ impl App {
                 }
                 MonitorEvent::Down { cause } => {
                     trouble = true;
+                    if cause.contains("53300") {
+                        self.incidents.monitor_full.fetch_add(1, Ordering::Relaxed);
+                    }
                     self.note("monitor_down", "", None, &cause);
                     self.unreachable.store(Some(Arc::new(cause)));
                 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A guard proxy on the PostgreSQL wire.
 #[derive(Debug, Parser)]
@@ -58,6 +58,13 @@ pub enum Command {
     Usage,
     /// What happened and what was done, oldest first
     Timeline(Timeline),
+    /// Whether the incident is over: each criterion, met or not, and why
+    #[command(
+        after_help = "Exit status: 0 every criterion is met, 1 not, 2 usage error, 3 cannot reach pgweir."
+    )]
+    Exit(Exit),
+    /// An incident as Markdown or HTML: what happened, who did what, figures, what the criteria said
+    Report(Report),
     /// Pause every lane marked `freeze = true`
     Freeze(Freeze),
     /// Pause a lane: no new connections, no new transactions
@@ -112,6 +119,58 @@ pub struct Timeline {
     /// Go on showing new entries until interrupted
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// `exit`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Exit {
+    /// Wait until every criterion is met, and tell what changes
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this
+    #[arg(long, value_name = "TIME", value_parser = duration, requires = "wait")]
+    pub timeout: Option<Duration>,
+}
+
+/// `report`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Report {
+    /// Its number, or `latest`
+    #[arg(long, value_name = "N|latest", default_value = "latest", value_parser = which)]
+    pub incident: Which,
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = Format::Md)]
+    pub format: Format,
+    /// Write it there [default: to the standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Which incident.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The one that is open, or else the last one.
+    Latest,
+    /// This one.
+    Number(u64),
+}
+
+fn which(text: &str) -> Result<Which, String> {
+    match text {
+        "latest" => Ok(Which::Latest),
+        number => {
+            number.parse().map(Which::Number).map_err(|_| format!("{text:?} is no number, nor \"latest\""))
+        }
+    }
+}
+
+/// How a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Markdown.
+    Md,
+    /// One self-contained page with plots.
+    Html,
 }
 
 /// `freeze`'s options.

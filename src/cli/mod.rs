@@ -6,6 +6,8 @@ pub mod act;
 pub mod args;
 pub mod console;
 pub mod endpoint;
+pub mod exit;
+pub mod report;
 pub mod show;
 pub mod sql;
 pub mod status;
@@ -80,20 +82,25 @@ fn ask(cli: &Cli, endpoint: &AdminEndpoint) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Unreachable(format!("cannot start: {error}")))?;
-    let answered = runtime.block_on(async {
+    runtime.block_on(async {
         let console = Console::connect(endpoint).await?;
         let json = cli.global.json;
-        match &cli.command {
+        let done = match &cli.command {
+            Command::Exit(wanted) => {
+                let met = exit::run(console, endpoint, wanted, json).await?;
+                return Ok(ExitCode::from(u8::from(!met)));
+            }
             Command::Status => status::run(&console, json).await,
             Command::Timeline(wanted) => timeline::run(&console, wanted, json).await,
+            Command::Report(wanted) => report::run(&console, wanted).await,
             command => match (sql::show(command), sql::act(command)) {
                 (Some(show), _) => show::run(&console, show, json).await,
                 (None, Some(act)) => act::run(&console, &act, json).await,
                 (None, None) => Err(Failure::Usage("this command needs no console".into())),
             },
-        }
-    });
-    answered.map(|_| ExitCode::SUCCESS)
+        };
+        done.map(|_| ExitCode::SUCCESS)
+    })
 }
 
 /// Writes to standard output; false if nobody reads it any more (`| head`), which is no failure of ours.

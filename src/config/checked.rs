@@ -10,7 +10,7 @@ use super::problem::{Problem, Warning};
 use super::raw::{Report, Section, find_place};
 pub use super::settings::Config;
 use super::settings::Endpoint;
-use super::{FILE_BYTES_MAX, cross, lane, reach, sections};
+use super::{FILE_BYTES_MAX, cross, exit, lane, reach, sections};
 use crate::lanes::settings::{LaneSettings, Settings};
 
 /// Lanes, applications and listeners at most, each.
@@ -121,7 +121,7 @@ fn read(report: &mut Report<'_>, document: &DeTable<'_>) -> Draft {
     let auth = sections::auth(report, &mut root, monitor.is_some());
     let (mut limits, process) = sections::limits(report, &mut root);
     let bypass = sections::bypass(report, &mut root, monitor.is_some());
-    let exit = sections::exit(report, &mut root);
+    let exit = exit::exit(report, &mut root);
     let (applications, application_keys) = sections::applications(report, &mut root).into_iter().unzip();
     let mut names = HashSet::new();
     let tables = root.tables(report, "lane");

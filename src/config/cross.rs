@@ -7,6 +7,7 @@ use super::checked::{Draft, same_place};
 use super::glob::matches;
 use super::raw::{Report, suggest};
 use super::reach::{lanes_of, rule_covers};
+use super::settings::Ask;
 use super::values::clip;
 use crate::lanes::settings::{Glob, LaneSettings, Rule};
 
@@ -308,7 +309,7 @@ fn monitor(report: &mut Report<'_>, draft: &Draft) {
         }
         None => report.warning_at("monitor", "is missing: usage is unknown and nothing sheds", hint),
     }
-    if !draft.config.exit.probes.is_empty() {
-        report.warning_at("exit.probe", "cannot be asked without a [monitor]", hint);
+    if draft.config.exit.probes.iter().any(|probe| matches!(probe.ask, Ask::Sql { .. })) {
+        report.warning_at("exit.probe", "cannot ask PostgreSQL without a [monitor]", hint);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
-use super::settings::{BypassAction, Config, Expect, Role, ServerTlsSettings};
+use super::settings::{BypassAction, Config, Role, ServerTlsSettings};
 use super::units::show_duration;
 use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings, ResetWhen};
 
@@ -136,12 +136,14 @@ impl Config {
         lines.put("exit.usage_below", self.exit.usage_below);
         lines.time("exit.hold_for", self.exit.hold_for);
         lines.put("exit.critical_lanes", self.exit.critical_lanes.join(", "));
+        lines.put("exit.failures_below", self.exit.failures_below);
+        lines.put("exit.opens_at", self.opens_at());
+        let log = self.exit.log_file.as_ref().map(|file| file.display().to_string());
+        lines.put("exit.log_file", log.unwrap_or_default());
         for probe in &self.exit.probes {
-            let Expect::Decreasing = probe.expect;
-            lines.put(
-                format!("exit.probe.{}", probe.name),
-                format!("{} in {}, decreasing", probe.sql, probe.database),
-            );
+            let (interval, timeout) = (opt_time(Some(probe.interval)), opt_time(Some(probe.timeout)));
+            let text = format!("{}, {}, every {interval}, within {timeout}", probe.ask, probe.expect);
+            lines.put(format!("exit.probe.{}", probe.name), text);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod settings;
 pub mod units;
 
 mod cross;
+mod exit;
 mod lane;
 mod lines;
 mod raw;

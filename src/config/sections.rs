@@ -1,23 +1,19 @@
 //! The tables of the file that are not lanes.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::raw::{Report, Section};
 use super::settings::{
-    AdminSettings, AdminUser, AuthSettings, BypassAction, BypassSettings, Endpoint, ExitSettings, Expect,
-    ListenSettings, LogSettings, MonitorSettings, OwnAuthSettings, ProbeSettings, ProcessSettings, Role,
-    UpstreamSettings, UpstreamTls,
+    AdminSettings, AdminUser, AuthSettings, BypassAction, BypassSettings, Endpoint, ListenSettings,
+    LogSettings, MonitorSettings, OwnAuthSettings, ProcessSettings, Role, UpstreamSettings, UpstreamTls,
 };
 use super::{tls, values};
 use crate::lanes::settings::{ApplicationSettings, Limits};
 
 /// Admin users at most.
 const ADMINS_MAX: usize = 100;
-/// Probes at most: each costs a query.
-const PROBES_MAX: usize = 50;
 
 /// Stands in for an address that could not be read; never seen, for a problem is on record.
 fn nowhere() -> (Endpoint, Arc<str>) {
@@ -371,63 +367,6 @@ pub(super) fn bypass(report: &mut Report<'_>, root: &mut Section<'_>, monitored:
     }
     section.finish(report);
     settings
-}
-
-/// `[exit]` and `[[exit.probe]]`.
-pub(super) fn exit(report: &mut Report<'_>, root: &mut Section<'_>) -> ExitSettings {
-    let mut settings = ExitSettings {
-        usage_below: 75.0,
-        hold_for: Duration::from_secs(900),
-        critical_lanes: Vec::new(),
-        probes: Vec::new(),
-    };
-    let Some(mut section) = root.table(report, "exit") else { return settings };
-    if let Some(percent) = section.read(report, "usage_below", values::percent) {
-        settings.usage_below = percent;
-    }
-    if let Some(duration) = section.read(report, "hold_for", values::duration) {
-        settings.hold_for = duration;
-    }
-    if let Some(lanes) = section.read(report, "critical_lanes", values::list(values::name)) {
-        settings.critical_lanes = lanes;
-    }
-    let mut names = HashSet::new();
-    for probe in section.tables(report, "probe") {
-        if let Some(probe) = read_probe(report, probe, &mut names) {
-            settings.probes.push(probe);
-        }
-    }
-    if settings.probes.len() > PROBES_MAX {
-        let text = format!("there are more than {PROBES_MAX} probes");
-        report.problem_at(&section.key("probe"), text, "each costs a query; keep the telling ones");
-    }
-    section.finish(report);
-    settings
-}
-
-fn read_probe(
-    report: &mut Report<'_>,
-    mut section: Section<'_>,
-    names: &mut HashSet<Arc<str>>,
-) -> Option<ProbeSettings> {
-    let name = section.require(report, "name", "write name = \"…\"", values::name);
-    let database = section.require(report, "database", "write database = \"…\": where to ask", values::name);
-    let hint = "write sql = \"select count(*) …\": one row, one number";
-    let sql = section.require(report, "sql", hint, values::text);
-    let expect = section.read(report, "expect", values::word(&[("decreasing", Expect::Decreasing)]));
-    if let Some(name) = &name
-        && !names.insert(name.clone())
-    {
-        let text = format!("there is another probe {name:?}");
-        report.problem_at(&section.key("name"), text, "give each probe a name of its own");
-    }
-    section.finish(report);
-    Some(ProbeSettings {
-        name: name?,
-        database: database?,
-        sql: sql?,
-        expect: expect.unwrap_or(Expect::Decreasing),
-    })
 }
 
 /// `[[application]]`, each with the key it stands under.

@@ -225,37 +225,110 @@ pub struct BypassSettings {
     pub after: Duration,
 }
 
-/// How the figure of a probe must go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the answer of a probe must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Expect {
-    /// Down.
+    /// An answer at all: a status from 200 to 399, an exit status of 0.
+    Ok,
+    /// A number that goes down.
     Decreasing,
+    /// No row, or 0.
+    Empty,
+    /// A number below this.
+    Below(f64),
+}
+
+/// What a probe does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Asks PostgreSQL at the monitor's address, over a connection of its own for each time.
+    Sql {
+        /// Where to ask.
+        database: Arc<str>,
+        /// What: one row, one number.
+        sql: Arc<str>,
+        /// Role and password file; none is the monitor's.
+        role: Option<(Arc<str>, Option<PathBuf>)>,
+    },
+    /// Gets a page.
+    Http {
+        /// http or https, without user and password.
+        url: Arc<str>,
+        /// What the page must contain.
+        contains: Option<Arc<str>>,
+    },
+    /// Runs a program, without a shell.
+    Command {
+        /// Program and arguments, at least the first.
+        argv: Vec<Arc<str>>,
+    },
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => f.write_str("ok"),
+            Self::Decreasing => f.write_str("decreasing"),
+            Self::Empty => f.write_str("empty"),
+            Self::Below(limit) => write!(f, "< {limit}"),
+        }
+    }
+}
+
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sql { database, sql, .. } => write!(f, "{sql} in {database}"),
+            Self::Http { url, contains: None } => f.write_str(url),
+            Self::Http { url, contains: Some(text) } => write!(f, "{url} with {text:?}"),
+            Self::Command { argv } => f.write_str(&argv.join(" ")),
+        }
+    }
 }
 
 /// One `[[exit.probe]]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ProbeSettings {
     /// Shown.
     pub name: Arc<str>,
-    /// Where to ask.
-    pub database: Arc<str>,
-    /// What: one row, one number.
-    pub sql: Arc<str>,
-    /// How the number must go.
+    /// What.
+    pub ask: Ask,
+    /// How the answer must be.
     pub expect: Expect,
+    /// Time between two looks, 1 s to an hour.
+    pub interval: Duration,
+    /// Time for one look, at most a minute, never zero.
+    pub timeout: Duration,
 }
 
-/// `[exit]`: when an incident is over.
+/// `[exit]`: when an incident begins and is over.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExitSettings {
     /// Usage in percent.
     pub usage_below: f64,
-    /// How long every criterion must hold.
+    /// How long every criterion must hold, a second to a day.
     pub hold_for: Duration,
     /// Lanes whose transactions must succeed.
     pub critical_lanes: Vec<Arc<str>>,
+    /// Share of their transactions that may fail, in percent.
+    pub failures_below: f64,
+    /// Usage in percent from which an incident is open; none is the lowest `shed_above`, or 90 where no lane sheds.
+    pub opens_at: Option<f64>,
+    /// PostgreSQL's log, or the directory of its logs.
+    pub log_file: Option<PathBuf>,
     /// Figures to watch.
     pub probes: Vec<ProbeSettings>,
+}
+
+/// Where nothing sheds, an incident is open from this usage on, in percent.
+const OPENS_AT: f64 = 90.0;
+
+impl Config {
+    /// Usage in percent from which an incident is open.
+    pub fn opens_at(&self) -> f64 {
+        let lowest = self.settings.lanes.iter().filter_map(|lane| lane.shed_above).reduce(f64::min);
+        self.exit.opens_at.or(lowest).unwrap_or(OPENS_AT)
+    }
 }
 
 /// A whole configuration in which nothing is invalid.

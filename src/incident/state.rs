@@ -111,7 +111,7 @@ impl StateFile {
     /// understood is the caller's decision: a lost pause may drown the database, a refused start does for sure.
     pub fn load(&self) -> Result<Vec<PausedLane>, StateError> {
         let file = self.path();
-        let text = match read_bounded(&file) {
+        let text = match read_bounded(&file, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(StateError::Io { file, doing: "read", source }),
@@ -145,7 +145,7 @@ impl StateFile {
     }
 }
 
-fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(super) fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
     // A leftover of a crash may have other permissions, or be a link.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -156,10 +156,10 @@ fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
+    File::open(path)?.take(bytes_max + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than pgweir ever writes it"));
     }
     Ok(text)

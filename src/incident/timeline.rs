@@ -106,6 +106,18 @@ impl Timeline {
         self.memory.lock().entries.iter().cloned().collect()
     }
 
+    /// The entries from number `seq` on, oldest first: none costs next to nothing.
+    pub fn since(&self, seq: u64) -> Vec<TimelineEntry> {
+        let memory = self.memory.lock();
+        let new = memory.entries.iter().rev().take_while(|entry| entry.seq >= seq).count();
+        memory.entries.iter().skip(memory.entries.len() - new).cloned().collect()
+    }
+
+    /// The number of the next entry.
+    pub fn next_seq(&self) -> u64 {
+        self.memory.lock().next_seq
+    }
+
     /// Entries that are not on disk because it was too slow or failed.
     pub fn dropped_from_disk(&self) -> u64 {
         self.disk.as_ref().map_or(0, |disk| disk.queue.lock().dropped)

@@ -319,6 +319,9 @@ impl Desk {
                 TransactionEnd::Committed
             };
             self.lane().meter.ended(end);
+            if self.failed && !self.reset {
+                self.lane().meter.failed.fetch_add(1, Ordering::Relaxed);
+            }
         }
         self.settle();
         if self.reclassify || self.hub.epoch.load(Ordering::Relaxed) != self.epoch {

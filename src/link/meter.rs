@@ -79,6 +79,8 @@ pub struct Meter {
     /// Requests, first byte in to ReadyForQuery out.
     pub query: Histogram,
     ends: [AtomicU64; 4],
+    /// Transactions in which PostgreSQL raised an error, those that went on after a savepoint included; not those that were reset.
+    pub failed: AtomicU64,
     /// Rollbacks as a leak.
     pub rollbacks: AtomicU64,
     /// Disconnects as a leak.

@@ -146,7 +146,15 @@ pub struct Opened {
 /// # Errors
 /// A sentence for the operator: no name, no connection, refused by PostgreSQL, or longer than `connect_timeout`.
 pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
-    match tokio::time::timeout(settings.connect_timeout, log_in(settings)).await {
+    open_as(settings, APPLICATION_NAME).await
+}
+
+/// The same under another `application_name`.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_as(settings: &MonitorSettings, application_name: &str) -> Result<Opened, String> {
+    match tokio::time::timeout(settings.connect_timeout, log_in(settings, application_name)).await {
         Ok(result) => result,
         Err(_) => {
             Err(format!("{}: no login within {} ms", settings.address, settings.connect_timeout.as_millis()))
@@ -154,7 +162,7 @@ pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
     }
 }
 
-async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
+async fn log_in(settings: &MonitorSettings, application_name: &str) -> Result<Opened, String> {
     let dialled = dial(&settings.address, settings.tls.as_ref()).await;
     let (inner, private) = dialled.map_err(|error| format!("{}: {error}", settings.address))?;
     let answered = if private { Answered::All } else { Answered::NotInTheClear };
@@ -163,7 +171,7 @@ async fn log_in(settings: &MonitorSettings) -> Result<Opened, String> {
     let pid = Arc::new(AtomicI32::new(0));
     let stream = Sniffed { inner, scan: KeyScan::default(), pid: Arc::clone(&pid) };
     let mut config = Config::new();
-    config.user(&settings.user).dbname(&settings.database).application_name(APPLICATION_NAME);
+    config.user(&settings.user).dbname(&settings.database).application_name(application_name);
     config.ssl_mode(SslMode::Disable);
     if let Some(password) = &settings.password {
         config.password(password.as_bytes());

@@ -8,11 +8,8 @@ use super::{Drill, measured, show, show_ms, thousands};
 use crate::drill::expect::Scope;
 use crate::drill::operator::Outcome;
 use crate::drill::run::Run;
+use crate::page::{Page, document, escape};
 
-const UPLOT_JS: &str = include_str!("../../../third_party/uplot/uPlot.iife.min.js");
-const UPLOT_CSS: &str = include_str!("../../../third_party/uplot/uPlot.min.css");
-const UPLOT_LICENSE: &str = include_str!("../../../third_party/uplot/LICENSE");
-const PAGE_CSS: &str = include_str!("page.css");
 const PAGE_JS: &str = include_str!("page.js");
 
 /// The page. Nothing in it is loaded from elsewhere.
@@ -20,10 +17,7 @@ pub fn page(drill: &Drill<'_>) -> String {
     let title = escape(&drill.scenario.title);
     let broken = if drill.held() { "" } else { " broken" };
     let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\
-         <title>Drill: {title}</title><style>{UPLOT_CSS}{PAGE_CSS}</style></head><body>\n\
-         <h1>{title}</h1>\n<p>{}</p>\n<p class=\"verdict{broken}\">{}</p>\n<p class=\"soft\">Scenario {}, seed {}. {}</p>\n",
+        "<h1>{title}</h1>\n<p>{}</p>\n<p class=\"verdict{broken}\">{}</p>\n<p class=\"soft\">Scenario {}, seed {}. {}</p>\n",
         escape(&drill.sentence()),
         escape(&drill.verdict()),
         escape(drill.name),
@@ -43,17 +37,8 @@ pub fn page(drill: &Drill<'_>) -> String {
     table(&mut out, drill);
     expectations(&mut out, drill);
     sections(&mut out, drill);
-    let data = data(drill).to_string().replace('<', "\\u003c");
-    let _ = write!(
-        out,
-        "<script type=\"application/json\" id=\"drill\">{data}</script>\n<script>/*\n{UPLOT_LICENSE}*/\n{UPLOT_JS}</script>\n\
-         <script>{PAGE_JS}</script>\n</body></html>\n"
-    );
-    out
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    let title = format!("Drill: {}", drill.scenario.title);
+    document(&Page { title: &title, body: &out, data: ("drill", &data(drill)), script: PAGE_JS })
 }
 
 fn table(out: &mut String, drill: &Drill<'_>) {
@@ -204,11 +189,6 @@ fn data(drill: &Drill<'_>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_others_wrote_cannot_become_markup() {
-        assert_eq!(escape("<b>&\"</b>"), "&lt;b&gt;&amp;&quot;&lt;/b&gt;");
-    }
 
     #[test]
     fn a_page_of_nothing_is_still_a_page_and_loads_nothing() {

@@ -1,0 +1,391 @@
+"""When an incident begins and is over: criteria, probes, PostgreSQL's log, the record of it, and the report."""
+
+import http.server
+import json
+import os
+import ssl
+import threading
+import time
+
+import psycopg2
+import pytest
+
+from harness import background, certs, eventually, holds, lane
+
+pytestmark = pytest.mark.weir
+
+HOLD = "2s"
+DONE, NOT_MET = 0, 1
+
+
+@pytest.fixture(scope="module")
+def cluster_settings():
+    return {"max_connections": 25, "logging_collector": "on", "log_filename": "postgresql.log", "log_file_mode": "0644"}
+
+
+def lanes(**web):
+    return [lane("web", quota=15, priority=0, **web), lane("cron", freeze=True, quota=5), lane("other", default=True, quota=5)]
+
+
+@pytest.fixture
+def start(make_weir):
+    """Starts a pgweir with an [exit]; a window of two seconds unless told otherwise."""
+    def make(probes=(), **exit):
+        rest = {key: exit.pop(key) for key in ("lanes", "monitor", "env") if key in exit}
+        exit = {"usage_below": 75, "hold_for": HOLD, **exit}
+        if probes:
+            exit["probe"] = list(probes)
+        return make_weir(lanes=rest.pop("lanes", lanes()), exit=exit, **rest)
+    return make
+
+
+def criteria(weir):
+    return {row["criterion"]: row for row in weir.admin("SHOW EXIT")}
+
+
+def state(weir, name):
+    return criteria(weir)[name]["state"]
+
+
+def incidents(weir):
+    return weir.admin("SHOW INCIDENTS")
+
+
+def became(weir, name, wanted, **more):
+    return eventually(lambda: state(weir, name) == wanted and criteria(weir)[name], what=f"{name} {wanted}", **more)
+
+
+def opened(weir, trigger):
+    rows = eventually(lambda: [row for row in incidents(weir) if row["trigger"] == trigger], what=f"an incident by {trigger}")
+    return rows[-1]
+
+
+def record(weir, number):
+    return json.loads(weir.admin(f"SHOW INCIDENT {number}")[0]["incident"])
+
+
+def fill(cluster, tidy, usable):
+    """Takes PostgreSQL's connections beside pgweir until `usable` are left for others than superusers."""
+    taken, refused = [], 0
+
+    def full():
+        nonlocal refused
+        if usable and cluster.value("select count(*) from pg_stat_activity where backend_type = 'client backend'") - 1 >= 25 - 3 - usable:
+            return True
+        try:
+            taken.append(tidy(cluster.direct(user="odoo", app="bypass", tcp=True)))
+            refused = 0
+        except psycopg2.OperationalError:
+            refused += 1
+        # A backend that is ending still has its place for a moment: full is what stays full.
+        return refused >= 5
+    eventually(full, interval=0.05, what="PostgreSQL is full")
+    return taken
+
+
+# -- incidents ---------------------------------------------------------------------------------------------------
+
+def test_freeze_opens_an_incident_that_survives_kill_9_and_ends_when_all_is_met(start):
+    weir = start(hold_for="4s")
+    assert incidents(weir) == [] and weir.admin("SHOW INCIDENT 1") == []
+    weir.admin("FREEZE REASON 'the sale is on'")
+    row = opened(weir, "freeze")
+    assert (row["state"], row["closed_at"]) == ("open", None) and "the sale is on" in row["cause"]
+    assert weir.timeline_has("incident_opened", "FREEZE by admin")
+    weir.kill9()
+    weir.start()
+    assert incidents(weir)[0]["state"] == "open", "a restart loses no incident"
+    assert not any(row["state"] == "met" for row in criteria(weir).values()), "what was before proves nothing"
+    weir.admin("NOTE 'called the carrier'")
+    closed = eventually(lambda: incidents(weir)[0]["closed_at"], what="closed")
+    assert closed > row["opened_at"]
+    assert weir.timeline_has("incident_closed", "every criterion was met for 4 s", "still paused: cron")
+    events = [event["event"] for event in record(weir, 1)["events"]]
+    after = events[events.index("incident_opened"):]
+    assert events.index("freeze") < events.index("incident_opened") and after.index("start") < after.index("note")
+    eventually(lambda: json.loads((weir.state / "incidents" / "1.json").read_text())["closed_at"], what="saved")
+    weir.kill9()
+    weir.start()
+    assert [row["state"] for row in incidents(weir)] == ["closed"] and record(weir, 1)["criteria"], "kept"
+    weir.admin("FREEZE")
+    eventually(lambda: [row["id"] for row in incidents(weir)] == [1, 2], what="another one, with a number of its own")
+
+
+def test_usage_opens_one_by_crossing_the_lowest_threshold(start, cluster, tidy):
+    weir = start(lanes=lanes(shed_above=60, shed_below=50))
+    eventually(lambda: weir.usage()["percent"] is not None, what="a sample")
+    assert incidents(weir) == []
+    taken = fill(cluster, tidy, usable=2)
+    row = opened(weir, "usage")
+    assert "from 60 % on" in row["cause"] and row["peak_percent"] >= 60
+    taken += fill(cluster, tidy, usable=0)
+    usage = eventually(lambda: "not below 75 %" in (row := criteria(weir)["usage"])["reason"] and row, what="usage is seen")
+    assert usage["state"] == "not met" and usage["wanted"] == "below 75 % for 2 s"
+    holds(lambda: incidents(weir)[-1]["state"] == "open", 3, what="open as long as usage is high")
+    for connection in taken:
+        connection.close()
+    eventually(lambda: incidents(weir)[-1]["state"] == "closed", what="closed")
+    assert record(weir, row["id"])["figures"]["rows"][0]["connections"] > 10
+
+
+def test_a_true_53300_opens_one_even_without_a_monitor(start, cluster, tidy):
+    weir = start(monitor={"user": None})
+    fill(cluster, tidy, usable=0)
+    with pytest.raises(psycopg2.OperationalError):
+        weir.connect("web", connect_timeout=3)
+    assert opened(weir, "too_many_clients")
+    assert state(weir, "too_many_clients") == "not met"
+    usage = criteria(weir)["usage"]
+    assert usage["state"] == "unknown" and "not known" in usage["reason"]
+    holds(lambda: incidents(weir)[-1]["state"] == "open", 3, what="what is not known is not met")
+
+
+def test_a_reload_changes_the_criteria_and_keeps_the_incident(start):
+    weir = start(hold_for="1h")
+    weir.admin("FREEZE")
+    opened(weir, "freeze")
+    weir.write(exit={"hold_for": "1s", "usage_below": 80, "critical_lanes": ["web"]})
+    weir.admin("RELOAD")
+    assert criteria(weir)["usage"]["wanted"] == "below 80 % for 1 s"
+    became(weir, "usage", "met")
+    assert state(weir, "lane web") == "not met" and incidents(weir)[0]["state"] == "open"
+    connection = weir.connect("web")
+
+    def commit():
+        with connection, connection.cursor() as cur:
+            cur.execute("select 1")
+        return incidents(weir)[0]["state"] == "closed"
+    eventually(commit, what="closed once web commits")
+    connection.close()
+
+
+def test_a_critical_lane_that_fails_is_not_met(start):
+    weir = start(critical_lanes=["web"], failures_below=10)
+    connection = weir.connect("web", autocommit=True)
+
+    def work(bad):
+        with connection.cursor() as cur:
+            for n in range(10):
+                try:
+                    cur.execute("select 1 / %s", (0 if bad and n < 5 else 1,))
+                except psycopg2.Error:
+                    pass
+        return criteria(weir)["lane web"]
+    row = eventually(lambda: (row := work(True)) and "% of" in row["reason"] and row, what="failures are seen")
+    assert row["state"] == "not met" and "not below 10 %" in row["reason"]
+    eventually(lambda: work(False)["state"] == "met", what="met again")
+    connection.close()
+
+
+# -- probes ------------------------------------------------------------------------------------------------------
+
+class Site:
+    """A little web server: what it answers can be changed."""
+
+    def __init__(self, pair=None):
+        site = self
+        self.status, self.body, self.seen = 200, b"<h1>Log in</h1>", []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.seen.append((self.path, self.headers["User-Agent"]))
+                self.send_response(site.status)
+                self.send_header("Content-Length", str(len(site.body)))
+                self.end_headers()
+                self.wfile.write(site.body)
+
+            def log_message(self, *args):
+                pass
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if pair:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pair.certificate, pair.key)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http{'s' if pair else ''}://127.0.0.1:{self.server.server_port}/web/login"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def site(tidy):
+    return tidy(Site())
+
+
+def test_http_probes(start, site):
+    weir = start([{"name": "login", "http": site.url, "contains": "Log in", "interval": "1s", "timeout": "1s"},
+                  {"name": "dead", "http": "http://127.0.0.1:9/", "interval": "1s", "timeout": "1s"}])
+    became(weir, "probe login", "met")
+    assert site.seen[0][0] == "/web/login" and site.seen[0][1].startswith("pgweir/")
+    dead = criteria(weir)["probe dead"]
+    assert dead["state"] == "not met" and "refused" in dead["reason"].lower()
+    site.body = b"<h1>Sorry</h1>"
+    assert "is not in the page" in became(weir, "probe login", "not met")["reason"]
+    site.status = 503
+    eventually(lambda: "503" in criteria(weir)["probe login"]["reason"], what="the status")
+    site.status, site.body = 303, b"Log in"
+    became(weir, "probe login", "met")
+
+
+def test_https_probes_trust_whom_the_system_trusts(start, tidy):
+    authority, stranger = certs.Authority(), certs.Authority("a stranger")
+    sites = [tidy(Site(one.issue("site", san="IP:127.0.0.1"))) for one in (authority, stranger)]
+    weir = start([{"name": name, "http": site.url, "interval": "1s", "timeout": "1s"} for name, site in zip(("known", "strange"), sites)],
+                 env={"SSL_CERT_FILE": str(authority.file), "SSL_CERT_DIR": "/nonexistent"})
+    became(weir, "probe known", "met")
+    strange = criteria(weir)["probe strange"]
+    assert strange["state"] == "not met" and "certificate" in strange["reason"]
+
+
+def test_command_probes(start, tmp_path):
+    tmp_path.chmod(0o755)
+    figure = tmp_path / "figure"
+    figure.write_text("3\n")
+    mark = tmp_path / "alive"
+    slow = f"sleep 30; touch {mark}"
+    weir = start([{"name": "true", "command": ["true"], "interval": "1s", "timeout": "1s"},
+                  {"name": "false", "command": ["sh", "-c", "echo out of paper >&2; exit 3"], "interval": "1s", "timeout": "1s"},
+                  {"name": "few", "command": ["cat", str(figure)], "expect": "< 10", "interval": "1s", "timeout": "1s"},
+                  {"name": "slow", "command": ["sh", "-c", slow], "interval": "1s", "timeout": "500ms"},
+                  {"name": "loud", "command": ["sh", "-c", "head -c 1000000 /dev/zero; echo"], "interval": "1s", "timeout": "1s"},
+                  {"name": "absent", "command": ["/no/such/program"], "interval": "1s", "timeout": "1s"},
+                  {"name": "bare", "command": ["sh", "-c", "test -z \"$PGWEIR_SECRET\""], "interval": "1s", "timeout": "1s"}])
+    for name in ("true", "few", "loud", "bare"):
+        became(weir, f"probe {name}", "met")
+    rows = criteria(weir)
+    assert "exit status: 3" in rows["probe false"]["reason"] and "out of paper" in rows["probe false"]["reason"]
+    assert "no answer within 500 ms" in rows["probe slow"]["reason"]
+    assert "cannot run /no/such/program" in rows["probe absent"]["reason"]
+    figure.write_text("10")
+    assert became(weir, "probe few", "not met")["reason"] == "10 is not below 10"
+    figure.write_text("many")
+    assert "no number" in became(weir, "probe few", "unknown")["reason"]
+    children = [line for line in os.popen("ps -eo args").read().splitlines() if slow in line]
+    assert len(children) <= 2, "what takes too long is killed with its children"
+
+
+def test_sql_probes_leave_no_connection_and_let_their_database_be_dropped(start, cluster):
+    cluster.sql("create database shop owner odoo")
+    cluster.sql("create table queue (n int); grant select on queue to pgweir, odoo; insert into queue values (40)", dbname="shop")
+    every = {"database": "shop", "interval": "1s", "timeout": "1s"}
+    weir = start([{"name": "queue", "sql": "select n from queue", **every},
+                  {"name": "no rows", "sql": "select n from queue where n < 0", "expect": "empty", **every},
+                  {"name": "few", "sql": "select n from queue", "expect": "< 100", "user": "odoo", **every},
+                  {"name": "text", "sql": "select 'x'", "expect": "== 0", **every},
+                  {"name": "rows", "sql": "select generate_series(1, 1000000)", "expect": "empty", **every},
+                  {"name": "writes", "sql": "insert into queue values (1) returning 0", "expect": "empty", "user": "odoo", **every},
+                  {"name": "slow", "sql": "select pg_sleep(30)::text", "expect": "empty", **every}])
+    for name in ("no rows", "few"):
+        became(weir, f"probe {name}", "met", timeout=30)
+    assert "does not go down" in criteria(weir)["probe queue"]["reason"]
+    numbers = iter(range(39, 0, -1))
+
+    def falls():
+        cluster.sql("update queue set n = %s", next(numbers, 0), dbname="shop")
+        time.sleep(0.2)
+        return state(weir, "probe queue") == "met"
+    eventually(falls, timeout=20, what="decreasing")
+    rows = criteria(weir)
+    assert "no number" in rows["probe text"]["reason"] and "more than one row" in rows["probe rows"]["reason"]
+    assert "read-only" in rows["probe writes"]["reason"] or "denied" in rows["probe writes"]["reason"]
+    assert rows["probe slow"]["state"] == "unknown"
+    assert cluster.value("select count(*) from pg_stat_activity where query like 'select pg_sleep(30)%%'") <= 1
+    # PostgreSQL waits five seconds for sessions to leave: no probe stays that long.
+    cluster.sql("drop database shop")
+    gone = eventually(lambda: "does not exist" in (row := criteria(weir)["probe few"])["reason"] and row, what="gone")
+    assert gone["state"] == "unknown"
+    slots = {name: row["slots"] for name, row in weir.lanes().items()}
+    assert slots == {"web": 0, "cron": 0, "other": 0}, "probes cost no lane a slot"
+
+
+# -- PostgreSQL's log --------------------------------------------------------------------------------------------
+
+def test_the_log_tells_of_those_who_bypass_pgweir_and_is_followed_through_rotation(start, cluster, tidy):
+    log = cluster.data / "log" / "postgresql.log"
+    fill(cluster, tidy, usable=0)
+    weir = start(log_file=str(log), monitor={"user": None})
+    became(weir, "log", "met")
+    assert incidents(weir) == [], "what was in the log before is history"
+
+    def refused():
+        with pytest.raises(psycopg2.OperationalError, match="too many clients|remaining connection slots"):
+            cluster.direct(user="odoo", tcp=True)
+    refused()
+    assert opened(weir, "log")
+    row = criteria(weir)["log"]
+    assert row["state"] == "not met" and "1 in all" in row["measured"]
+    assert weir.timeline_has("log_too_many_clients", "bypass")
+    log.rename(log.with_suffix(".1"))
+    cluster.sql("select pg_rotate_logfile()")
+    eventually(log.exists, what="a new log")
+    refused()
+    eventually(lambda: "2 in all" in criteria(weir)["log"]["measured"], what="the new file is read")
+    os.truncate(log, 0)
+    time.sleep(1.5)
+    refused()
+    eventually(lambda: "3 in all" in criteria(weir)["log"]["measured"], what="the truncated file is read")
+    became(weir, "log", "met")
+
+
+def test_a_log_that_cannot_be_read_is_unknown(start, tmp_path):
+    weir = start(log_file=str(tmp_path / "absent.log"))
+    row = eventually(lambda: "No such file" in (row := criteria(weir)["log"])["reason"] and row, what="the reason")
+    assert row["state"] == "unknown" and "absent.log" in row["reason"]
+    assert weir.cli("exit").returncode == NOT_MET
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+def test_exit_says_not_over_until_it_is_and_waits(start):
+    weir = start(hold_for="3s")
+    weir.admin("FREEZE REASON 'x'")
+    opened(weir, "freeze")
+    done = weir.cli("exit")
+    assert done.returncode == NOT_MET and done.stdout.startswith("NOT OVER: "), done.stdout
+    assert "incident 1" in done.stdout and "usage" in done.stdout and "so far" in done.stdout
+    data = json.loads(weir.cli("exit", "--json").stdout)
+    assert data["met"] is False and data["incident"]["id"] == 1
+    assert {row["criterion"] for row in data["criteria"]} == {"usage", "too_many_clients", "refusals"}
+    done = weir.cli("exit", "--wait", "--timeout", "1s")
+    assert done.returncode == NOT_MET and "not over within the time given" in done.stdout
+    done = weir.cli("exit", "--wait")
+    assert done.returncode == DONE, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("OVER: 3 of 3 criteria met") and "usage: met" in done.stdout
+    assert weir.cli("exit").returncode == DONE
+    assert weir.cli("exit", "--timeout", "1s").returncode == 2, "without --wait there is nothing to time"
+
+
+def test_waiting_outlives_a_restart_of_pgweir(start):
+    weir = start(hold_for="3s")
+    waiting = background(weir.cli, "exit", "--wait", "--json")
+    time.sleep(1)
+    weir.kill9()
+    weir.start()
+    done = waiting.result(30)
+    assert done.returncode == DONE and json.loads(done.stdout)["met"] is True, done.stdout + done.stderr
+
+
+def test_the_report_tells_who_did_what_in_both_formats(start, tmp_path):
+    weir = start(probes=[{"name": "yes", "command": ["echo", "0"], "expect": "empty", "interval": "1s", "timeout": "1s"}])
+    assert weir.cli("report").returncode == 1, "nothing to report"
+    weir.admin("FREEZE REASON '<b>sale</b> | now'")
+    opened(weir, "freeze")
+    open_report = weir.cli("report", "--incident", "latest").stdout
+    assert "It is still open" in open_report
+    weir.admin("NOTE 'called the carrier'")
+    weir.admin("RESUME ALL")
+    eventually(lambda: incidents(weir)[0]["state"] == "closed", what="closed")
+    text = weir.cli("report").stdout
+    for part in ("# Incident 1", "called the carrier", "freeze", "resume", "incident_opened", "every criterion was met", "probe yes",
+                 "&lt;b>sale", "| web |", "## Who did what"):
+        assert part in text, f"{part}\n{text}"
+    page = tmp_path / "report.html"
+    done = weir.cli("report", "--incident", "1", "--format", "html", "--output", str(page))
+    assert done.returncode == DONE, done.stderr
+    html = page.read_text()
+    for part in ("called the carrier", "&lt;b&gt;sale", "resume", "uPlot", "probe yes"):
+        assert part in html
+    assert "<b>sale" not in html and "src=" not in html and "http://" not in html.split("<script")[0]
+    assert weir.cli("report", "--incident", "9").returncode == 1
