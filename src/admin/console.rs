@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::answer::Login;
 use super::io::{End, Stream, Wire};
 use super::parse::Failure;
+use super::places::Place;
 use super::session::Session;
 use super::{STARTUP_TIMEOUT, Shared};
 use crate::auth::scram::{self, Failed, Server};
@@ -29,10 +30,17 @@ const FAILURE_DELAY: Duration = Duration::from_secs(1);
 const LOGIN_MESSAGE_LEN_MAX: usize = 4096;
 
 /// Serves one connection to its end.
-pub(crate) async fn run(stream: Box<dyn Stream>, peer: SocketAddr, shared: &Shared, is_secure: bool) {
+pub(crate) async fn run(
+    stream: Box<dyn Stream>,
+    peer: SocketAddr,
+    shared: &Shared,
+    place: &Place,
+    is_secure: bool,
+) {
     let mut wire = Wire::new(stream);
     let end = match timeout(STARTUP_TIMEOUT, login(&mut wire, peer, shared, is_secure)).await {
         Ok(Ok(login)) => {
+            place.settle(true);
             tracing::debug!(%peer, user = ?login.user, database = ?login.database, "admin console: login");
             let mut session = Session::new(wire, login, std::sync::Arc::clone(&shared.control));
             let end = session.run().await;

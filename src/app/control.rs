@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use tokio::sync::watch;
+
 use super::{App, metrics};
 use crate::admin::command::Command;
 use crate::admin::control::{Control, Operator, Reply};
@@ -53,6 +55,14 @@ impl Control for App {
 
     fn timeline(&self) -> Vec<TimelineEntry> {
         self.timeline.entries()
+    }
+
+    fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry> {
+        self.timeline.entries_after(seq)
+    }
+
+    fn timeline_changed(&self) -> watch::Receiver<u64> {
+        self.timeline.changed()
     }
 
     fn config(&self) -> Vec<(String, String)> {
