@@ -624,6 +624,26 @@ fn http_answers_monitoring_without_a_password() {
 }
 
 #[test]
+fn a_command_is_finished_when_who_asked_hangs_up() {
+    with_port(Fake::default(), async |at, fake| {
+        let request = "POST /api/v1/lanes/web/pause HTTP/1.1\r\nhost: localhost\r\nauthorization: Basic \
+                       YWRtaW46cGEgc3Mnd8O2cmQ=\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n\
+                       {\"on\":\"hold\",\"reason\":\"sale\"}";
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        drop(stream);
+        while fake.told.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let told = fake.told.lock().unwrap().clone();
+        assert_eq!(told[0].0, Operator { name: "admin (http)".into(), may_change: true });
+        let how = Some(Disposition::Hold);
+        let want = Command::Pause { lane: "web".into(), how, duration: None, reason: "sale".into() };
+        assert_eq!(told[0].1, want);
+    });
+}
+
+#[test]
 fn connections_are_bounded_and_who_asks_for_nothing_gives_way() {
     with_port(Fake::default(), async |at, _| {
         let health = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";

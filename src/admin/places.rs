@@ -66,6 +66,11 @@ impl Place {
         self.seat.settled.store(settled, Ordering::Relaxed);
     }
 
+    /// Whether nobody may take it.
+    pub fn is_settled(&self) -> bool {
+        self.seat.settled.load(Ordering::Relaxed)
+    }
+
     /// Returns when a newcomer was given the place. Who holds it ends its connection then.
     pub async fn taken(&self) {
         self.seat.taken.notified().await;

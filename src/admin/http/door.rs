@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -14,16 +14,20 @@ use super::credentials::{self, Unknown};
 use super::origin::{self, Foreign};
 use super::reply::{error, secure};
 use super::{Connection, Site, is_open};
+use crate::admin::HTTP_MAX;
 use crate::admin::control::Operator;
 use crate::clock;
 use crate::lanes::rate::Rate;
 
-/// A wrong password is answered after this long, as at the console: one guess a second and connection.
+/// A wrong password is answered after this long, as at the console.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
+/// Wrong passwords a second at most, hung up or not; while there are so many, only connections that have shown a right one are heard.
+/// Half of HTTP's places: a guesser must not use up those of monitoring.
+pub(super) const PENALTIES_MAX: usize = HTTP_MAX / 2;
 /// Requests a second of each kind, and in a burst.
 const SCRAPES_PER_S: f64 = 100.0;
 const READS_PER_S: f64 = 100.0;
-const COMMANDS_PER_S: f64 = 20.0;
+const COMMANDS_PER_S: f64 = 100.0;
 
 /// How often each kind of request is answered.
 pub(super) struct Rates {
@@ -69,16 +73,16 @@ async fn admit(
         return if request.uri().path() == "/metrics" { take(&site.rates.scrapes) } else { Ok(()) };
     }
     origin::check_host(request.uri(), request.headers(), &site.hosts.load()).map_err(foreign)?;
+    let known = connection.is_some_and(Connection::is_settled);
+    if !known && site.penalties.available_permits() == 0 && request.headers().contains_key(AUTHORIZATION) {
+        return Err(too_many("too many wrong passwords are being tried"));
+    }
     let user = match credentials::user(request.headers(), &site.users) {
         Ok(user) => user,
-        Err(unknown) => {
-            if unknown == Unknown::Wrong {
-                let peer = connection.map(|connection| connection.peer);
-                tracing::warn!(?peer, "admin http: wrong password or unknown user");
-                connection.iter().for_each(|connection| connection.settle(false));
-                tokio::time::sleep(FAILURE_DELAY).await;
-            }
-            return Err(unauthorized(unknown));
+        Err(Unknown::Silent) => return Err(unauthorized("a password is needed")),
+        Err(Unknown::Wrong) => {
+            penalty(site, connection).await;
+            return Err(unauthorized("password authentication failed"));
         }
     };
     connection.iter().for_each(|connection| connection.settle(true));
@@ -102,9 +106,27 @@ fn take(rate: &Mutex<Rate>) -> Result<(), Box<Response>> {
         rate.take(now);
         return Ok(());
     }
-    let mut response = error(StatusCode::TOO_MANY_REQUESTS, "too many requests", "ask once a second");
+    Err(too_many("too many requests"))
+}
+
+fn too_many(text: &str) -> Box<Response> {
+    let mut response = error(StatusCode::TOO_MANY_REQUESTS, text, "ask once a second");
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    Err(Box::new(response))
+    Box::new(response)
+}
+
+/// A wrong password costs its time even if who tried it hangs up: else a guesser would be as fast as it can connect.
+async fn penalty(site: &Site, connection: Option<&Connection>) {
+    let peer = connection.map(|connection| connection.peer);
+    tracing::warn!(?peer, "admin http: wrong password or unknown user");
+    connection.iter().for_each(|connection| connection.settle(false));
+    let permit = Arc::clone(&site.penalties).try_acquire_owned();
+    let paid = tokio::spawn(async move {
+        tokio::time::sleep(FAILURE_DELAY).await;
+        drop(permit);
+    });
+    // It neither panics nor is aborted.
+    let _ = paid.await;
 }
 
 fn foreign(foreign: Foreign) -> Box<Response> {
@@ -118,11 +140,7 @@ fn foreign(foreign: Foreign) -> Box<Response> {
     Box::new(error(StatusCode::FORBIDDEN, text, hint))
 }
 
-fn unauthorized(unknown: Unknown) -> Box<Response> {
-    let text = match unknown {
-        Unknown::Silent => "a password is needed",
-        Unknown::Wrong => "password authentication failed",
-    };
+fn unauthorized(text: &str) -> Box<Response> {
     let hint = "Authorization: Basic with user and password, or Bearer with the password";
     let mut response = error(StatusCode::UNAUTHORIZED, text, hint);
     let challenge = HeaderValue::from_static("Basic realm=\"pgweir\", charset=\"UTF-8\"");

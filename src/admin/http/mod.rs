@@ -32,6 +32,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 
@@ -39,7 +40,7 @@ use super::control::Control;
 use super::io::{Stream, WRITE_TIMEOUT, say_and_close};
 use super::places::Place;
 use super::{AdminUser, MESSAGE_LEN_MAX, STARTUP_TIMEOUT};
-use door::Rates;
+use door::{PENALTIES_MAX, Rates};
 use events::Feed;
 use reply::error;
 
@@ -55,6 +56,8 @@ pub(crate) struct Site {
     /// Names under which the port may be reached, besides addresses and localhost.
     hosts: Arc<ArcSwap<Vec<String>>>,
     rates: Rates,
+    /// Wrong passwords that have not been paid for yet.
+    penalties: Arc<Semaphore>,
     feed: Arc<Feed>,
 }
 
@@ -65,7 +68,14 @@ impl Site {
         hosts: Arc<ArcSwap<Vec<String>>>,
     ) -> Self {
         let feed = Arc::new(Feed::new(Arc::clone(&control)));
-        Self { control, users, hosts, rates: Rates::default(), feed }
+        Self {
+            control,
+            users,
+            hosts,
+            rates: Rates::default(),
+            penalties: Arc::new(Semaphore::new(PENALTIES_MAX)),
+            feed,
+        }
     }
 }
 
@@ -80,6 +90,11 @@ impl Connection {
     /// Whether it keeps its places while others want some.
     fn settle(&self, settled: bool) {
         self.places.iter().for_each(|place| place.settle(settled));
+    }
+
+    /// Whether somebody has shown a password on it.
+    fn is_settled(&self) -> bool {
+        self.places.iter().all(Place::is_settled)
     }
 }
 

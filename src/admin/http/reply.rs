@@ -33,7 +33,8 @@ pub(super) fn secure(headers: &mut HeaderMap) {
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
-/// OpenMetrics as Prometheus' older text format: there a counter's family has the name of its samples, and nothing marks the end.
+/// OpenMetrics as Prometheus' older text format: there a counter's family has the name of its samples, nothing marks the end, and `le`
+/// stands last by custom.
 pub(super) fn classic(openmetrics: &str) -> String {
     let mut out = String::with_capacity(openmetrics.len());
     let mut lines = openmetrics.lines().filter(|line| *line != "# EOF").peekable();
@@ -46,10 +47,19 @@ pub(super) fn classic(openmetrics: &str) -> String {
             Some((word, (name, rest))) if is_counter => {
                 out.push_str(&format!("{word}{name}_total {rest}\n"));
             }
-            _ => {
-                out.push_str(line);
-                out.push('\n');
-            }
+            _ => match line
+                .split_once("_bucket{le=")
+                .and_then(|(name, rest)| Some((name, rest.split_once(',')?)))
+            {
+                Some((name, (bound, rest))) => {
+                    let (labels, value) = rest.rsplit_once('}').unwrap_or((rest, ""));
+                    out.push_str(&format!("{name}_bucket{{{labels},le={bound}}}{value}\n"));
+                }
+                None => {
+                    out.push_str(line);
+                    out.push('\n');
+                }
+            },
         }
     }
     out
@@ -66,5 +76,6 @@ mod tests {
         let classic_text =
             "# HELP a_total Some.\n# TYPE a_total counter\na_total 1\n# HELP b Other.\n# TYPE b gauge\nb 2\n";
         assert_eq!(classic(openmetrics), classic_text);
+        assert_eq!(classic("h_bucket{le=\"0.5\",lane=\"a}b\"} 3\n"), "h_bucket{lane=\"a}b\",le=\"0.5\"} 3\n");
     }
 }
