@@ -178,6 +178,16 @@ def test_foreign_hosts(weir):
     assert weir.lane("cron")["state"] == "open"
 
 
+def test_hosts_follow_a_reload(make_weir):
+    weir = make_weir()
+    named = {"Host": "new.example:6433"}
+    assert ask(weir, "GET", "/api/v1/lanes", headers=named)[0] == 403
+    weir.config["admin"]["hosts"] = ["new.example"]
+    weir.reload()
+    eventually(lambda: ask(weir, "GET", "/api/v1/lanes", headers=named)[0] == 200)
+    assert [row for row in weir.admin("SHOW CONFIG") if row["key"] == "admin.hosts" and "new.example" in row["value"]]
+
+
 def test_foreign_origins(weir):
     ours = f"http://127.0.0.1:{weir.admin_port}"
     for origin in ("http://evil.example", "null", "https://127.0.0.1", "http://127.0.0.1:1", "file://", ""):

@@ -115,6 +115,24 @@ mod tests {
         assert_eq!(user(&HeaderMap::new(), &users).err(), Some(Unknown::Silent));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_header_panics_or_logs_in(bytes: Vec<u8>, scheme in "(Basic |Bearer |basic|[a-z ]*)", text in "[A-Za-z0-9+/=:]*") {
+            // Deriving their verifiers takes a while: once is enough.
+            static USERS: std::sync::LazyLock<Vec<AdminUser>> = std::sync::LazyLock::new(users);
+            let users = &*USERS;
+            for value in [bytes, format!("{scheme}{text}").into_bytes()] {
+                let Ok(value) = axum::http::HeaderValue::from_bytes(&value) else { continue };
+                let mut headers = HeaderMap::new();
+                headers.insert(AUTHORIZATION, value.clone());
+                headers.insert(USER_AGENT, value);
+                let found = user(&headers, users).map(|user| user.name.clone());
+                proptest::prop_assert!(found.is_err() || text == "look");
+                proptest::prop_assert!(operator_name("admin", &headers).len() < 64);
+            }
+        }
+    }
+
     #[test]
     fn the_timeline_says_by_what_it_was_done() {
         let name = |agent: &'static str| {
