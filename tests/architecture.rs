@@ -27,7 +27,18 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/incident/", &["incident", "clock", "snapshot"]),
     (
         "src/admin/",
-        &["admin", "auth::scram", "snapshot", "wire", "reason", "clock", "lanes::settings", "tls"],
+        &[
+            "admin",
+            "auth::fingerprint",
+            "auth::scram",
+            "snapshot",
+            "wire",
+            "reason",
+            "clock",
+            "lanes::rate",
+            "lanes::settings",
+            "tls",
+        ],
     ),
     ("src/config/", &["config", "lanes::settings", "reason"]),
     // A report is made of the record as it was written.
@@ -65,6 +76,8 @@ const PURE: &[&str] = &[
     "src/incident/book.rs",
     "src/incident/exit.rs",
     "src/incident/exit/",
+    "src/admin/http/credentials.rs",
+    "src/admin/http/origin.rs",
     "src/incident/growth.rs",
     "src/incident/record.rs",
     "src/page/",

@@ -173,6 +173,14 @@ fn addresses_are_checked() {
     );
     section("[admin]\naddress = \"127.0.0.1:6432\"", "address", "admin.address", "listen[1].address too");
     section("[admin]\naddress = \"unix:/run\"", "address", "admin.address", "must be host:port");
+    for host in ["http://weir.example", "weir.example:6433", "weir.example/x", "*"] {
+        section(
+            &format!("[admin]\nhosts = [\"ok\", \"{host}\"]"),
+            "hosts",
+            "admin.hosts",
+            "is no name of a host",
+        );
+    }
     section(
         "[[listen]]\naddress = \"127.0.0.1:6432\"",
         "address",

@@ -9,7 +9,6 @@ use std::time::Duration;
 use pgweir::admin::command::Command;
 use pgweir::admin::control::{CommandError, Control, Operator, Outcome, Reply};
 use pgweir::admin::{self, AdminSettings, AdminUser};
-use pgweir::auth::scram::Verifier;
 use pgweir::lanes::settings::Disposition;
 use pgweir::snapshot::*;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
@@ -100,6 +99,12 @@ impl Control for Fake {
     fn incident(&self, id: u64) -> Option<String> {
         (id == 7).then(|| "{}".into())
     }
+    fn timeline_after(&self, _: u64) -> Vec<TimelineEntry> {
+        vec![]
+    }
+    fn timeline_changed(&self) -> tokio::sync::watch::Receiver<u64> {
+        tokio::sync::watch::Sender::new(0).subscribe()
+    }
     fn config(&self) -> Vec<(String, String)> {
         vec![("mode".into(), "enforce".into())]
     }
@@ -130,11 +135,7 @@ impl Control for Fake {
 }
 
 fn settings() -> AdminSettings {
-    let user = |name: &str, password: &str, may_change| AdminUser {
-        name: name.into(),
-        verifier: Verifier::from_password(password),
-        may_change,
-    };
+    let user = |name, password, may_change| AdminUser::new(name, password, may_change).unwrap();
     AdminSettings {
         users: vec![user("admin", "pa ss'wörd", true), user("viewer", "look", false)],
         ..AdminSettings::default()
@@ -596,7 +597,11 @@ fn http_answers_monitoring_without_a_password() {
             metrics.starts_with("HTTP/1.1 200") && metrics.contains("pgweir_usage_percent 37.5"),
             "{metrics}"
         );
-        assert!(metrics.contains("application/openmetrics-text; version=1.0.0"), "{metrics}");
+        assert!(metrics.contains("text/plain; version=0.0.4") && !metrics.contains("# EOF"), "{metrics}");
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                       accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n";
+        let newer = raw(at, request.as_bytes()).await;
+        assert!(has(&newer, "application/openmetrics-text; version=1.0.0") && newer.ends_with(b"# EOF\n"));
         assert!(get("/healthz").await.ends_with("\r\n\r\nok\n"));
         *fake.upstream.lock().unwrap() = "down: connection refused".into();
         let unready = get("/readyz").await;
@@ -611,8 +616,11 @@ fn http_answers_monitoring_without_a_password() {
         }
         *fake.draining.lock().unwrap() = true;
         assert!(get("/readyz").await.starts_with("HTTP/1.1 503"));
-        let missing = get("/api/v1/lanes").await;
-        assert!(missing.starts_with("HTTP/1.1 404") && missing.contains("application/json"), "{missing}");
+        let foreign = get("/api/v1/lanes").await;
+        assert!(foreign.starts_with("HTTP/1.1 403") && foreign.contains("application/json"), "{foreign}");
+        let unknown =
+            raw(at, b"GET /api/v1/lanes HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+        assert!(unknown.starts_with(b"HTTP/1.1 401") && has(&unknown, "www-authenticate: Basic"));
         assert!(raw(at, b"GARBAGE\r\n\r\n").await.starts_with(b"HTTP/1.1 400"));
         let huge = [&b"GET / HTTP/1.1\r\nx: "[..], &[b'a'; 200_000], b"\r\n\r\n"].concat();
         let mut stream = TcpStream::connect(at).await.unwrap();
@@ -625,22 +633,52 @@ fn http_answers_monitoring_without_a_password() {
 }
 
 #[test]
-fn connections_are_bounded_and_scrapers_cannot_shut_operators_out() {
-    with_port(Fake::default(), async |at, _| {
-        // Most consoles first: their logins take long on a busy machine, and a silent HTTP connection is not kept for ever.
-        let mut consoles = Vec::new();
-        for _ in admin::HTTP_MAX..admin::CONNECTIONS_MAX - 2 {
-            consoles.push(connect(at).await);
+fn a_command_is_finished_when_who_asked_hangs_up() {
+    with_port(Fake::default(), async |at, fake| {
+        let request = "POST /api/v1/lanes/web/pause HTTP/1.1\r\nhost: localhost\r\nauthorization: Basic \
+                       YWRtaW46cGEgc3Mnd8O2cmQ=\r\ncontent-type: application/json\r\ncontent-length: 29\r\n\r\n\
+                       {\"on\":\"hold\",\"reason\":\"sale\"}";
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        drop(stream);
+        while fake.told.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
         }
-        let mut held = Vec::new();
+        let told = fake.told.lock().unwrap().clone();
+        assert_eq!(told[0].0, Operator { name: "admin (http)".into(), may_change: true });
+        let how = Some(Disposition::Hold);
+        let want = Command::Pause { lane: "web".into(), how, duration: None, reason: "sale".into() };
+        assert_eq!(told[0].1, want);
+    });
+}
+
+#[test]
+fn connections_are_bounded_and_who_asks_for_nothing_gives_way() {
+    with_port(Fake::default(), async |at, _| {
+        let health = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let mut silent = Vec::new();
+        for n in 0..2 * admin::CONNECTIONS_MAX {
+            let mut stream = TcpStream::connect(at).await.unwrap();
+            stream.write_all([&b"\0"[..], b"G", b"\x16", b"GET /healthz HTTP/1.1\r\n"][n % 4]).await.unwrap();
+            silent.push(stream);
+        }
+        assert!(raw(at, health).await.starts_with(b"HTTP/1.1 200"));
+        assert_eq!(connect(at).await.query("SHOW LANES", &[]).await.unwrap().len(), 2);
+        // Whoever has shown a password keeps its place.
+        let mut readers = Vec::new();
         for _ in 0..admin::HTTP_MAX {
             let mut stream = TcpStream::connect(at).await.unwrap();
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-            stream.read_exact(&mut [0; 12]).await.unwrap();
-            held.push(stream);
+            let request =
+                b"GET /api/v1/usage HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer look\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).await.unwrap();
+            assert_eq!(&status, b"HTTP/1.1 200");
+            readers.push(stream);
         }
-        assert!(raw(at, b"GET /healthz HTTP/1.1\r\n\r\n").await.starts_with(b"HTTP/1.1 503"));
-        // Two places are left to operators; the one that was refused just now may still be leaving one of them.
+        assert!(raw(at, health).await.starts_with(b"HTTP/1.1 503"));
+        let mut consoles = Vec::new();
+        // The one that was refused just now may still be leaving its place.
         while consoles.len() < admin::CONNECTIONS_MAX - admin::HTTP_MAX {
             consoles.extend(try_connect(at, "admin", "pa ss'wörd", "pgweir").await.ok());
         }

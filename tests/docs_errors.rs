@@ -195,6 +195,13 @@ const MISTAKES: &[Mistake] = &[
     ),
     ("short links", "shop*", "odoo-*", "warning", "waits for itself"),
     ("an admin address", END, "quota = 5\n[admin]\naddress = \"0.0.0.0:6433\"\n", "warning", "in the clear"),
+    (
+        "a name in `[admin] hosts`",
+        END,
+        "quota = 5\n[admin]\nhosts = [\"http://weir.example\"]\n",
+        "problem",
+        "is no name of a host",
+    ),
     ("a feature", WEB, "quota = 10\npooling = \"transaction\"\n", "problem", "not available yet"),
     (
         "`pooling = \"session\"`",

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::answer::Login;
 use super::io::{End, Stream, Wire};
 use super::parse::Failure;
+use super::places::Place;
 use super::session::Session;
 use super::{STARTUP_TIMEOUT, Shared};
 use crate::auth::scram::{self, Failed, Server};
@@ -29,10 +30,17 @@ const FAILURE_DELAY: Duration = Duration::from_secs(1);
 const LOGIN_MESSAGE_LEN_MAX: usize = 4096;
 
 /// Serves one connection to its end.
-pub(crate) async fn run(stream: Box<dyn Stream>, peer: SocketAddr, shared: &Shared, is_secure: bool) {
+pub(crate) async fn run(
+    stream: Box<dyn Stream>,
+    peer: SocketAddr,
+    shared: &Shared,
+    place: &Place,
+    is_secure: bool,
+) {
     let mut wire = Wire::new(stream);
-    let end = match timeout(STARTUP_TIMEOUT, login(&mut wire, peer, shared, is_secure)).await {
+    let end = match timeout(STARTUP_TIMEOUT, login(&mut wire, peer, shared, place, is_secure)).await {
         Ok(Ok(login)) => {
+            place.settle(true);
             tracing::debug!(%peer, user = ?login.user, database = ?login.database, "admin console: login");
             let mut session = Session::new(wire, login, std::sync::Arc::clone(&shared.control));
             let end = session.run().await;
@@ -63,7 +71,13 @@ pub(crate) async fn refuse_garbage(stream: Box<dyn Stream>) {
     Wire::new(stream).close(Reason::Malformed.into()).await;
 }
 
-async fn login(wire: &mut Wire, peer: SocketAddr, shared: &Shared, is_secure: bool) -> Result<Login, End> {
+async fn login(
+    wire: &mut Wire,
+    peer: SocketAddr,
+    shared: &Shared,
+    place: &Place,
+    is_secure: bool,
+) -> Result<Login, End> {
     let startup = startup_packet(wire, shared, is_secure).await?;
     let minor = startup.minor.min(MINOR_MAX);
     negotiate(&mut wire.out, &startup);
@@ -74,6 +88,8 @@ async fn login(wire: &mut Wire, peer: SocketAddr, shared: &Shared, is_secure: bo
     if let Err(end) = authenticate(wire, startup.user(), user.map(|user| &user.verifier), shared).await {
         if matches!(&end, End::Refused(refusal) if refusal.reason == Reason::AdminPassword) {
             tracing::warn!(%peer, user = ?startup.user(), "admin console: wrong password or unknown user");
+            // Its place is its own until then: to give it up for a newcomer would let a guesser go as fast as it can connect.
+            place.settle(true);
             tokio::time::sleep(FAILURE_DELAY).await;
         }
         return Err(end);

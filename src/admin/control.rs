@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use tokio::sync::watch;
+
 use super::command::Command;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
@@ -61,6 +63,10 @@ pub trait Control: Send + Sync + 'static {
     fn incidents(&self) -> Vec<IncidentRow>;
     /// SHOW INCIDENT n: its record in JSON (`incident::record::Incident`); none where there is no such incident. May read a file.
     fn incident(&self, id: u64) -> Option<String>;
+    /// What is kept of it behind an entry's number, oldest first.
+    fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry>;
+    /// The number of the last entry; changes when one is added.
+    fn timeline_changed(&self) -> watch::Receiver<u64>;
     /// SHOW CONFIG: key, value, without secrets.
     fn config(&self) -> Vec<(String, String)>;
     /// Figures of the process.

@@ -2,10 +2,10 @@
 //!
 //! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
 //! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `encode`. Shell: `io`,
-//! `console`, `session`, `answer`, `http`, and `serve` here.
+//! `places`, `console`, `session`, `answer`, `http`, and `serve` here.
 //!
-//! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
-//! [`STARTUP_TIMEOUT`]; messages of [`MESSAGE_LEN_MAX`] bytes; a peer that does not read is left after [`io::WRITE_TIMEOUT`].
+//! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; who has not logged
+//! in or asked for anything gives way to newcomers (`places`); a login within [`STARTUP_TIMEOUT`]; messages of [`MESSAGE_LEN_MAX`] bytes; a peer that does not read is left after [`io::WRITE_TIMEOUT`].
 
 pub mod answer;
 pub mod chatter;
@@ -18,6 +18,7 @@ pub mod http;
 pub mod io;
 pub mod lex;
 pub mod parse;
+pub mod places;
 pub mod session;
 pub mod view;
 
@@ -32,13 +33,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::auth::fingerprint::Fingerprint;
 use crate::auth::scram::{ITERATIONS, Mock, Verifier};
 use crate::tls::FIRST_BYTE;
 use crate::tls::server::ServerTls;
 use crate::tls::stream::TlsStream;
 use control::Control;
+use places::{Place, Places};
 
 /// Connections to the admin port at most.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -46,8 +49,6 @@ pub const CONNECTIONS_MAX: usize = 64;
 pub const HTTP_MAX: usize = 32;
 /// Connections at most that have not sent a byte.
 const STRANGERS_MAX: usize = 512;
-/// How long each may take to, once there are many.
-const CROWDED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Refusals in progress at most; what comes beyond is closed without a word.
 const REFUSALS_MAX: usize = 16;
 /// From the connection to the end of the login.
@@ -62,10 +63,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct AdminUser {
     /// Name.
     pub name: String,
-    /// What is kept of the password.
+    /// What is kept of the password, for the console.
     pub verifier: Verifier,
+    /// And for HTTP, where it comes with every request.
+    pub fingerprint: Fingerprint,
     /// Whether commands are allowed (operator), or SHOW only (viewer).
     pub may_change: bool,
+}
+
+impl AdminUser {
+    /// Keeps of a password what logins need.
+    ///
+    /// # Errors
+    /// Only where the system has no random bytes.
+    pub fn new(name: &str, password: &str, may_change: bool) -> Result<Self> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(Error::other)?;
+        let fingerprint = Fingerprint::new(key, password);
+        Ok(Self {
+            name: name.to_owned(),
+            verifier: Verifier::from_password(password),
+            fingerprint,
+            may_change,
+        })
+    }
 }
 
 /// TLS of the admin port.
@@ -84,6 +105,8 @@ pub struct AdminSettings {
     pub users: Vec<AdminUser>,
     /// TLS, where there is any; may change at any time.
     pub tls: Arc<ArcSwapOption<AdminTls>>,
+    /// Names under which browsers may reach the port, besides addresses and localhost; may change at any time.
+    pub hosts: Arc<ArcSwap<Vec<String>>>,
 }
 
 /// What all connections share.
@@ -94,7 +117,8 @@ pub(crate) struct Shared {
     mock: Mock,
     /// Pids told to clients: a number a connection.
     next_pid: AtomicI32,
-    http: Arc<Semaphore>,
+    /// HTTP's routes.
+    router: axum::Router,
 }
 
 /// Serves the admin port until its future is dropped, which ends all its connections.
@@ -105,11 +129,13 @@ pub async fn serve(listener: TcpListener, settings: AdminSettings, control: Arc<
     let mut mock_secret = [0; 32];
     getrandom::fill(&mut mock_secret).map_err(Error::other)?;
     let mock = Mock::new(mock_secret, ITERATIONS);
-    let http = Arc::new(Semaphore::new(HTTP_MAX));
-    let shared = Arc::new(Shared { settings, control, mock, next_pid: AtomicI32::new(1), http });
+    let (users, hosts) = (settings.users.clone(), Arc::clone(&settings.hosts));
+    let router = http::router(Arc::new(http::Site::new(Arc::clone(&control), users, hosts)));
+    let shared = Arc::new(Shared { settings, control, mock, next_pid: AtomicI32::new(1), router });
     let pools = Arc::new(Pools {
-        strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
-        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        strangers: Places::new(STRANGERS_MAX),
+        connections: Places::new(CONNECTIONS_MAX),
+        http: Places::new(HTTP_MAX),
         refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
     });
     let mut tasks = JoinSet::new();
@@ -131,8 +157,8 @@ pub async fn serve(listener: TcpListener, settings: AdminSettings, control: Arc<
             }
         };
         prepare(&stream);
-        if let Ok(permit) = Arc::clone(&pools.strangers).try_acquire_owned() {
-            tasks.spawn(stranger(stream, peer, Arc::clone(&shared), Arc::clone(&pools), permit));
+        if let Some(place) = pools.strangers.enter() {
+            tasks.spawn(stranger(stream, peer, Arc::clone(&shared), Arc::clone(&pools), place));
         }
     }
 }
@@ -153,8 +179,9 @@ fn prepare(stream: &TcpStream) {
 /// Who is connected, by how far they have come.
 struct Pools {
     /// Connections that have not sent a byte: they must not use up the places of those who do.
-    strangers: Arc<Semaphore>,
-    connections: Arc<Semaphore>,
+    strangers: Arc<Places>,
+    connections: Arc<Places>,
+    http: Arc<Places>,
     refusals: Arc<Semaphore>,
 }
 
@@ -164,14 +191,16 @@ async fn stranger(
     peer: SocketAddr,
     shared: Arc<Shared>,
     pools: Arc<Pools>,
-    silent: OwnedSemaphorePermit,
+    silent: Place,
 ) {
-    let crowded = pools.strangers.available_permits() < STRANGERS_MAX / 2;
-    let patience = if crowded { CROWDED_TIMEOUT } else { STARTUP_TIMEOUT };
-    let Some(protocol) = protocol(&stream, patience).await else { return };
+    let protocol = tokio::select! {
+        protocol = protocol(&stream) => protocol,
+        () = silent.taken() => None,
+    };
     drop(silent);
-    if let Ok(permit) = Arc::clone(&pools.connections).try_acquire_owned() {
-        connection(stream, peer, shared, protocol, permit).await;
+    let Some(protocol) = protocol else { return };
+    if let Some(place) = pools.connections.enter() {
+        connection(stream, peer, shared, &pools, protocol, place).await;
     } else if let Ok(permit) = Arc::clone(&pools.refusals).try_acquire_owned() {
         tracing::warn!(%peer, limit = CONNECTIONS_MAX, "admin port: too many connections");
         refuse(stream, protocol, permit).await;
@@ -197,9 +226,9 @@ impl Protocol {
     }
 }
 
-async fn protocol(stream: &TcpStream, patience: Duration) -> Option<Protocol> {
+async fn protocol(stream: &TcpStream) -> Option<Protocol> {
     let mut first = [0];
-    match timeout(patience, stream.peek(&mut first)).await {
+    match timeout(STARTUP_TIMEOUT, stream.peek(&mut first)).await {
         Ok(Ok(1)) => Some(Protocol::of(first[0])),
         _ => None,
     }
@@ -209,21 +238,32 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     shared: Arc<Shared>,
+    pools: &Pools,
     protocol: Protocol,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
 ) {
     let tls = shared.settings.tls.load_full();
     match (protocol, tls) {
-        (Protocol::Tls, Some(tls)) => secure(stream, peer, &shared, &tls).await,
+        (Protocol::Tls, Some(tls)) => secure(stream, peer, &shared, pools, &tls, place).await,
         (Protocol::Tls, None) => io::close_notify(Box::new(stream)).await,
         (Protocol::Http, Some(tls)) if tls.required => http::refuse_plain(Box::new(stream)).await,
-        (protocol, _) => speak(stream, peer, &shared, protocol, false).await,
+        (protocol, _) => speak(stream, peer, &shared, pools, protocol, place, false).await,
     }
 }
 
 /// TLS without asking: browsers, and clients of PostgreSQL from 17 on. The first byte inside decides, as without it.
-async fn secure(mut stream: TcpStream, peer: SocketAddr, shared: &Shared, tls: &AdminTls) {
-    let shaken = timeout(STARTUP_TIMEOUT, tls.tls.accept(&mut stream, &[])).await;
+async fn secure(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    shared: &Shared,
+    pools: &Pools,
+    tls: &AdminTls,
+    place: Place,
+) {
+    let shaken = tokio::select! {
+        shaken = timeout(STARTUP_TIMEOUT, tls.tls.accept(&mut stream, &[])) => shaken,
+        () = place.taken() => return,
+    };
     let session = match shaken {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
@@ -233,10 +273,14 @@ async fn secure(mut stream: TcpStream, peer: SocketAddr, shared: &Shared, tls: &
         Err(_) => return,
     };
     let mut stream = TlsStream::new(stream, session);
-    match timeout(STARTUP_TIMEOUT, stream.peek()).await {
+    let first = tokio::select! {
+        first = timeout(STARTUP_TIMEOUT, stream.peek()) => first,
+        () = place.taken() => return,
+    };
+    match first {
         Ok(Ok(Some(byte))) => match Protocol::of(byte) {
             Protocol::Tls => console::refuse_garbage(Box::new(stream)).await,
-            protocol => speak(stream, peer, shared, protocol, true).await,
+            protocol => speak(stream, peer, shared, pools, protocol, place, true).await,
         },
         _ => io::say_and_close(Box::new(stream), &[]).await,
     }
@@ -246,14 +290,21 @@ async fn speak(
     stream: impl io::Stream + 'static,
     peer: SocketAddr,
     shared: &Shared,
+    pools: &Pools,
     protocol: Protocol,
+    place: Place,
     is_secure: bool,
 ) {
     match protocol {
-        Protocol::Console => Box::pin(console::run(Box::new(stream), peer, shared, is_secure)).await,
-        Protocol::Http => match Arc::clone(&shared.http).try_acquire_owned() {
-            Ok(_permit) => Box::pin(http::run(stream, Arc::clone(&shared.control))).await,
-            Err(_) => http::refuse(Box::new(stream)).await,
+        Protocol::Console => {
+            tokio::select! {
+                () = Box::pin(console::run(Box::new(stream), peer, shared, &place, is_secure)) => {}
+                () = place.taken() => {}
+            }
+        }
+        Protocol::Http => match pools.http.enter() {
+            Some(seat) => Box::pin(http::run(stream, shared.router.clone(), peer, vec![place, seat])).await,
+            None => http::refuse(Box::new(stream)).await,
         },
         Protocol::Tls | Protocol::Unknown => console::refuse_garbage(Box::new(stream)).await,
     }

@@ -314,7 +314,8 @@ fn usage(row: &UsageRow) -> Row {
     ]
 }
 
-fn timeline(row: TimelineEntry) -> Row {
+/// An entry as a row of SHOW TIMELINE.
+pub(super) fn timeline(row: TimelineEntry) -> Row {
     vec![
         count(row.seq),
         text(utc(WallMs(row.at))),

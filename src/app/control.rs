@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use tokio::sync::watch;
+
 use super::{App, metrics};
 use crate::admin::command::Command;
 use crate::admin::control::{Control, Operator, Reply};
@@ -66,6 +68,14 @@ impl Control for App {
 
     fn incident(&self, id: u64) -> Option<String> {
         self.incident_record(id)
+    }
+
+    fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry> {
+        self.timeline.since(seq.saturating_add(1))
+    }
+
+    fn timeline_changed(&self) -> watch::Receiver<u64> {
+        self.timeline.changed()
     }
 
     fn config(&self) -> Vec<(String, String)> {

@@ -129,6 +129,7 @@ fn new_app(
         shutdown: Notify::new(),
         restart_monitor: Notify::new(),
         admin_tls: admin_settings.tls.clone(),
+        admin_hosts: admin_settings.hosts.clone(),
         unreachable: ArcSwapOption::from(not_seen_yet),
         notifier: Notifier::from_env(),
         started,

@@ -71,6 +71,8 @@ pub struct App {
     restart_monitor: Notify,
     /// The admin port's certificate: a reload changes it.
     admin_tls: Arc<ArcSwapOption<AdminTls>>,
+    /// The names browsers may use for it: so does it change these.
+    admin_hosts: Arc<ArcSwap<Vec<String>>>,
     /// Why the monitor cannot reach PostgreSQL, as long as it cannot.
     unreachable: ArcSwapOption<String>,
     notifier: Notifier,

@@ -54,6 +54,7 @@ impl App {
         self.set_users(users);
         self.hub.settings.store(Arc::new(setup::link_settings(&new, &tls)));
         self.admin_tls.store(tls.admin.clone());
+        self.admin_hosts.store(Arc::new(setup::admin_hosts(&new)));
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
         let limits = &new.settings.limits;
         self.judge.lock().configure(limits.max_resets_per_minute, limits.observe);

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use super::tls::{self, Tls};
 use crate::admin::{AdminSettings, AdminUser};
-use crate::auth::scram::Verifier;
 use crate::auth::users::{Note, USERS_BYTES_MAX, Users};
 use crate::cli::endpoint::AdminEndpoint;
 use crate::config::checked::{Config, check_against};
@@ -99,13 +100,19 @@ pub(super) fn admin_settings(config: &Config) -> anyhow::Result<AdminSettings> {
         } else {
             read_password(&user.password_file)?.expose().to_owned()
         });
-        users.push(AdminUser {
-            name: user.name.to_string(),
-            verifier: Verifier::from_password(&password),
-            may_change: user.role == Role::Operator,
-        });
+        users.push(AdminUser::new(&user.name, &password, user.role == Role::Operator)?);
     }
-    Ok(AdminSettings { users, tls: Default::default() })
+    let hosts = Arc::new(ArcSwap::from_pointee(admin_hosts(config)));
+    Ok(AdminSettings { users, tls: Default::default(), hosts })
+}
+
+/// Names under which browsers may reach the admin port: those of the file, and its address where that is a name.
+pub(super) fn admin_hosts(config: &Config) -> Vec<String> {
+    let address = match &config.admin.endpoint {
+        Endpoint::Tcp { host, .. } => Some(host),
+        Endpoint::Unix { .. } => None,
+    };
+    address.into_iter().chain(&config.admin.hosts).map(ToString::to_string).collect()
 }
 
 /// Logs to standard error, as text or JSON; `RUST_LOG` chooses what.

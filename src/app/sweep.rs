@@ -197,6 +197,9 @@ impl App {
             Verdict::Warn => self.note("leak_warn", &lane, id, &text),
             Verdict::LimitReached => {
                 tracing::error!(client = link.id.0, lane = %lane, "max_resets_per_minute is reached: a leak is left to the operator");
+                if let Some(lane) = lanes.get(usize::from(facts.lane.0)) {
+                    lane.meter.resets_stopped.fetch_add(1, Ordering::Relaxed);
+                }
                 self.note("reset_limit", &lane, id, &text);
             }
             Verdict::WouldReset => self.note("would_reset", &lane, id, &text),

@@ -26,6 +26,17 @@ pub fn xor(a: &Key, b: &Key) -> Zeroizing<Key> {
     out
 }
 
+/// A password as it is compared: SASLprep (RFC 4013), or as it is where that refuses it, as PostgreSQL and libpq do.
+pub fn prepared(password: &str) -> Zeroizing<String> {
+    let done = stringprep::saslprep(password);
+    let mut done = Zeroizing::new(done.map_or_else(|_| password.to_owned(), |text| text.into_owned()));
+    if done.is_empty() {
+        // PostgreSQL too takes a password as it is where nothing would be left of it.
+        password.clone_into(&mut done);
+    }
+    done
+}
+
 /// Both sides' keys of a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Keys {
@@ -36,16 +47,9 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Derives the keys of a password: some 0.5 µs of work an iteration. A password that SASLprep (RFC 4013) refuses is taken as it
-    /// is, as PostgreSQL and libpq do.
+    /// Derives the keys of a password: some 0.5 µs of work an iteration.
     pub fn derive(password: &str, salt: &[u8], iterations: u32) -> Self {
-        let prepared = stringprep::saslprep(password);
-        let mut prepared =
-            Zeroizing::new(prepared.map_or_else(|_| password.to_owned(), |text| text.into_owned()));
-        if prepared.is_empty() {
-            // PostgreSQL too takes a password as it is where nothing would be left of it.
-            password.clone_into(&mut prepared);
-        }
+        let prepared = prepared(password);
         let mut salted = Zeroizing::new(Key::default());
         pbkdf2::pbkdf2::<Hmac<Sha256>>(prepared.as_bytes(), salt, iterations, salted.as_mut())
             .expect("HMAC takes keys of any length");

@@ -10,6 +10,7 @@
 //! absent: primitives. HMAC, SHA-256, MD5, PBKDF2, SASLprep and comparison in constant time are libraries'.
 
 pub mod exchange;
+pub mod fingerprint;
 pub mod keys;
 pub mod md5;
 pub mod memory;

@@ -121,6 +121,7 @@ impl Config {
     fn admin_lines(&self, lines: &mut Lines) {
         lines.put("admin.address", &self.admin.endpoint);
         tls_lines(lines, "admin", self.admin.tls.as_ref());
+        lines.put("admin.hosts", self.admin.hosts.join(", "));
         for user in &self.admin.users {
             let key = |name: &str| format!("admin.user.{}.{name}", user.name);
             lines.put(key("password_file"), user.password_file.display());

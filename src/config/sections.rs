@@ -80,7 +80,8 @@ pub(super) fn admin(
         role: Role::Operator,
     };
     let Some(mut section) = root.table(report, "admin") else {
-        return AdminSettings { endpoint: default, users: vec![alone("admin".into(), None)], tls: None };
+        let users = vec![alone("admin".into(), None)];
+        return AdminSettings { endpoint: default, users, hosts: Vec::new(), tls: None };
     };
     let endpoint = section.read(report, "address", values::endpoint(6433)).map_or(default, |(e, _)| e);
     let address = section.key("address");
@@ -112,8 +113,9 @@ pub(super) fn admin(
     } else {
         vec![alone(section.read(report, "user", values::name).unwrap_or_else(|| "admin".into()), file)]
     };
+    let hosts = section.read(report, "hosts", values::list(values::host)).unwrap_or_default();
     section.finish(report);
-    AdminSettings { endpoint, users, tls }
+    AdminSettings { endpoint, users, hosts, tls }
 }
 
 fn admin_users(

@@ -102,6 +102,8 @@ pub struct AdminSettings {
     pub endpoint: Endpoint,
     /// At least one.
     pub users: Vec<AdminUser>,
+    /// Names under which browsers may reach it, besides addresses and localhost.
+    pub hosts: Vec<Arc<str>>,
     /// TLS, where there is any.
     pub tls: Option<ServerTlsSettings>,
 }

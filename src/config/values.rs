@@ -54,6 +54,17 @@ pub(super) fn name(value: &DeValue<'_>) -> Checked<Arc<str>> {
     Ok(name)
 }
 
+/// The name of a host, without port.
+pub(super) fn host(value: &DeValue<'_>) -> Checked<Arc<str>> {
+    let host = text(value)?;
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if host.len() > NAME_CHARS_MAX || !host.bytes().all(is_plain) {
+        let text = format!("{:?} is no name of a host", clip(&host));
+        return Err(Fault::new(text, "write \"pgweir.example.com\", without http:// and without a port"));
+    }
+    Ok(host)
+}
+
 /// `true` or `false`.
 pub(super) fn boolean(value: &DeValue<'_>) -> Checked<bool> {
     match value {

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
 
 use crate::clock::WallMs;
 use crate::snapshot::TimelineEntry;
@@ -52,6 +53,8 @@ pub struct Event<'a> {
 #[derive(Debug)]
 pub struct Timeline {
     memory: Mutex<Memory>,
+    /// The last entry's number, for those who follow.
+    last: watch::Sender<u64>,
     /// None without a state directory.
     disk: Option<Arc<Disk>>,
 }
@@ -69,7 +72,8 @@ impl Timeline {
         let entries = dir.map(|dir| load(dir, bytes_per_file)).unwrap_or_default();
         let next_seq = entries.iter().map(|entry| entry.seq).max().map_or(1, |last| last.saturating_add(1));
         let disk = dir.map(|dir| Disk::start(dir, bytes_per_file, rotated_files));
-        Self { memory: Mutex::new(Memory { next_seq, entries }), disk }
+        let last = watch::Sender::new(next_seq - 1);
+        Self { memory: Mutex::new(Memory { next_seq, entries }), last, disk }
     }
 
     /// Records an event at `at`; gives its number. Never blocks on the disk. Control characters become blanks, long fields are cut.
@@ -96,6 +100,7 @@ impl Timeline {
             if let Some(disk) = &self.disk {
                 disk.enqueue(entry.clone());
             }
+            self.last.send_replace(entry.seq);
         }
         log(&entry);
         entry.seq
@@ -116,6 +121,11 @@ impl Timeline {
     /// The number of the next entry.
     pub fn next_seq(&self) -> u64 {
         self.memory.lock().next_seq
+    }
+
+    /// The number of the last entry; changes when one is added.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.last.subscribe()
     }
 
     /// Entries that are not on disk because it was too slow or failed.

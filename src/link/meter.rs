@@ -26,18 +26,9 @@ impl Histogram {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    /// Cumulative counts per bound, the total behind them, and the sum in seconds.
-    pub fn read(&self) -> (Vec<u64>, u64, f64) {
-        let mut total = 0;
-        let counts: Vec<u64> = self
-            .buckets
-            .iter()
-            .map(|b| {
-                total += b.load(Relaxed);
-                total
-            })
-            .collect();
-        (counts[..BOUNDS_US.len()].to_vec(), total, self.sum_us.load(Relaxed) as f64 / 1e6)
+    /// Counts per bucket, the last one that of all longer ones, and the sum in seconds.
+    pub fn counts(&self) -> ([u64; BOUNDS_US.len() + 1], f64) {
+        (self.buckets.each_ref().map(|bucket| bucket.load(Relaxed)), self.sum_us.load(Relaxed) as f64 / 1e6)
     }
 }
 
@@ -85,6 +76,8 @@ pub struct Meter {
     pub rollbacks: AtomicU64,
     /// Disconnects as a leak.
     pub disconnects: AtomicU64,
+    /// Leaks left to the operator because `max_resets_per_minute` was reached.
+    pub resets_stopped: AtomicU64,
     /// Idle links closed for those who wait.
     pub reclaimed: AtomicU64,
     /// Clients given a pooled connection.
@@ -108,13 +101,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histogram_counts_are_cumulative() {
+    fn a_duration_counts_below_the_next_bound() {
         let h = Histogram::default();
         for us in [100, 250, 251, 70_000_000] {
             h.record(Duration::from_micros(us));
         }
-        let (counts, total, sum) = h.read();
-        assert_eq!((counts[0], counts[1], counts[16], total), (2, 3, 3, 4));
+        let (counts, sum) = h.counts();
+        assert_eq!((counts[0], counts[1], counts[17], counts.iter().sum()), (2, 1, 1, 4_u64));
         assert!((sum - 70.000_601).abs() < 1e-9);
     }
 }

@@ -1,0 +1,134 @@
+//! What can be looked at: the console's tables as JSON, column by column.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use futures_util::stream;
+use serde_json::{Map, Value};
+
+use super::Site;
+use super::reply::error;
+use crate::admin::command::Show;
+use crate::admin::control::Control;
+use crate::admin::view::{self, Rows};
+
+/// A long table is written in pieces of about this many bytes: 10,000 clients are never held as text.
+const CHUNK_LEN: usize = 32 * 1024;
+
+type Shared = State<Arc<Site>>;
+
+pub(super) fn routes() -> Router<Arc<Site>> {
+    Router::new()
+        .route("/api/v1/lanes", get(async |site: Shared, query: RawQuery| table(&site, Show::Lanes, query)))
+        .route(
+            "/api/v1/applications",
+            get(async |site: Shared, query: RawQuery| table(&site, Show::Applications, query)),
+        )
+        .route(
+            "/api/v1/clients",
+            get(async |site: Shared, query: RawQuery| table(&site, Show::Clients, query)),
+        )
+        .route(
+            "/api/v1/sessions",
+            get(async |site: Shared, query: RawQuery| table(&site, Show::Sessions, query)),
+        )
+        .route("/api/v1/leaks", get(async |site: Shared, query: RawQuery| table(&site, Show::Leaks, query)))
+        .route("/api/v1/usage", get(async |State(site): Shared| Json(usage(&*site.control))))
+        .route("/api/v1/status", get(async |State(site): Shared| Json(status(&*site.control))))
+        .route("/api/v1/exit", get(async |site: Shared, query: RawQuery| table(&site, Show::Exit, query)))
+        .route(
+            "/api/v1/incidents",
+            get(async |site: Shared, query: RawQuery| table(&site, Show::Incidents, query)),
+        )
+        .route("/api/v1/timeline", get(timeline))
+}
+
+/// The row of SHOW USAGE.
+pub(super) fn usage(control: &dyn Control) -> Value {
+    objects(Show::Usage, control).next().unwrap_or_default()
+}
+
+/// SHOW STATUS as one object.
+pub(super) fn status(control: &dyn Control) -> Value {
+    let rows = view::rows(Show::Status, control);
+    let pairs = rows.filter_map(|row| {
+        let mut values = row.into_iter();
+        Some((values.next()?.text()?, values.next()?.json()))
+    });
+    Value::Object(pairs.collect::<Map<_, _>>())
+}
+
+/// The rows of SHOW EXIT.
+pub(super) fn exit(control: &dyn Control) -> Value {
+    Value::Array(objects(Show::Exit, control).collect())
+}
+
+/// The row of SHOW INCIDENTS that is open; null where none is.
+pub(super) fn open_incident(control: &dyn Control) -> Value {
+    objects(Show::Incidents, control).find(|row| row["closed_at"].is_null()).unwrap_or_default()
+}
+
+/// A table, one object a row.
+pub(super) fn objects(show: Show, control: &dyn Control) -> impl Iterator<Item = Value> + use<> {
+    let columns = view::columns(show);
+    view::rows(show, control).map(move |row| view::object(columns, &row))
+}
+
+fn table(site: &Site, show: Show, RawQuery(query): RawQuery) -> Response {
+    if let Some(query) = query {
+        return unknown_query(&query);
+    }
+    array(show, view::rows(show, &*site.control))
+}
+
+/// A JSON array, written row by row.
+fn array(show: Show, mut rows: Rows) -> Response {
+    let columns = view::columns(show);
+    let mut open = "[";
+    let chunks = std::iter::from_fn(move || {
+        if open.is_empty() {
+            return None;
+        }
+        let mut chunk = String::new();
+        while chunk.len() < CHUNK_LEN {
+            let Some(row) = rows.next() else {
+                // An empty table has had no opening bracket yet.
+                chunk.push_str(if open == "[" { "[]\n" } else { "\n]\n" });
+                open = "";
+                break;
+            };
+            chunk.push_str(open);
+            chunk.push('\n');
+            chunk.push_str(&view::object(columns, &row).to_string());
+            open = ",";
+        }
+        Some(Ok::<_, std::convert::Infallible>(Bytes::from(chunk)))
+    });
+    ([(CONTENT_TYPE, "application/json")], Body::from_stream(stream::iter(chunks))).into_response()
+}
+
+/// `?after=SEQ`: only what came behind it.
+async fn timeline(State(site): Shared, RawQuery(query): RawQuery) -> Response {
+    let after = match query.as_deref() {
+        None => 0,
+        Some(query) => match query.strip_prefix("after=").map(str::parse) {
+            Some(Ok(after)) => after,
+            _ => return unknown_query(query),
+        },
+    };
+    let columns = view::columns(Show::Timeline);
+    let entries = site.control.timeline_after(after).into_iter();
+    let rows: Vec<Value> = entries.map(|entry| view::object(columns, &view::timeline(entry))).collect();
+    Json(rows).into_response()
+}
+
+pub(super) fn unknown_query(query: &str) -> Response {
+    let text = format!("the query {query:.80?} is not understood");
+    error(StatusCode::BAD_REQUEST, &text, "the timeline and the events take ?after=NUMBER, other routes none")
+}
