@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use super::command::Command;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
-    UsageRow,
+    ApplicationRow, ClientRow, ExitRow, HistoryRow, IncidentRow, LaneRow, LeakRow, PolicyRow, ProcessRow,
+    SessionRow, TimelineEntry, UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -55,6 +55,10 @@ pub trait Control: Send + Sync + 'static {
     fn leaks(&self) -> Vec<LeakRow>;
     /// SHOW USAGE.
     fn usage(&self) -> UsageRow;
+    /// Usage over the last 15 minutes, oldest first.
+    fn history(&self) -> Vec<HistoryRow>;
+    /// What the configuration in force says of thresholds, freezing and resets.
+    fn policy(&self) -> PolicyRow;
     /// SHOW TIMELINE, oldest first.
     fn timeline(&self) -> Vec<TimelineEntry>;
     /// SHOW EXIT: the criteria by which an incident is over.

@@ -11,8 +11,8 @@ use crate::clock;
 use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
-    UsageRow,
+    ApplicationRow, ClientRow, ExitRow, HistoryRow, IncidentRow, LaneRow, LeakRow, PolicyRow, ProcessRow,
+    SessionRow, TimelineEntry, UsageRow,
 };
 
 impl App {
@@ -52,6 +52,14 @@ impl Control for App {
 
     fn usage(&self) -> UsageRow {
         self.hub.guard(|guard, now| guard.usage_row(now))
+    }
+
+    fn history(&self) -> Vec<HistoryRow> {
+        self.history.lock().rows(clock::now(), clock::wall_now())
+    }
+
+    fn policy(&self) -> PolicyRow {
+        self.policy_row()
     }
 
     fn timeline(&self) -> Vec<TimelineEntry> {

@@ -123,6 +123,7 @@ fn new_app(
         judge: Mutex::new(judge),
         seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
+        history: Mutex::default(),
         incidents: Incidents::new(&config, started),
         saving: tokio::sync::Mutex::new(()),
         ticker: Notify::new(),

@@ -33,6 +33,7 @@ use crate::admin::AdminTls;
 use crate::clock::{self, Moment};
 use crate::config::{self, checked::Config};
 use crate::incident::growth::Growth;
+use crate::incident::history::History;
 use crate::incident::state::StateFile;
 use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
@@ -63,6 +64,7 @@ pub struct App {
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
+    history: Mutex<History>,
     incidents: Incidents,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
