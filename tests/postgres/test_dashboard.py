@@ -11,10 +11,10 @@ import time
 
 import psycopg2
 import pytest
+import playwright.sync_api as playwright
 from harness import background, eventually, lane
 from harness.weir import ROOT
 
-playwright = pytest.importorskip("playwright.sync_api", reason="script/setup test installs Playwright")
 
 pytestmark = [pytest.mark.weir, pytest.mark.timeout(120)]
 
@@ -132,11 +132,6 @@ def is_wide(page):
     return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
 
 
-def picture(page, name, **more):
-    if PICTURES:
-        page.screenshot(path=str(pathlib.Path(PICTURES) / name), **more)
-
-
 # -- what it shows -----------------------------------------------------------------------------------------------
 
 def test_under_load_it_shows_what_the_console_says(weir, look, busy):
@@ -171,7 +166,9 @@ def test_names_of_clients_are_text(weir, look, busy):
     for name in (ATTACK, LONG):
         playwright.expect(leak_row(page, name).locator(".who")).to_contain_text(name)
     shown = leak_row(page, "\u05d0\u05d1\u05d2").locator("bdi", has_text="\u05d0").first
-    assert shown.inner_text() == [row["application"] for row in weir.admin("SHOW LEAKS") if "\u05d0" in row["application"]][0]
+    told = [row["application"] for row in weir.admin("SHOW LEAKS") if "\u05d0" in row["application"]][0]
+    assert shown.inner_text() == told.replace("\u202e", "⟨U+202E⟩"), "what turns text around is named"
+    assert "\u202e" not in page.locator("body").inner_text()
     assert shown.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
     assert page.locator("img").count() == 0 and "owned" not in page.title()
     weir.admin(f"NOTE '{ATTACK.replace(chr(39), chr(39) * 2)}'")
@@ -198,16 +195,11 @@ def test_every_width_light_and_dark(weir, look, busy, dark):
     ground, ink = (page.evaluate(f"getComputedStyle(document.body).{key}") for key in ("backgroundColor", "color"))
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, ink)]
     assert (light[0] < 150 and light[1] > 600) if dark else (light[0] > 600 and light[1] < 150)
-    page.set_viewport_size(WIDE)
-    if PICTURES:
-        time.sleep(12)
-    picture(page, f"dashboard-{'dark' if dark else 'light'}.png")
-    if not dark:
-        page.set_viewport_size(PHONE)
-        picture(page, "dashboard-phone.png", full_page=True)
-        page.locator("li.leak button").first.click()
-        picture(page, "dialog.png")
-        assert not is_wide(page)
+    page.set_viewport_size(PHONE)
+    page.locator("li.leak button").first.click()
+    assert not is_wide(page)
+    box = page.get_by_role("dialog").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 # -- what it does ------------------------------------------------------------------------------------------------
@@ -346,3 +338,60 @@ def test_the_past_is_there_when_the_page_is_opened(weir, look):
     policy = page.evaluate("fetch('/api/v1/policy').then(reply => reply.json())")
     assert policy["may_change"] and policy["usage_below"] == 70
     assert [row["lane"] for row in policy["lanes"] if row["freeze"]] == ["queue", "cron", "reports"]
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not PICTURES, reason="PGWEIR_SCREENSHOTS=DIRECTORY takes pictures, for ten minutes")
+@pytest.mark.timeout(900)
+def test_pictures(weir, look, cluster, tidy):
+    """An incident as it comes: users, a report that leaks and blocks a checkout, imports beside pgweir, FREEZE."""
+    cluster.sql("create table if not exists stock (id int primary key, quantity int)")
+    cluster.sql("grant all on stock to public; insert into stock values (1, 10) on conflict do nothing")
+    users = [tidy(weir.connect("odoo web", autocommit=True)) for _ in range(4)]
+
+    def work(seconds):
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            for connection in users:
+                connection.cursor().execute("select pg_sleep(0.05)")
+            time.sleep(0.5)
+    work(150)
+    beside = []
+    for n in range(12):
+        beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
+        work(8)
+    leak = tidy(weir.connect("odoo web report"))
+    leak.cursor().execute("update stock set quantity = quantity - 1 where id = 1")
+    blocked = tidy(weir.connect("odoo web checkout"))
+    waiting = background(lambda: blocked.cursor().execute("update stock set quantity = 0 where id = 1"))
+    for n in range(3):
+        users.append(tidy(weir.connect("queue job", autocommit=True)))
+    tidy(weir.connect("odoo web quote")).cursor().execute("select 1")
+    users.append(tidy(weir.connect("cron", autocommit=True)))
+    queued = [background(weir.connect, "queue job") for _ in range(2)]
+    work(60)
+    for n in range(5):
+        beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
+        work(5)
+    held = weir.admin("FREEZE FOR '30 min' REASON 'checkout fails: imports and reports stop until the leak is found'")
+    assert held
+    users[4:] = []
+    work(40)
+    for connection in beside[:8]:
+        connection.close()
+        work(3)
+    weir.admin("NOTE 'called the warehouse: the import is theirs'")
+    work(20)
+    weir.admin("RESUME LANE cron OVER '5 min'")
+    work(10)
+    for name, dark, viewport in (("light", False, {"width": 1280, "height": 1180}), ("dark", True, {"width": 1280, "height": 1180}), ("phone", False, {"width": 390, "height": 1500})):
+        page = look(dark=dark, viewport=viewport)
+        page.wait_for_timeout(2500)
+        page.screenshot(path=str(pathlib.Path(PICTURES) / f"dashboard-{name}.png"))
+    leak.rollback()
+    waiting.result(20)
+    weir.admin("RESUME LANE queue")
+    weir.admin("SET LANE queue quota = 9")
+    for connection in queued:
+        connection.result(20).close()

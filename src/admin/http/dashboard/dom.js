@@ -10,8 +10,11 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-// What a client or a configuration calls something.
-export const name = text => make("bdi", {}, text === "" ? "(no name)" : text);
+// Characters that are not seen, or turn others around, are named: ⟨U+202E⟩.
+const plain = text => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, c => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
+// What a client or a configuration calls something, or a text that has such names in it.
+export const name = text => make("bdi", {}, text === "" ? "(no name)" : plain(text));
 
 // Text that is the same is left alone: a selection in it, and a screen reader's place, survive.
 export function set(element, text) {

@@ -27,8 +27,8 @@ function create(row, act) {
   for (const [kind] of PARTS) part.track.append(part[`is_${kind}`] = make("i", { class: kind }));
   part.track.append(part.reserve);
   part.bar.append(part.track, part.queue);
-  set(part.pause, "Pause …");
-  set(part.resume, "Resume …");
+  set(part.pause, "Pause…");
+  set(part.resume, "Resume…");
   attribute(part.pause, "aria-label", `Pause lane ${row.lane}`);
   attribute(part.resume, "aria-label", `Resume lane ${row.lane}`);
   part.pause.onclick = () => act("pause", element.row);

@@ -33,7 +33,7 @@ export const who = row => [name(row.application), " · ", name(row.user), "@", n
 function create(row, act) {
   const part = {
     idle: make("p", { class: "idle-for" }), who: make("p", { class: "who" }), statement: make("code"), blocks: make("p", { class: "blocks bad" }),
-    verdict: make("p", { class: "soft verdict-of" }), reset: make("button", { type: "button" }, "Reset …"),
+    verdict: make("p", { class: "soft verdict-of" }), reset: make("button", { type: "button" }, "Reset…"),
   };
   part.reset.setAttribute("aria-label", `Reset client ${row.id} of ${row.application}`);
   const element = make("li", { class: "leak" }, part.idle, make("div", { class: "middle" }, part.who, make("p", {}, part.statement), part.blocks, part.verdict),

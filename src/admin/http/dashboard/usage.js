@@ -91,6 +91,8 @@ function marks(u) {
   const { ctx } = u, ratio = devicePixelRatio, { left, top, width, height } = u.bbox;
   let previous = Infinity, right = true;
   ctx.lineWidth = ratio;
+  ctx.font = `${11 * ratio}px system-ui, sans-serif`;
+  ctx.textBaseline = "bottom";
   for (const { percent, text } of lines) {
     const y = u.valToPos(percent, "y", true);
     ctx.setLineDash([6 * ratio, 4 * ratio]);
@@ -99,11 +101,16 @@ function marks(u) {
     ctx.moveTo(left, y);
     ctx.lineTo(left + width, y);
     ctx.stroke();
-    right = previous - y < 13 * ratio ? !right : true;
+    right = previous - y < 16 * ratio ? !right : true;
     previous = y;
-    ctx.textAlign = right ? "right" : "left";
+    const length = ctx.measureText(text).width, x = right ? left + width - length - 4 * ratio : left + 4 * ratio;
+    ctx.textAlign = "left";
+    ctx.globalAlpha = 0.75;
+    ctx.fillStyle = Plots.css("--panel");
+    ctx.fillRect(x - 2 * ratio, y - 15 * ratio, length + 4 * ratio, 14 * ratio);
+    ctx.globalAlpha = 1;
     ctx.fillStyle = Plots.css("--ink");
-    ctx.fillText(text, right ? left + width - 3 * ratio : left + 3 * ratio, y - 3 * ratio);
+    ctx.fillText(text, x, y - 2 * ratio);
   }
   ctx.setLineDash([2 * ratio, 3 * ratio]);
   ctx.strokeStyle = Plots.css("--soft");
@@ -119,7 +126,7 @@ function marks(u) {
     ctx.stroke();
     const length = ctx.measureText(event).width;
     if (x < free || x + length > left + width) continue;
-    ctx.fillText(event, x + 3 * ratio, top + height - 4 * ratio);
+    ctx.fillText(event, x + 3 * ratio, top + height - 2 * ratio);
     free = x + length + 8 * ratio;
   }
 }
