@@ -22,6 +22,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/link/", &["auth", "link", "wire", "lanes", "reason", "clock", "listen", "tls"]),
     ("src/listen/", &["listen", "reason"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
+    ("src/headroom/", &["headroom", "snapshot"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
     (
         "src/admin/",
@@ -34,8 +35,8 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
-            "listen", "reason", "snapshot", "tls", "upstream", "wire",
+            "app", "admin", "auth", "cli", "clock", "config", "drill", "headroom", "incident", "lanes",
+            "leaks", "link", "listen", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];
@@ -55,9 +56,14 @@ const PURE: &[&str] = &[
     "src/link/gate.rs",
     "src/link/heads.rs",
     "src/admin/parse.rs",
+    "src/admin/tongue.rs",
     "src/admin/view.rs",
     "src/admin/command.rs",
+    "src/headroom/mod.rs",
     "src/incident/growth.rs",
+    "src/cli/top/columns.rs",
+    "src/cli/top/model.rs",
+    "src/cli/top/view.rs",
     "src/cli/verdict.rs",
     "src/drill/scenario/",
     "src/drill/schedule.rs",

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgweir::admin::command::Command;
-use pgweir::admin::control::{CommandError, Control, Operator, Outcome, Reply};
+use pgweir::admin::control::{CommandError, Control, Later, Operator, Outcome, Reply};
 use pgweir::admin::{self, AdminSettings, AdminUser};
 use pgweir::auth::scram::Verifier;
 use pgweir::lanes::settings::Disposition;
@@ -66,6 +66,7 @@ fn client_row(id: u64) -> ClientRow {
         idle_in_transaction_ms: 0,
         wait_ms: 0,
         last_statement: "select ".repeat(20),
+        ends: ClientEnds::default(),
     }
 }
 
@@ -91,8 +92,23 @@ impl Control for Fake {
     fn timeline(&self) -> Vec<TimelineEntry> {
         vec![]
     }
-    fn config(&self) -> Vec<(String, String)> {
-        vec![("mode".into(), "enforce".into())]
+    fn config(&self) -> Vec<ConfigRow> {
+        vec![ConfigRow { key: "mode".into(), value: "enforce".into(), default: None, changeable: true }]
+    }
+    fn databases(&self) -> Vec<DatabaseRow> {
+        vec![DatabaseRow { name: "prod".into(), ..DatabaseRow::default() }]
+    }
+    fn pools(&self) -> Vec<PoolRow> {
+        vec![]
+    }
+    fn servers(&self) -> Vec<ServerRow> {
+        vec![]
+    }
+    fn lists(&self) -> ListsRow {
+        ListsRow::default()
+    }
+    fn headroom(&self) -> Later<'_, Vec<HeadroomRow>> {
+        Box::pin(async { vec![] })
     }
     fn process(&self) -> ProcessRow {
         ProcessRow {

@@ -5,7 +5,8 @@ use std::pin::Pin;
 
 use super::command::Command;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, HeadroomRow, LaneRow, LeakRow, ListsRow, PoolRow,
+    ProcessRow, ServerRow, SessionRow, TimelineEntry, UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -36,7 +37,10 @@ pub struct Outcome {
 }
 
 /// The outcome of a command, when it is ready.
-pub type Reply<'a> = Pin<Box<dyn Future<Output = Result<Outcome, CommandError>> + Send + 'a>>;
+pub type Reply<'a> = Later<'a, Result<Outcome, CommandError>>;
+
+/// Something that takes its time.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Implemented by the application; taken by the admin port as `Arc<dyn Control>`.
 pub trait Control: Send + Sync + 'static {
@@ -54,8 +58,18 @@ pub trait Control: Send + Sync + 'static {
     fn usage(&self) -> UsageRow;
     /// SHOW TIMELINE, oldest first.
     fn timeline(&self) -> Vec<TimelineEntry>;
-    /// SHOW CONFIG: key, value, without secrets.
-    fn config(&self) -> Vec<(String, String)>;
+    /// SHOW CONFIG, without secrets.
+    fn config(&self) -> Vec<ConfigRow>;
+    /// SHOW DATABASES and STATS, by name.
+    fn databases(&self) -> Vec<DatabaseRow>;
+    /// SHOW POOLS, by database and user.
+    fn pools(&self) -> Vec<PoolRow>;
+    /// SHOW SERVERS.
+    fn servers(&self) -> Vec<ServerRow>;
+    /// SHOW LISTS.
+    fn lists(&self) -> ListsRow;
+    /// SHOW HEADROOM, one line of the reckoning after the other.
+    fn headroom(&self) -> Later<'_, Vec<HeadroomRow>>;
     /// Figures of the process.
     fn process(&self) -> ProcessRow;
     /// Prometheus text: everything of `/metrics`.

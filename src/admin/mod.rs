@@ -1,7 +1,7 @@
 //! The admin port: one port for psql, Prometheus and curl.
 //!
 //! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
-//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `encode`. Shell: `io`,
+//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `tongue`, `encode`. Shell: `io`,
 //! `console`, `session`, `answer`, `http`, and `serve` here.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; a login within
@@ -19,6 +19,7 @@ pub mod io;
 pub mod lex;
 pub mod parse;
 pub mod session;
+pub mod tongue;
 pub mod view;
 
 use std::io::{Error, Result};

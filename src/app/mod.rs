@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod drain;
 mod drill;
+mod headroom;
 mod metrics;
 mod persist;
 mod reload;
@@ -14,6 +15,7 @@ mod secrecy;
 mod setup;
 mod sweep;
 mod tls;
+mod tongue;
 mod watch;
 mod workers;
 
@@ -36,6 +38,7 @@ use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
 use crate::leaks::judge::Judge;
 use crate::link::hub::{Event, Hub};
+use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
@@ -59,6 +62,8 @@ pub struct App {
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
+    /// SHOW STATS' averages.
+    averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
     ticker: Notify,

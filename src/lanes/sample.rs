@@ -37,6 +37,8 @@ pub struct Session {
     pub blocked_by: Vec<i32>,
     /// Whether it holds a session or transaction advisory lock.
     pub advisory_lock: bool,
+    /// Locks it holds: "RowExclusiveLock 2, transactionid ExclusiveLock 1"; empty when none.
+    pub locks: Arc<str>,
 }
 
 /// One look at PostgreSQL.

@@ -17,6 +17,7 @@ use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Resting, Ticket};
 use super::shared::{Labels, LinkShared};
 use super::stream::Stream;
+use super::tag::Tag;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, DialFailure};
@@ -38,6 +39,7 @@ struct Guest {
     startup: Arc<[u8]>,
     facts: Arc<Facts>,
     application: Arc<str>,
+    tag: Option<Arc<Tag>>,
     at: Moment,
     not_before: Moment,
 }
@@ -62,7 +64,8 @@ impl Seen {
             seen.remove(&oldest);
         }
         let (facts, application) = (facts.clone(), ticket.application.clone());
-        seen.insert(key, Guest { startup: startup.into(), facts, application, at: now, not_before: now });
+        let (startup, tag) = (startup.into(), ticket.tag.clone());
+        seen.insert(key, Guest { startup, facts, application, tag, at: now, not_before: now });
     }
 
     fn due(&self, now: Moment) -> Vec<((LaneId, PoolKey), Guest)> {
@@ -151,6 +154,7 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
         binding: Binding::between(&nobody, &upstream),
         bound: settings.startup_timeout,
         own: Some((&credentials, &[])),
+        tag: guest.tag.as_deref(),
     };
     let sent = login::send_startup(&mut upstream, &guest.startup).await;
     let logged_in = match sent {
@@ -160,7 +164,8 @@ async fn make(hub: &Arc<Hub>, (lane, key): &(LaneId, PoolKey), guest: &Guest) ->
     match logged_in {
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
-            let ticket = Ticket::new(hub, key.clone(), *lane, guest.application.clone(), parameters);
+            let (application, tag) = (guest.application.clone(), guest.tag.clone());
+            let ticket = Ticket::new(hub, key.clone(), *lane, application, parameters, tag);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(true)
         }

@@ -22,6 +22,7 @@ use super::keys::CancelKeys;
 use super::login::LoggedIn;
 use super::shared::{Command, LinkShared};
 use super::stream::{Peek, Stream};
+use super::tag::Tag;
 use crate::clock::{self, Moment};
 use crate::lanes::guard::Arrived;
 use crate::lanes::ids::{LaneId, LinkId};
@@ -55,17 +56,28 @@ pub struct Ticket {
     parameters: Arc<Vec<u8>>,
     /// Which PostgreSQL it was dialled at.
     epoch: u32,
+    /// Its application_name upstream is tagged so.
+    pub(super) tag: Option<Arc<Tag>>,
 }
 
 impl Ticket {
     /// For a backend that reported `parameters` at its login.
-    pub fn new(hub: &Hub, key: PoolKey, lane: LaneId, application: Arc<str>, parameters: Vec<u8>) -> Self {
+    pub fn new(
+        hub: &Hub,
+        key: PoolKey,
+        lane: LaneId,
+        application: Arc<str>,
+        parameters: Vec<u8>,
+        tag: Option<Arc<Tag>>,
+    ) -> Self {
         let epoch = hub.pool.epoch.load(Ordering::Relaxed);
-        Self { key, lane, application, parameters: Arc::new(parameters), epoch }
+        Self { key, lane, application, parameters: Arc::new(parameters), epoch, tag }
     }
 
     /// The backend reports another value.
     pub fn note(&mut self, name: &[u8], value: &[u8]) {
+        let tag = self.tag.clone();
+        let value = tag.as_deref().map_or(value, |tag| tag.own_of(name, value));
         let mut new = Vec::with_capacity(self.parameters.len() + value.len());
         let mut rest = self.parameters.as_slice();
         let mut found = false;

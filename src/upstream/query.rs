@@ -18,6 +18,9 @@ use crate::lanes::sample::{Sample, Session};
 /// pg_blocking_pids locks the whole lock table for a moment, so it is called for waiting sessions only. `textsend` with
 /// client_encoding SQL_ASCII passes bytes unseen: names and statements come in the encoding of *their* database, and
 /// `left()` or a conversion would fail the whole sample for one odd byte.
+///
+/// Locks are told by kind and number: names of tables could only be looked up in their own database. Who is outside a transaction holds
+/// none but advisory ones, so that there are few to be counted.
 pub const SAMPLE: &str = "
 select (select pg_backend_pid()),
        (select pg_has_role(current_user, 'pg_read_all_stats', 'usage')),
@@ -39,13 +42,28 @@ select (select pg_backend_pid()),
        a.wait_event,
        substr(textsend(a.query), 1, 1000),
        case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) else '{}'::int4[] end,
-       l.pid is not null
+       coalesce(l.advisory, false),
+       textsend(l.held)
   from pg_stat_activity a
-  left join (select distinct pid from pg_locks where locktype = 'advisory' and granted) l on l.pid = a.pid
+  left join (select pid,
+                    bool_or(locktype = 'advisory') as advisory,
+                    string_agg(case locktype when 'relation' then '' else locktype || ' ' end || mode || ' ' || n, ', '
+                               order by locktype, mode) as held
+               from (select pid, locktype, mode, count(*) as n from pg_locks
+                      where granted and locktype <> 'virtualxid' group by pid, locktype, mode) each
+              group by pid) l on l.pid = a.pid
  where a.backend_type in ('client backend', 'walsender')";
 
 /// The pid of the session that answers.
 pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
+
+/// Settings that say what backends may take of memory, in bytes where they are sizes. A negative one means another setting's value, and
+/// is left out; so is what this PostgreSQL does not know.
+pub const MEMORY_SETTINGS: &str = "
+select name, (setting::numeric * case unit when '8kB' then 8192 when 'kB' then 1024 when 'MB' then 1048576 else 1 end)::int8
+  from pg_settings
+ where name in ('shared_buffers', 'work_mem', 'maintenance_work_mem', 'autovacuum_work_mem', 'autovacuum_max_workers')
+   and setting not like '-%'";
 
 /// Cancels a backend's query.
 pub const CANCEL: &str = "select pg_cancel_backend($1)";
@@ -156,6 +174,7 @@ fn read_session(row: &Row, known: &mut Known) -> Result<Session, tokio_postgres:
         query: text(17)?,
         blocked_by: row.try_get(18)?,
         advisory_lock: row.try_get(19)?,
+        locks: text(20)?,
     })
 }
 

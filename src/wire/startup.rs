@@ -104,6 +104,31 @@ impl Startup {
         Some(unknown)
     }
 
+    /// Has upstream see another application_name, in `raw` alone. False, and nothing changed, where the packet would grow too long.
+    pub fn rename_upstream(&mut self, application_name: &str) -> bool {
+        const NAME: &[u8] = b"application_name";
+        let mut raw = self.raw.get(..8).unwrap_or_default().to_vec();
+        let mut rest = self.raw.get(8..).unwrap_or_default();
+        while let Some((name, behind)) = split_cstr(rest)
+            && !name.is_empty()
+            && let Some((value, behind)) = split_cstr(behind)
+        {
+            if name != NAME {
+                raw.extend(name.iter().chain(&[0]).chain(value).chain(&[0]));
+            }
+            rest = behind;
+        }
+        raw.extend(NAME.iter().chain(&[0]).chain(application_name.as_bytes()).chain(&[0, 0]));
+        match u32::try_from(raw.len()) {
+            Ok(len) if len <= STARTUP_LEN_MAX => {
+                raw[..4].copy_from_slice(&len.to_be_bytes());
+                self.raw = raw;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the session is for replication: `replication` with a boolean that is true, or `database`, the last one counting. None
     /// where any of its values is neither: PostgreSQL refuses that (ProcessStartupPacket, SQLSTATE 22023), and whoever took it for true
     /// would let an ordinary session into the lane of replication.

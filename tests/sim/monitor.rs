@@ -35,6 +35,7 @@ impl World {
             query: "".into(),
             blocked_by: Vec::new(),
             advisory_lock: false,
+            locks: "".into(),
         };
         let mut sessions = Vec::new();
         let mut listed = BTreeSet::new();

@@ -209,6 +209,7 @@ impl Sim {
             query: "".into(),
             blocked_by: vec![],
             advisory_lock: false,
+            locks: "".into(),
         };
         self.call(|guard, now| {
             let sessions = (0..strangers).map(|n| row(900_000 + n as i32)).collect();
