@@ -31,7 +31,7 @@ pub const COMMANDS: [(&str, &str); 36] = [
     ),
     ("RESUME LANE name [OVER '5 min']", "end a pause, at once or step by step"),
     ("RESUME ALL [OVER '10 min']", "end all pauses, one lane after the other, best priority first"),
-    ("RESUME", "PgBouncer's: end all pauses at once"),
+    ("RESUME;", "PgBouncer's: end all pauses at once"),
     ("DRAIN LANE name", "end the lane's links at their next transaction boundary"),
     ("CANCEL CLIENT id", "cancel a link's running query"),
     ("RESET CLIENT id", "treat a link as a leak, by its lane's action"),
@@ -83,7 +83,7 @@ pub fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Opt
 
 /// The upper-case words a syntax begins with.
 fn keywords(syntax: &str) -> String {
-    let is_keyword = |word: &&str| word.bytes().all(|b| b.is_ascii_uppercase());
+    let is_keyword = |word: &&str| word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     syntax.split(' ').take_while(is_keyword).collect::<Vec<_>>().join(" ")
 }
 

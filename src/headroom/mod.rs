@@ -142,8 +142,8 @@ fn per_backend(sheet: &mut Sheet, facts: &Facts) -> u64 {
     let private = if measured.len() >= MEASURED_MIN {
         let private = sorted(measured, |backend| backend.private);
         let note = format!(
-            "pages of their own of {} backends (Private_* and Swap of smaps_rollup): median {}, largest {}; pages of shared_buffers that \
-             only one has touched count as its own, so that this errs on the safe side",
+            "pages of their own of {} backends (Private_* and Swap of smaps_rollup): median {}, largest {}; they grow with what they do, so \
+             measure under load. Pages of shared_buffers that only one has touched count as its own",
             measured.len(),
             size(percentile(&private, 50)),
             size(percentile(&private, 100)),

@@ -129,6 +129,17 @@ def test_it_says_when_pgweir_is_gone_and_comes_back(weir, tidy):
     assert top.wait() == 0
 
 
+def test_it_says_when_pgweir_hangs(weir, tidy):
+    top = tidy(Top(weir))
+    at = top.shows("LANE", "web")
+    weir.signal(signal.SIGSTOP)
+    try:
+        at = top.shows("NOT REACHED", "does not answer", since=at)
+    finally:
+        weir.signal(signal.SIGCONT)
+    top.shows("OK: usage", since=at)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_restores_the_terminal(weir, tidy, number):
     top = tidy(Top(weir))

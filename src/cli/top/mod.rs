@@ -20,6 +20,8 @@ use view::Look;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(1);
+/// A look that takes longer is given up, and the connection with it.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Entries of the timeline kept.
 const TIMELINE_MAX: usize = 200;
 /// Keys and orders not yet dealt with.
@@ -133,12 +135,7 @@ async fn show(
                 Some(Event::Key(pressed)) => match key_of(pressed).and_then(|key| model.press(key)) {
                     Some(Effect::Quit) => return Ok(()),
                     Some(Effect::Refresh) => wants = true,
-                    // A full queue is a console that hangs: what it does not take, it is not asked twice.
-                    Some(Effect::Carry(statements)) => {
-                        if orders.try_send(Order::Carry(statements)).is_err() {
-                            model.told(&["not done: pgweir does not answer".to_owned()]);
-                        }
-                    }
+                    Some(Effect::Carry(statements)) => hand_over(&orders, &mut model, statements),
                     None => {}
                 },
                 Some(_) => {}
@@ -149,6 +146,13 @@ async fn show(
         if wants && !looking {
             looking = orders.try_send(Order::Look { clients: model.tab == Tab::Clients }).is_ok();
         }
+    }
+}
+
+/// A full queue is a console that hangs: what it does not take, it is not asked twice.
+fn hand_over(orders: &mpsc::Sender<Order>, model: &mut Model, statements: Vec<String>) {
+    if orders.try_send(Order::Carry(statements)).is_err() {
+        model.told(&["not done: pgweir does not answer".to_owned()]);
     }
 }
 
@@ -214,9 +218,10 @@ async fn keep(
         }
         let Some(open) = &console else { continue };
         let (answer, lost) = match order {
-            Order::Look { clients } => match look_at(open, clients).await {
-                Ok(data) => (News::Data(Box::new(data)), false),
-                Err(failure) => (News::Lost(failure.to_string()), true),
+            Order::Look { clients } => match tokio::time::timeout(LOOK_MAX, look_at(open, clients)).await {
+                Ok(Ok(data)) => (News::Data(Box::new(data)), false),
+                Ok(Err(failure)) => (News::Lost(failure.to_string()), true),
+                Err(_) => (News::Lost("pgweir does not answer".to_owned()), true),
             },
             Order::Carry(statements) => carry(open, &statements).await,
         };

@@ -98,7 +98,7 @@ fn press(model: &mut Model, keys: &str) -> Option<Effect> {
 #[test]
 fn at_80_by_24_all_is_there() {
     let lines = screen(&model(), PLAIN, 80, 24);
-    assert_eq!(lines[0], "PAUSED: cron paused; 4 waiting");
+    assert_eq!(lines[0], "PAUSED: cron (imports); 4 waiting");
     // 82.5 % of the 72 cells in front of the figure; the mark at 75 % is passed.
     assert_eq!(lines[1], format!("{}{}  82.5 %", "#".repeat(59), ".".repeat(13) + ""));
     assert_eq!(lines[2], "33 of 40 used  own 20  bypass 13  in tx 3  clients 12  \"too many clients\" 0");
@@ -211,7 +211,7 @@ fn a_console_out_of_reach_is_said_and_comes_back() {
     model.failed("cannot reach 127.0.0.1:6433".into());
     model.failed("cannot reach 127.0.0.1:6433".into());
     let lines = screen(&model, PLAIN, 80, 24);
-    assert_eq!(lines[0], "NOT REACHED for 2 s, trying on: cannot reach 127.0.0.1:6433");
+    assert_eq!(lines[0], "NOT REACHED (2 tries): cannot reach 127.0.0.1:6433");
     assert!(lines[5].starts_with("web"), "what was known last stays");
     model.answered(data());
     assert!(screen(&model, PLAIN, 80, 24)[0].starts_with("PAUSED"));

@@ -74,7 +74,7 @@ pub fn draw(model: &Model, look: Look, frame: &mut Frame<'_>) {
 
 fn verdict_line(model: &Model, look: Look) -> Line<'static> {
     if let Some((why, times)) = &model.lost {
-        let text = printable(&format!("NOT REACHED for {times} s, trying on: {why}"));
+        let text = printable(&format!("NOT REACHED ({times} tries): {why}"));
         return Line::styled(text, look.paint(Color::Red).add_modifier(Modifier::BOLD | Modifier::REVERSED));
     }
     let Some(data) = &model.data else { return Line::raw("asking pgweir ...") };
