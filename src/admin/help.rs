@@ -26,7 +26,7 @@ pub const COMMANDS: [(&str, &str); 36] = [
         "no new links and transactions in a lane",
     ),
     (
-        "PAUSE",
+        "PAUSE;",
         "PgBouncer's: pause every lane that is not protected; it does not wait for transactions to end",
     ),
     ("RESUME LANE name [OVER '5 min']", "end a pause, at once or step by step"),
