@@ -11,7 +11,7 @@ import pytest
 
 from harness import eventually, free_port, lane
 from harness import cluster as clusters
-from harness import wire
+from harness import certs, wire
 
 pytestmark = pytest.mark.weir
 
@@ -237,3 +237,13 @@ def test_debians_exporter(weir, tidy):
     assert figure["pgbouncer_used_clients"] == 1 and figure["pgbouncer_used_servers"] == 1
     assert figure["pgbouncer_free_clients"] == 9999 and figure["pgbouncer_free_servers"] > 30
     assert len([name for name in figure if "{" not in name]) == 12
+
+
+def test_tls_is_told_by_its_version(make_weir, tidy):
+    port = free_port()
+    weir = make_weir(listen=[{"address": f"127.0.0.1:{port}", "tls": "allow", **certs.suite().keys()}])
+    weir.port = port
+    for app, sslmode, protocol, want in [("a", "require", "TLSv1.3", "TLSv1.3"), ("b", "require", "TLSv1.2", "TLSv1.2"), ("c", "disable", "TLSv1.2", "")]:
+        tidy(weir.connect(app, sslmode=sslmode, ssl_min_protocol_version="TLSv1.2", ssl_max_protocol_version=protocol))
+        assert [row["tls"] for row in rows(weir, "CLIENTS") if row["application_name"] == app] == [want]
+    assert {row["tls"] for row in rows(weir, "SERVERS")} == {""}
