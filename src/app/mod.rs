@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod drain;
 mod drill;
+mod headroom;
 mod incidents;
 mod metrics;
 mod persist;
@@ -16,6 +17,7 @@ mod secrecy;
 mod setup;
 mod sweep;
 mod tls;
+mod tongue;
 mod watch;
 mod workers;
 
@@ -38,6 +40,7 @@ use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
 use crate::leaks::judge::Judge;
 use crate::link::hub::{Event, Hub};
+use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
@@ -64,6 +67,8 @@ pub struct App {
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
     incidents: Incidents,
+    /// SHOW STATS' averages.
+    averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
     ticker: Notify,

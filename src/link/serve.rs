@@ -20,10 +20,11 @@ use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Reuse, Ticket};
 use super::relay::Relay;
-use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
+use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey, flag};
 use super::side::Side;
 use super::stranger;
 use super::stream::{Socket, Stream};
+use super::tag::Tag;
 use super::welcome::{self, DoorTls, NoWish, Wish};
 use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
@@ -159,6 +160,8 @@ struct Newcomer<'a> {
     dialled_in: u32,
     /// Its name, where the startup packet bears another.
     alias: Option<Alias>,
+    /// Upstream its name is tagged so.
+    tag: Option<Arc<Tag>>,
 }
 
 impl<'a> Newcomer<'a> {
@@ -218,6 +221,9 @@ impl<'a> Newcomer<'a> {
         };
         let id = hub.next_link();
         let shared = Arc::new(LinkShared::new(id, accepted.peer.map(|peer| peer.port()), arrived, labels));
+        if let Some(tls) = accepted.stream.tls() {
+            shared.set_flag(if tls.is_1_3() { flag::TLS_13 } else { flag::TLS_12 }, true);
+        }
         let mut registered = Registered::new(hub.clone(), shared);
         let process = Some(registered.set_process(&key));
         let local = match (accepted.peer, accepted.local) {
@@ -225,7 +231,11 @@ impl<'a> Newcomer<'a> {
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
-        let pools = own.is_some() && !facts.replication;
+        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
+        // Before the key: pooled connections are shared by clients of one address then, and the tag is always true. Where workers share them
+        // under one name there is none.
+        let tags = settings.tag_application_name && !(pools && pool::normalises(&lane));
+        let tag = if tags { Tag::put(&mut startup, facts.address).map(Arc::new) } else { None };
         let (key, alias) = if pools { pool::keyed(hub, &lane, &mut startup) } else { (None, None) };
         Some(Self {
             hub,
@@ -242,6 +252,7 @@ impl<'a> Newcomer<'a> {
             key,
             dialled_in: 0,
             alias,
+            tag,
         })
     }
 
@@ -317,7 +328,7 @@ impl<'a> Newcomer<'a> {
     fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
         let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
         let application = self.shared().with_labels(|labels| labels.application_name.clone());
-        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters))
+        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters, self.tag.clone()))
     }
 
     /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
@@ -450,6 +461,7 @@ impl<'a> Newcomer<'a> {
             binding: Binding::between(&self.client, &upstream),
             bound: settings.startup_timeout,
             own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
+            tag: self.tag.as_deref(),
         };
         let logged_in = tokio::select! {
             done = login.relay(&mut self.client, &mut upstream, behind) => done,
@@ -578,6 +590,7 @@ impl<'a> Newcomer<'a> {
         let LoggedIn { pid, keys, upstream_rest, client_rest, .. } = logged_in;
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
+        shared.set_flag(flag::UPSTREAM_TLS, upstream.tls().is_some());
         if let Some(ticket) = &ticket
             && self.lane.settings.pooling.as_ref().is_some_and(Pooling::makes_ahead)
         {
@@ -590,7 +603,8 @@ impl<'a> Newcomer<'a> {
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
         desk.alias = self.alias.map(Box::new);
-        let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
+        let mut relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
+        relay.session.set_tag(self.tag);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
 }
