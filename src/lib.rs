@@ -7,6 +7,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drill;
+pub mod headroom;
 pub mod incident;
 pub mod lanes;
 pub mod leaks;

@@ -1,4 +1,4 @@
-//! The read model of console, CLI, metrics and (later) dashboard: plain rows, made in one place, shown in many.
+//! The read model of console, CLI, metrics and dashboard: plain rows, made in one place, shown in many.
 
 use std::sync::Arc;
 
@@ -124,6 +124,174 @@ pub struct ClientRow {
     pub wait_ms: u64,
     /// Last statement, literals redacted.
     pub last_statement: String,
+    /// What PgBouncer's tools want to know besides.
+    pub ends: ClientEnds,
+}
+
+/// Of a client, what is shown in PgBouncer's columns only.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientEnds {
+    /// Client port; 0 for a Unix socket.
+    pub port: u16,
+    /// The listener, as written in the configuration.
+    pub listener: Arc<str>,
+    /// When it came.
+    pub connected_at: WallMs,
+    /// When its last request began; when it came, if there was none.
+    pub requested_at: WallMs,
+    /// Waiting for so long now, in µs; 0 when not.
+    pub waiting_us: u64,
+    /// "TLSv1.3", "TLSv1.2" or empty.
+    pub tls: &'static str,
+    /// Pid of the client process; 0 where it is not known.
+    pub process_pid: i32,
+}
+
+/// An upstream connection: a row of SHOW SERVERS.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerRow {
+    /// Its link; of a pooled connection the one it had last.
+    pub link: u64,
+    /// Lane it counts in.
+    pub lane: Arc<str>,
+    /// Raw application_name of its client; the normalised one without.
+    pub application: Arc<str>,
+    /// User.
+    pub user: Arc<str>,
+    /// Database.
+    pub database: Arc<str>,
+    /// PgBouncer's words: new, active, idle; and closing.
+    pub state: &'static str,
+    /// What the client does, in the words of SHOW CLIENTS; empty without one.
+    pub link_state: &'static str,
+    /// PostgreSQL's host, or its socket's directory.
+    pub host: Arc<str>,
+    /// PostgreSQL's port.
+    pub port: u16,
+    /// Local port; none over a Unix socket, and while unknown.
+    pub local_port: Option<u16>,
+    /// When it was dialled.
+    pub connected_at: WallMs,
+    /// When its client's last request began; when it was dialled, if there was none.
+    pub requested_at: WallMs,
+    /// Backend pid, once known.
+    pub pid: Option<i32>,
+    /// Whether it has TLS; false where that is not known.
+    pub tls: bool,
+}
+
+/// A database's figures: rows of SHOW DATABASES, STATS and STATS_TOTALS.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DatabaseRow {
+    /// Name.
+    pub name: Arc<str>,
+    /// PostgreSQL's host, or its socket's directory.
+    pub host: Arc<str>,
+    /// PostgreSQL's port.
+    pub port: u16,
+    /// Slots it may have, by all lanes' quotas, their limit per database and the budget.
+    pub slots_max: u32,
+    /// Reserves of all lanes.
+    pub reserved: u32,
+    /// Slots it has.
+    pub slots: u32,
+    /// Whether every lane that may be paused is.
+    pub paused: bool,
+    /// Whether nobody is let in any more.
+    pub disabled: bool,
+    /// Since start.
+    pub total: Work,
+    /// In the last whole minute.
+    pub recent: Work,
+    /// How long that minute was, in µs; 0 before the first.
+    pub recent_us: u64,
+}
+
+/// What clients did. Times are in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Transactions ended.
+    pub transactions: u64,
+    /// Time in them.
+    pub transaction_us: u64,
+    /// Requests answered.
+    pub queries: u64,
+    /// Time they took.
+    pub query_us: u64,
+    /// Bytes from clients.
+    pub received: u64,
+    /// Bytes for clients.
+    pub sent: u64,
+    /// Time waited for a connection, or held.
+    pub wait_us: u64,
+}
+
+/// A user's links to a database: a row of SHOW POOLS.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolRow {
+    /// Database.
+    pub database: Arc<str>,
+    /// User.
+    pub user: Arc<str>,
+    /// Clients with a connection of their own.
+    pub active: u32,
+    /// Clients that wait for one, or are held.
+    pub waiting: u32,
+    /// Cancel requests on their way to PostgreSQL.
+    pub cancels: u32,
+    /// Connections that such a request is meant for.
+    pub cancelled: u32,
+    /// Upstream connections with a client.
+    pub linked: u32,
+    /// Pooled connections.
+    pub idle: u32,
+    /// Upstream connections that are being made.
+    pub login: u32,
+    /// The longest wait now, in µs.
+    pub max_wait_us: u64,
+    /// Links idle in transaction.
+    pub idle_in_transaction: u32,
+}
+
+/// How much there is of what, for SHOW LISTS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListsRow {
+    /// Client connections there is room for.
+    pub free_clients: u32,
+    /// Client connections.
+    pub used_clients: u32,
+    /// Logins in progress.
+    pub login_clients: u32,
+    /// Upstream connections there is room for.
+    pub free_servers: u32,
+    /// Upstream connections.
+    pub used_servers: u32,
+}
+
+/// A line of SHOW HEADROOM's reckoning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadroomRow {
+    /// What it is about, one word.
+    pub item: &'static str,
+    /// The figure, with its unit; empty where there is none.
+    pub value: String,
+    /// measured, setting, assumed, counted or reckoned.
+    pub basis: &'static str,
+    /// Where it comes from, and what that means.
+    pub note: String,
+}
+
+/// A setting in force: a row of SHOW CONFIG.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigRow {
+    /// Key, with its section.
+    pub key: String,
+    /// Value; never a secret.
+    pub value: String,
+    /// What it is without being set; none where it must be set, or follows from others.
+    pub default: Option<String>,
+    /// Whether a reload changes it.
+    pub changeable: bool,
 }
 
 /// A row of SHOW LEAKS: links and bypass sessions idle in transaction beyond their `warn`.
@@ -149,6 +317,8 @@ pub struct LeakRow {
     pub transaction_ms: u64,
     /// Pids that wait for its locks.
     pub blocks: Vec<i32>,
+    /// Locks it held when PostgreSQL was looked at last, by kind and number.
+    pub locks: Arc<str>,
     /// What pgweir will do or did: watch, warn, reset in N s, reset, exempt, observed, limit.
     pub verdict: String,
     /// Last statement, literals redacted.
@@ -174,6 +344,8 @@ pub struct SessionRow {
     pub database: Arc<str>,
     /// The real client's address.
     pub address: String,
+    /// "PID command line" of the real client, where it is ours and was looked up.
+    pub process: String,
     /// pg_stat_activity.state.
     pub state: Arc<str>,
     /// ms since state_change.

@@ -24,6 +24,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/page/", &["page"]),
     ("src/prober/", &["prober", "upstream::connect", "incident::exit"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
+    ("src/headroom/", &["headroom", "snapshot"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
     (
         "src/admin/",
@@ -50,8 +51,8 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "auth", "cli", "clock", "config", "drill", "incident", "lanes", "leaks", "link",
-            "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
+            "app", "admin", "auth", "cli", "clock", "config", "drill", "headroom", "incident", "lanes",
+            "leaks", "link", "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];
@@ -72,6 +73,7 @@ const PURE: &[&str] = &[
     "src/link/gate.rs",
     "src/link/heads.rs",
     "src/admin/parse.rs",
+    "src/admin/tongue.rs",
     "src/admin/view.rs",
     "src/admin/command.rs",
     "src/incident/book.rs",
@@ -79,12 +81,16 @@ const PURE: &[&str] = &[
     "src/incident/exit/",
     "src/admin/http/credentials.rs",
     "src/admin/http/origin.rs",
+    "src/headroom/mod.rs",
     "src/incident/growth.rs",
     "src/incident/history.rs",
     "src/incident/record.rs",
     "src/page/",
     "src/cli/report/html.rs",
     "src/cli/report/md.rs",
+    "src/cli/top/columns.rs",
+    "src/cli/top/model.rs",
+    "src/cli/top/view.rs",
     "src/cli/verdict.rs",
     "src/drill/scenario/",
     "src/drill/schedule.rs",

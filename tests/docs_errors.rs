@@ -301,8 +301,8 @@ fn a_pause_by_name_reaches_a_protected_lane_and_freeze_says_that_it_does_not() {
 }
 
 #[test]
-fn commands_that_are_to_come_are_unknown_and_verdicts_are_documented() {
-    for show in ["SHOW STATS", "SHOW SERVERS", "SHOW POOLS", "SHOW DATABASES", "SHOW LISTS"] {
+fn pgbouncers_other_commands_are_unknown_and_verdicts_are_documented() {
+    for show in ["SHOW FDS", "SHOW MEM", "SHOW SOCKETS", "PAUSE odoo", "SUSPEND", "RECONNECT"] {
         let failure = script(show).expect_err(show);
         assert_eq!(failure.state.as_str(), "42601", "{show}");
     }

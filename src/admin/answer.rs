@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::chatter::{self, Chatter, PARAMETERS, Probe};
-use super::command::Command;
+use super::command::{Command, Show};
 use super::control::{CommandError, Control, Operator};
-use super::help;
 use super::parse::{Failure, Request};
 use super::view::{self, Column, Kind, Rows, Value};
+use super::{help, tongue};
 
 /// Longest application_name kept, in characters (PostgreSQL's NAMEDATALEN less one).
 const APPLICATION_LEN_MAX: usize = 63;
@@ -104,12 +104,27 @@ impl Answerer {
     /// 42501 for a viewer's command, 42704 for an unknown lane or client, 55000 for what was refused.
     pub async fn answer(&mut self, request: &Request) -> Result<Answer, Failure> {
         match request {
-            Request::Show(show) => {
-                Ok(Answer { rows: Some(view::rows(*show, &*self.control)), ..Answer::default() })
+            Request::Show(Show::Headroom) => {
+                Ok(Answer { rows: Some(view::headroom(self.control.headroom().await)), ..Answer::default() })
             }
+            Request::Show(show) => Ok(Answer { rows: Some(self.rows(*show)), ..Answer::default() }),
             Request::Command(command) => self.execute(command.clone()).await,
             Request::Chatter(chatter) => Ok(self.chat(chatter)),
         }
+    }
+
+    /// To whoever connects to the database `pgbouncer`, states of clients are in PgBouncer's words too.
+    fn rows(&self, show: Show) -> Rows {
+        let rows = view::rows(show, &*self.control);
+        if show != Show::Clients || self.login.database != tongue::DATABASE {
+            return rows;
+        }
+        Box::new(rows.map(|mut row| {
+            if let Some(Value::Text(state)) = row.get_mut(tongue::CLIENT_STATE) {
+                *state = tongue::client_state(state).to_owned();
+            }
+            row
+        }))
     }
 
     async fn execute(&mut self, mut command: Command) -> Result<Answer, Failure> {

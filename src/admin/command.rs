@@ -16,12 +16,17 @@ pub enum Command {
     },
     /// PAUSE LANE name [HOLD|REJECT] [FOR 'duration'] [REASON 'text']
     Pause {
-        /// Which lane; none is every lane that FREEZE would not spare (PgBouncer's PAUSE).
+        /// Which lane.
         lane: String,
         /// Overrides the lane's `on_pause`.
         how: Option<Disposition>,
         /// Ends by itself after this.
         duration: Option<Duration>,
+        /// Why.
+        reason: String,
+    },
+    /// PAUSE, as PgBouncer has it: every lane that may be paused.
+    PauseAll {
         /// Why.
         reason: String,
     },
@@ -101,6 +106,13 @@ pub enum Show {
     /// The record of one, by its number.
     Incident(u64),
     Config,
+    Stats,
+    StatsTotals,
+    Pools,
+    Databases,
+    Lists,
+    Servers,
+    Headroom,
     Version,
     Help,
     /// Everything `pgweir status` needs: the process's own figures as name, value.

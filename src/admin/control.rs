@@ -7,8 +7,9 @@ use tokio::sync::watch;
 
 use super::command::Command;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ExitRow, HistoryRow, IncidentRow, LaneRow, LeakRow, PolicyRow, ProcessRow,
-    SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
+    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -39,7 +40,10 @@ pub struct Outcome {
 }
 
 /// The outcome of a command, when it is ready.
-pub type Reply<'a> = Pin<Box<dyn Future<Output = Result<Outcome, CommandError>> + Send + 'a>>;
+pub type Reply<'a> = Later<'a, Result<Outcome, CommandError>>;
+
+/// Something that takes its time.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Implemented by the application; taken by the admin port as `Arc<dyn Control>`.
 pub trait Control: Send + Sync + 'static {
@@ -71,8 +75,18 @@ pub trait Control: Send + Sync + 'static {
     fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry>;
     /// The number of the last entry; changes when one is added.
     fn timeline_changed(&self) -> watch::Receiver<u64>;
-    /// SHOW CONFIG: key, value, without secrets.
-    fn config(&self) -> Vec<(String, String)>;
+    /// SHOW CONFIG, without secrets.
+    fn config(&self) -> Vec<ConfigRow>;
+    /// SHOW DATABASES and STATS, by name.
+    fn databases(&self) -> Vec<DatabaseRow>;
+    /// SHOW POOLS, by database and user.
+    fn pools(&self) -> Vec<PoolRow>;
+    /// SHOW SERVERS.
+    fn servers(&self) -> Vec<ServerRow>;
+    /// SHOW LISTS.
+    fn lists(&self) -> ListsRow;
+    /// SHOW HEADROOM, one line of the reckoning after the other.
+    fn headroom(&self) -> Later<'_, Vec<HeadroomRow>>;
     /// Figures of the process.
     fn process(&self) -> ProcessRow;
     /// Prometheus text: everything of `/metrics`.

@@ -55,12 +55,28 @@ fn write_binary(out: &mut Vec<u8>, kind: Kind, value: &Value) {
             let value = i32::try_from(*value).unwrap_or(if *value < 0 { i32::MIN } else { i32::MAX });
             out.extend_from_slice(&value.to_be_bytes());
         }
+        (Kind::Numeric, Value::Int(value)) => write_numeric(out, *value),
         (_, Value::Int(value)) => out.extend_from_slice(&value.to_be_bytes()),
         (_, Value::Float(value)) => out.extend_from_slice(&value.to_be_bytes()),
         (_, Value::Bool(value)) => out.push(u8::from(*value)),
         (_, Value::Text(value)) => out.extend(value.bytes().filter(|byte| *byte != 0)),
         (_, Value::Null) => {}
     }
+}
+
+/// A whole numeric: how many digits to the base of 10,000 there are, the first one's weight, sign, no decimals, then the digits.
+fn write_numeric(out: &mut Vec<u8>, value: i64) {
+    const BASE: u64 = 10_000;
+    let mut digits = Vec::new();
+    let mut rest = value.unsigned_abs();
+    while rest > 0 {
+        digits.push((rest % BASE) as u16);
+        rest /= BASE;
+    }
+    let weight = (digits.len() as u16).saturating_sub(1);
+    let sign: u16 = if value < 0 { 0x4000 } else { 0 };
+    let head = [digits.len() as u16, weight, sign, 0];
+    out.extend(head.iter().chain(digits.iter().rev()).flat_map(|word| word.to_be_bytes()));
 }
 
 #[cfg(test)]
@@ -91,6 +107,25 @@ mod tests {
         ]
         .concat();
         assert_eq!(&out[5..], want);
+    }
+
+    #[test]
+    fn a_numeric_is_written_in_digits_to_the_base_of_10000() {
+        for (value, want) in [
+            (0, vec![0, 0, 0, 0]),
+            (7, vec![1, 0, 0, 0, 7]),
+            (-12_345, vec![2, 1, 0x4000, 0, 1, 2345]),
+            (100_000_000, vec![3, 2, 0, 0, 1, 0, 0]),
+            (i64::MAX, vec![5, 4, 0, 0, 922, 3372, 368, 5477, 5807]),
+        ] {
+            let mut out = Vec::new();
+            write_numeric(&mut out, value);
+            assert_eq!(
+                out,
+                want.iter().flat_map(|word: &u16| word.to_be_bytes()).collect::<Vec<_>>(),
+                "{value}"
+            );
+        }
     }
 
     #[test]

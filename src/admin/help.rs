@@ -1,13 +1,20 @@
 //! The console's commands as shown by SHOW HELP and named in hints. Pure.
 
 /// Syntax and meaning of every command.
-pub const COMMANDS: [(&str, &str); 30] = [
+pub const COMMANDS: [(&str, &str); 39] = [
     ("SHOW LANES", "state, quota and load of each lane"),
     ("SHOW APPLICATIONS", "quota and load of each application"),
     ("SHOW CLIENTS", "every client link"),
     ("SHOW SESSIONS", "PostgreSQL's sessions, those that bypass pgweir included"),
     ("SHOW LEAKS", "sessions idle in transaction for too long"),
     ("SHOW USAGE", "how full PostgreSQL is"),
+    ("SHOW HEADROOM", "how many more backends memory would bear, and why"),
+    ("SHOW STATS", "what each database's clients did, as PgBouncer tells it"),
+    ("SHOW STATS_TOTALS", "the same without averages"),
+    ("SHOW POOLS", "clients and connections by database and user, as PgBouncer tells it"),
+    ("SHOW DATABASES", "databases, as PgBouncer tells it"),
+    ("SHOW SERVERS", "every upstream connection"),
+    ("SHOW LISTS", "how many of everything, as PgBouncer tells it"),
     ("SHOW TIMELINE", "what happened, oldest first"),
     ("SHOW EXIT", "criteria by which an incident is over: met or not, since when, why"),
     ("SHOW INCIDENTS", "what was an incident, and is"),
@@ -21,8 +28,13 @@ pub const COMMANDS: [(&str, &str); 30] = [
         "PAUSE LANE name [HOLD|REJECT] [FOR '10 min'] [REASON 'text']",
         "no new links and transactions in a lane",
     ),
+    (
+        "PAUSE;",
+        "PgBouncer's: pause every lane that is not protected; it does not wait for transactions to end",
+    ),
     ("RESUME LANE name [OVER '5 min']", "end a pause, at once or step by step"),
     ("RESUME ALL [OVER '10 min']", "end all pauses, one lane after the other, best priority first"),
+    ("RESUME;", "PgBouncer's: end all pauses at once"),
     ("DRAIN LANE name", "end the lane's links at their next transaction boundary"),
     ("CANCEL CLIENT id", "cancel a link's running query"),
     ("RESET CLIENT id", "treat a link as a leak, by its lane's action"),
@@ -74,7 +86,7 @@ pub fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Opt
 
 /// The upper-case words a syntax begins with.
 fn keywords(syntax: &str) -> String {
-    let is_keyword = |word: &&str| word.bytes().all(|b| b.is_ascii_uppercase());
+    let is_keyword = |word: &&str| word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     syntax.split(' ').take_while(is_keyword).collect::<Vec<_>>().join(" ")
 }
 

@@ -1,7 +1,7 @@
 //! The admin port: one port for psql, Prometheus and curl.
 //!
 //! The first byte decides: zero begins a PostgreSQL packet, a capital letter an HTTP method, 0x16 TLS, in which the first byte decides
-//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `encode`. Shell: `io`,
+//! again. A console client may also ask for TLS. Pure: `command`, `parse`, `lex`, `chatter`, `help`, `view`, `tongue`, `encode`. Shell: `io`,
 //! `places`, `console`, `session`, `answer`, `http`, and `serve` here.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, of which HTTP gets [`HTTP_MAX`] so that no scraper shuts an operator out; who has not logged
@@ -20,6 +20,7 @@ pub mod lex;
 pub mod parse;
 pub mod places;
 pub mod session;
+pub mod tongue;
 pub mod view;
 
 use std::io::{Error, Result};

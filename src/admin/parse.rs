@@ -54,7 +54,7 @@ impl Request {
             Self::Chatter(chatter) => chatter.tag(),
             Self::Command(command) => match command {
                 Command::Freeze { .. } => "FREEZE",
-                Command::Pause { .. } => "PAUSE",
+                Command::Pause { .. } | Command::PauseAll { .. } => "PAUSE",
                 Command::Resume { .. } | Command::ResumeAll { .. } => "RESUME",
                 Command::Drain { .. } => "DRAIN",
                 Command::CancelClient { .. } | Command::CancelPid { .. } => "CANCEL",
@@ -114,6 +114,13 @@ fn show(tokens: &[Token]) -> Option<Show> {
         "EXIT" => Show::Exit,
         "INCIDENTS" => Show::Incidents,
         "CONFIG" => Show::Config,
+        "STATS" => Show::Stats,
+        "STATS_TOTALS" => Show::StatsTotals,
+        "POOLS" => Show::Pools,
+        "DATABASES" => Show::Databases,
+        "LISTS" => Show::Lists,
+        "SERVERS" => Show::Servers,
+        "HEADROOM" => Show::Headroom,
         "VERSION" => Show::Version,
         "HELP" => Show::Help,
         "STATUS" => Show::Status,
@@ -142,6 +149,9 @@ fn command(cursor: &mut Cursor) -> Result<Option<Command>, Wrong> {
             let pause = PauseWords::parse(cursor, false)?;
             Command::Freeze { duration: pause.duration, reason: pause.reason.unwrap_or_default() }
         }
+        // PgBouncer's.
+        "PAUSE" if cursor.peek().is_none() => Command::PauseAll { reason: String::new() },
+        "RESUME" if cursor.peek().is_none() => Command::ResumeAll { over: None },
         "RESUME" if cursor.keyword("ALL") => Command::ResumeAll { over: cursor.over()? },
         "PAUSE" | "RESUME" | "DRAIN" | "SET" => lane_command(&first, cursor)?,
         "CANCEL" if cursor.keyword("PID") => Command::CancelPid { pid: cursor.number("a pid")? },
@@ -465,6 +475,8 @@ mod tests {
             ("PAUSE LANE queue-low REASON 'x' HOLD", pause("queue-low", Some(Disposition::Hold), None, "x")),
             ("RESUME LANE web OVER '1h 30m';", Command::Resume { lane: "web".into(), over: Some(90 * MIN) }),
             ("resume all", Command::ResumeAll { over: None }),
+            ("RESUME;", Command::ResumeAll { over: None }),
+            ("PAUSE;", Command::PauseAll { reason: String::new() }),
             ("RESUME ALL OVER '90s'", Command::ResumeAll { over: Some(MIN * 3 / 2) }),
             ("RESUME LANE \"all\"", Command::Resume { lane: "all".into(), over: None }),
             ("DRAIN LANE web", Command::Drain { lane: "web".into() }),
@@ -506,7 +518,7 @@ mod tests {
         for (text, part) in [
             ("SHOW LANE", "SHOW LANES"),
             ("SHOW LANES web", "SHOW LANES"),
-            ("PAUSE", "PAUSE LANE name"),
+            ("PAUSE odoo", "PAUSE LANE name"),
             ("PAUSE LANE FOR '5m'", "PAUSE LANE name"),
             ("RESUME web", "RESUME"),
             ("KILL CLIENT x", "KILL CLIENT id"),

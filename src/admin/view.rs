@@ -4,11 +4,11 @@
 
 use super::command::Show;
 use super::control::Control;
-use super::help;
+use super::{help, tongue};
 use crate::clock::WallMs;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ExitRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow, TimelineEntry,
-    UsageRow, utc,
+    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow,
+    TimelineEntry, UsageRow, utc,
 };
 
 /// Type of a column.
@@ -18,6 +18,8 @@ pub enum Kind {
     Int4,
     /// int8
     Int8,
+    /// numeric; ours are whole
+    Numeric,
     /// float8
     Float8,
     /// bool
@@ -35,6 +37,7 @@ impl Kind {
             Self::Int4 => 23,
             Self::Text => 25,
             Self::Float8 => 701,
+            Self::Numeric => 1700,
         }
     }
 
@@ -44,7 +47,7 @@ impl Kind {
             Self::Bool => 1,
             Self::Int4 => 4,
             Self::Int8 | Self::Float8 => 8,
-            Self::Text => -1,
+            Self::Text | Self::Numeric => -1,
         }
     }
 }
@@ -63,7 +66,7 @@ pub struct Column {
 pub enum Value {
     /// Unknown or none.
     Null,
-    /// int4 or int8.
+    /// int4, int8 or numeric.
     Int(i64),
     /// float8.
     Float(f64),
@@ -113,52 +116,49 @@ pub fn object(columns: &[Column], row: &[Value]) -> serde_json::Value {
     serde_json::Value::Object(fields.collect())
 }
 
-macro_rules! columns {
+macro_rules! table {
     ($($name:ident: $kind:ident),* $(,)?) => {
-        &[$(Column { name: stringify!($name), kind: Kind::$kind }),*]
+        &[$($crate::admin::view::Column { name: stringify!($name), kind: $crate::admin::view::Kind::$kind }),*]
     };
 }
+pub(super) use table;
 
-const LANES: &[Column] = columns![
+const LANES: &[Column] = table![
     lane: Text, state: Text, priority: Int8, quota: Int8, reserve: Int8, slots: Int8, idle: Int8, active: Int8,
     idle_in_transaction: Int8, waiting: Int8, max_wait_ms: Int8, admitted: Int8, shed: Int8, refused: Int8,
     resets: Int8, paused_by: Text, reason: Text,
 ];
-const APPLICATIONS: &[Column] = columns![
+const APPLICATIONS: &[Column] = table![
     application: Text, quota: Int8, slots: Int8, idle: Int8, active: Int8, idle_in_transaction: Int8, waiting: Int8,
 ];
-const CLIENTS: &[Column] = columns![
-    id: Int8, lane: Text, rule: Text, application: Text, user: Text, database: Text, address: Text, pid: Int4,
-    process: Text, state: Text, transaction_ms: Int8, idle_in_transaction_ms: Int8, wait_ms: Int8,
+const SESSIONS: &[Column] = table![
+    pid: Int4, via: Text, id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text,
+    process: Text, state: Text, state_ms: Int8, transaction_ms: Int8, wait_event: Text, blocked_by: Text, query: Text,
+];
+const LEAKS: &[Column] = table![
+    id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text, pid: Int4,
+    idle_in_transaction_ms: Int8, transaction_ms: Int8, blocks: Text, locks: Text, verdict: Text,
     last_statement: Text,
 ];
-const SESSIONS: &[Column] = columns![
-    pid: Int4, via: Text, id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text,
-    state: Text, state_ms: Int8, transaction_ms: Int8, wait_event: Text, blocked_by: Text, query: Text,
-];
-const LEAKS: &[Column] = columns![
-    id: Int8, lane: Text, application: Text, user: Text, database: Text, address: Text, pid: Int4,
-    idle_in_transaction_ms: Int8, transaction_ms: Int8, blocks: Text, verdict: Text, last_statement: Text,
-];
-const USAGE: &[Column] = columns![
+const USAGE: &[Column] = table![
     max_connections: Int8, usable: Int8, connections: Int8, active: Int8, idle: Int8, idle_in_transaction: Int8,
     percent: Float8, percent_of_max: Float8, own_slots: Int8, bypass: Int8, sampled_ms_ago: Int8,
 ];
-const TIMELINE: &[Column] = columns![
+const TIMELINE: &[Column] = table![
     seq: Int8, at: Text, who: Text, event: Text, lane: Text, client: Int8, usage: Float8, text: Text,
 ];
-const EXIT: &[Column] = columns![
+const EXIT: &[Column] = table![
     criterion: Text, state: Text, since: Text, since_ms: Int8, measured: Text, wanted: Text, reason: Text,
 ];
-const INCIDENTS: &[Column] = columns![
+const INCIDENTS: &[Column] = table![
     id: Int8, state: Text, opened_at: Text, closed_at: Text, duration_ms: Int8, peak_percent: Float8, events: Int8,
     trigger: Text, cause: Text,
 ];
-const INCIDENT: &[Column] = columns![id: Int8, incident: Text];
-const KEY_VALUE: &[Column] = columns![key: Text, value: Text];
-const NAME_VALUE: &[Column] = columns![name: Text, value: Text];
-const VERSION: &[Column] = columns![version: Text];
-const HELP: &[Column] = columns![command: Text, what: Text];
+const INCIDENT: &[Column] = table![id: Int8, incident: Text];
+const NAME_VALUE: &[Column] = table![name: Text, value: Text];
+const HEADROOM: &[Column] = table![item: Text, value: Text, basis: Text, note: Text];
+const VERSION: &[Column] = table![version: Text];
+const HELP: &[Column] = table![command: Text, what: Text];
 
 /// What SHOW VERSION says.
 pub const VERSION_TEXT: &str = concat!("pgweir ", env!("CARGO_PKG_VERSION"));
@@ -168,7 +168,14 @@ pub fn columns(show: Show) -> &'static [Column] {
     match show {
         Show::Lanes => LANES,
         Show::Applications => APPLICATIONS,
-        Show::Clients => CLIENTS,
+        Show::Clients => tongue::CLIENTS,
+        Show::Servers => tongue::SERVERS,
+        Show::Stats => tongue::STATS,
+        Show::StatsTotals => tongue::STATS_TOTALS,
+        Show::Pools => tongue::POOLS,
+        Show::Databases => tongue::DATABASES,
+        Show::Lists => tongue::LISTS,
+        Show::Headroom => HEADROOM,
         Show::Sessions => SESSIONS,
         Show::Leaks => LEAKS,
         Show::Usage => USAGE,
@@ -176,7 +183,7 @@ pub fn columns(show: Show) -> &'static [Column] {
         Show::Exit => EXIT,
         Show::Incidents => INCIDENTS,
         Show::Incident(_) => INCIDENT,
-        Show::Config => KEY_VALUE,
+        Show::Config => tongue::CONFIG,
         Show::Status => NAME_VALUE,
         Show::Version => VERSION,
         Show::Help => HELP,
@@ -188,7 +195,15 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
     match show {
         Show::Lanes => Box::new(control.lanes().into_iter().map(lane)),
         Show::Applications => Box::new(control.applications().into_iter().map(application)),
-        Show::Clients => Box::new(control.clients().into_iter().map(client)),
+        Show::Clients => Box::new(control.clients().into_iter().map(tongue::client)),
+        Show::Servers => Box::new(control.servers().into_iter().map(tongue::server)),
+        Show::Stats => Box::new(control.databases().into_iter().map(|row| tongue::stats(&row))),
+        Show::StatsTotals => Box::new(control.databases().into_iter().map(|row| tongue::totals(&row))),
+        Show::Pools => Box::new(control.pools().into_iter().map(tongue::pool)),
+        Show::Databases => Box::new(control.databases().into_iter().map(|row| tongue::database(&row))),
+        Show::Lists => Box::new(tongue::lists(control).into_iter()),
+        // Measured while somebody waits for it: see [`headroom`].
+        Show::Headroom => Box::new(std::iter::empty()),
         Show::Sessions => Box::new(control.sessions().into_iter().map(session)),
         Show::Leaks => Box::new(control.leaks().into_iter().map(leak)),
         Show::Usage => Box::new(std::iter::once(usage(&control.usage()))),
@@ -198,9 +213,7 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
         Show::Incident(id) => {
             Box::new(control.incident(id).into_iter().map(move |record| vec![count(id), text(record)]))
         }
-        Show::Config => {
-            Box::new(control.config().into_iter().map(|(key, value)| vec![text(key), text(value)]))
-        }
+        Show::Config => Box::new(tongue::config(control).into_iter()),
         Show::Status => Box::new(status(&control.process(), &control.usage()).into_iter()),
         Show::Version => Box::new(std::iter::once(vec![text(VERSION_TEXT)])),
         Show::Help => Box::new(help::COMMANDS.iter().map(|(syntax, what)| vec![text(*syntax), text(*what)])),
@@ -241,23 +254,10 @@ fn application(row: ApplicationRow) -> Row {
     ]
 }
 
-fn client(row: ClientRow) -> Row {
-    vec![
-        count(row.id),
-        text(&*row.lane),
-        text(&*row.rule),
-        text(&*row.application),
-        text(&*row.user),
-        text(&*row.database),
-        text(row.address),
-        row.pid.map_or(Value::Null, int),
-        text(row.process),
-        text(row.state),
-        count(row.transaction_ms),
-        count(row.idle_in_transaction_ms),
-        count(row.wait_ms),
-        text(row.last_statement),
-    ]
+/// The rows of SHOW HEADROOM.
+pub fn headroom(rows: Vec<HeadroomRow>) -> Rows {
+    let row = |row: HeadroomRow| vec![text(row.item), text(row.value), text(row.basis), text(row.note)];
+    Box::new(rows.into_iter().map(row))
 }
 
 fn session(row: SessionRow) -> Row {
@@ -270,6 +270,7 @@ fn session(row: SessionRow) -> Row {
         text(&*row.user),
         text(&*row.database),
         text(row.address),
+        text(row.process),
         text(&*row.state),
         count(row.state_ms),
         count(row.transaction_ms),
@@ -291,6 +292,7 @@ fn leak(row: LeakRow) -> Row {
         count(row.idle_in_transaction_ms),
         count(row.transaction_ms),
         pids(&row.blocks),
+        text(&*row.locks),
         text(row.verdict),
         text(row.last_statement),
     ]
@@ -376,16 +378,16 @@ fn status(process: &ProcessRow, usage: &UsageRow) -> Vec<Row> {
     found.into_iter().map(|(name, value)| vec![text(name), text(value)]).collect()
 }
 
-fn text(value: impl Into<String>) -> Value {
+pub(super) fn text(value: impl Into<String>) -> Value {
     Value::Text(value.into())
 }
 
-fn int(value: impl Into<i64>) -> Value {
+pub(super) fn int(value: impl Into<i64>) -> Value {
     Value::Int(value.into())
 }
 
 /// A counter beyond int8 is shown as its maximum.
-fn count(value: u64) -> Value {
+pub(super) fn count(value: u64) -> Value {
     Value::Int(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
@@ -413,11 +415,17 @@ mod tests {
             "lane, state, priority, quota, reserve, slots, idle, active, idle_in_transaction, waiting, max_wait_ms, \
              admitted, shed, refused, resets, paused_by, reason"
         );
-        assert_eq!(
-            names(Show::Clients),
+        for name in
             "id, lane, rule, application, user, database, address, pid, process, state, transaction_ms, \
-             idle_in_transaction_ms, wait_ms, last_statement"
-        );
+                     idle_in_transaction_ms, wait_ms, last_statement"
+                .split(", ")
+        {
+            assert_eq!(
+                columns(Show::Clients).iter().filter(|column| column.name == name).count(),
+                1,
+                "{name}"
+            );
+        }
         assert_eq!(
             names(Show::Usage),
             "max_connections, usable, connections, active, idle, idle_in_transaction, percent, percent_of_max, \

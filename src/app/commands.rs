@@ -35,6 +35,7 @@ impl App {
             Command::Pause { lane, how, duration, reason } => {
                 self.pause(by, &lane, how, duration, &reason).await
             }
+            Command::PauseAll { reason } => self.pause_all(by, &reason).await,
             Command::Resume { lane, over } => self.resume(by, &lane, over).await,
             Command::ResumeAll { over } => {
                 match self.hub.guard(|guard, now| guard.resume_all(now, over, by)) {
@@ -129,6 +130,22 @@ impl App {
             guard.pause(now, id, how, duration.map(|duration| now + duration), by, reason);
         });
         self.persisted(format!("lane {lane} is paused{}", for_how_long(duration))).await
+    }
+
+    /// PgBouncer's PAUSE waits until every connection is free; ours says at once how many transactions are still running.
+    async fn pause_all(&self, by: &str, reason: &str) -> Done {
+        let done = self.hub.guard(|guard, now| guard.pause_all(now, by, reason));
+        let line = match done.paused.as_slice() {
+            [] => "no lane was paused by this".to_owned(),
+            lanes => format!("paused: {}", lanes.join(", ")),
+        };
+        let mut outcome = self.persisted(line).await?;
+        let already = done.already.into_iter();
+        outcome.lines.extend(already.map(|(lane, who)| format!("lane {lane} was already paused by {who}")));
+        let running =
+            self.hub.links.iter().filter(|entry| entry.value().flags() & flag::IN_TRANSACTION != 0).count();
+        outcome.lines.push(format!("{running} transactions are running and finish; RESUME ends all pauses"));
+        Ok(outcome)
     }
 
     async fn resume(&self, by: &str, lane: &str, over: Option<Duration>) -> Done {

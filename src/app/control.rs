@@ -6,13 +6,14 @@ use tokio::sync::watch;
 
 use super::{App, metrics};
 use crate::admin::command::Command;
-use crate::admin::control::{Control, Operator, Reply};
+use crate::admin::control::{Control, Later, Operator, Reply};
 use crate::clock;
 use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ExitRow, HistoryRow, IncidentRow, LaneRow, LeakRow, PolicyRow, ProcessRow,
-    SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
+    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 impl App {
@@ -86,8 +87,28 @@ impl Control for App {
         self.timeline.changed()
     }
 
-    fn config(&self) -> Vec<(String, String)> {
-        self.config.load().lines()
+    fn config(&self) -> Vec<ConfigRow> {
+        self.config_rows()
+    }
+
+    fn databases(&self) -> Vec<DatabaseRow> {
+        self.database_rows()
+    }
+
+    fn pools(&self) -> Vec<PoolRow> {
+        self.pool_rows()
+    }
+
+    fn servers(&self) -> Vec<ServerRow> {
+        self.server_rows()
+    }
+
+    fn lists(&self) -> ListsRow {
+        self.lists_row()
+    }
+
+    fn headroom(&self) -> Later<'_, Vec<HeadroomRow>> {
+        Box::pin(self.headroom_rows())
     }
 
     fn process(&self) -> ProcessRow {

@@ -31,6 +31,7 @@ use crate::lanes::guard::Guard;
 use crate::leaks::judge::Judge;
 use crate::link::hub::{Hub, Stage};
 use crate::link::shared::Command;
+use crate::link::totals::Averages;
 use crate::listen::files::{ReserveFd, raise_file_limit};
 use crate::listen::notify::Notifier;
 use crate::listen::socket::{bind_tcp, bind_unix};
@@ -125,6 +126,7 @@ fn new_app(
         growth: Mutex::new(Growth::new()),
         history: Mutex::default(),
         incidents: Incidents::new(&config, started),
+        averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),
         ticker: Notify::new(),
         shutdown: Notify::new(),

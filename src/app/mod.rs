@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod drain;
 mod drill;
+mod headroom;
 mod incidents;
 mod metrics;
 mod persist;
@@ -16,6 +17,7 @@ mod secrecy;
 mod setup;
 mod sweep;
 mod tls;
+mod tongue;
 mod watch;
 mod workers;
 
@@ -39,6 +41,7 @@ use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
 use crate::leaks::judge::Judge;
 use crate::link::hub::{Event, Hub};
+use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
@@ -66,6 +69,8 @@ pub struct App {
     growth: Mutex<Growth>,
     history: Mutex<History>,
     incidents: Incidents,
+    /// SHOW STATS' averages.
+    averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
     ticker: Notify,

@@ -6,14 +6,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::App;
-use crate::clock::{self, Moment};
+use crate::clock::{self, Moment, WallMs};
 use crate::incident::growth::{Count, Counts};
 use crate::lanes::ids::LaneId;
 use crate::lanes::sample::{Sample, Session};
 use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings};
 use crate::link::hub::Lane;
-use crate::link::shared::{LinkShared, LinkState, flag};
-use crate::snapshot::{ApplicationRow, ClientRow, LanePolicyRow, LaneRow, LeakRow, PolicyRow, SessionRow};
+use crate::link::shared::{Labels, LinkShared, LinkState, ProcessKey, flag};
+use crate::snapshot::{
+    ApplicationRow, ClientEnds, ClientRow, LanePolicyRow, LaneRow, LeakRow, PolicyRow, SessionRow,
+};
 use crate::wire::statement;
 
 /// Links of one lane or application by state.
@@ -37,7 +39,7 @@ impl Tally {
     }
 }
 
-fn ms(duration: Duration) -> u64 {
+pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -134,13 +136,18 @@ impl App {
                 },
                 id: link.map(|link| link.id.0),
                 lane,
-                application: session.application.clone(),
+                // As the client named itself: upstream it may be tagged with its address.
+                application: match link {
+                    Some(link) => link.with_labels(|labels| labels.facts.application.clone()),
+                    None => session.application.clone(),
+                },
                 user: session.user.clone(),
                 database: session.database.clone(),
                 address: match link {
                     Some(link) => address(link),
                     None => session_address(session),
                 },
+                process: link.map_or_else(String::new, |link| link.with_labels(|l| l.process_line())),
                 state: session.state.clone(),
                 state_ms: ms(state_age),
                 transaction_ms: transaction_age.map_or(0, ms),
@@ -163,6 +170,7 @@ impl App {
         let literals = self.hub.settings.load().log_literals;
         let sample = self.sample.load_full();
         let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
+        let locks = |pid| sample.as_ref().map(|sample| sample.locks_of(pid)).unwrap_or_default();
         let facts = self.leak_facts(now, sample.as_deref(), false);
         let lanes = self.hub.lanes.load_full();
         let judge = self.judge.lock();
@@ -187,6 +195,7 @@ impl App {
                     idle_in_transaction_ms: ms(now.since(facts.idle_since)),
                     transaction_ms: client.transaction_ms,
                     blocks: blocks.get(&pid).cloned().unwrap_or_default(),
+                    locks: locks(pid),
                     verdict: judge.verdict_text(facts, policy(&lanes, facts.lane), now),
                     last_statement: client.last_statement,
                 }
@@ -204,6 +213,7 @@ impl App {
                 idle_in_transaction_ms: ms(idle),
                 transaction_ms: session.ages(now).1.map_or(0, ms),
                 blocks: blocks.get(&session.pid).cloned().unwrap_or_default(),
+                locks: sample.locks_of(session.pid),
                 verdict: self.bypass_verdict(),
                 last_statement: statement::shown(&session.query, literals),
             }));
@@ -307,7 +317,8 @@ pub(super) fn client_row(link: &LinkShared, now: Moment, literals: bool) -> Clie
     let labels = link.with_labels(|labels| labels.clone());
     let process = labels.process_line();
     let waits = matches!(state, LinkState::Waiting | LinkState::Held);
-    let waiting = if waits { ms(now.since(since)) } else { 0 };
+    let waiting = if waits { now.since(since) } else { Duration::ZERO };
+    let ends = client_ends(link, &labels, now, waiting);
     ClientRow {
         id: link.id.0,
         lane: labels.lane_name,
@@ -321,7 +332,45 @@ pub(super) fn client_row(link: &LinkShared, now: Moment, literals: bool) -> Clie
         state: state_word(link),
         transaction_ms: link.transaction_since().map_or(0, |since| ms(now.since(since))),
         idle_in_transaction_ms: if state == LinkState::IdleInTransaction { ms(now.since(since)) } else { 0 },
-        wait_ms: link.wait_us() / 1000 + waiting,
+        wait_ms: link.wait_us() / 1000 + ms(waiting),
         last_statement: statement::shown(&String::from_utf8_lossy(&labels.statement), literals),
+        ends,
+    }
+}
+
+fn client_ends(link: &LinkShared, labels: &Labels, now: Moment, waiting: Duration) -> ClientEnds {
+    let wall = Wall::new(now);
+    let flags = link.flags();
+    ClientEnds {
+        port: link.address().map_or(0, |address| address.port()),
+        listener: labels.facts.listener.clone(),
+        connected_at: wall.of(link.arrived),
+        requested_at: wall.of(link.figures.requested_at().unwrap_or(link.arrived)),
+        waiting_us: u64::try_from(waiting.as_micros()).unwrap_or(u64::MAX),
+        tls: match flags & (flag::TLS_13 | flag::TLS_12) {
+            flag::TLS_13 => "TLSv1.3",
+            flag::TLS_12 => "TLSv1.2",
+            _ => "",
+        },
+        process_pid: match labels.process.as_ref().map(|process| &process.key) {
+            Some(ProcessKey::Pid(pid)) => *pid,
+            _ => 0,
+        },
+    }
+}
+
+/// Moments as times of day.
+pub(super) struct Wall {
+    now: Moment,
+    wall: WallMs,
+}
+
+impl Wall {
+    pub(super) fn new(now: Moment) -> Self {
+        Self { now, wall: clock::wall_now() }
+    }
+
+    pub(super) fn of(&self, at: Moment) -> WallMs {
+        WallMs(self.wall.0.saturating_sub(ms(self.now.since(at))))
     }
 }

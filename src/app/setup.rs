@@ -38,6 +38,7 @@ pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
         dead_after: config.process.tcp_keepalive.unwrap_or_default(),
         allow_trust: config.auth.allow_trust,
         own_auth: config.auth.own.as_ref().map(|own| OwnAuth { query: own.query.clone() }),
+        tag_application_name: config.upstream.tag_application_name,
         log_literals: config.log.literals,
         max_clients: limits.max_clients,
     }

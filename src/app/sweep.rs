@@ -47,6 +47,7 @@ impl App {
             }
             if round % GROWTH_EVERY == 0 {
                 self.hub.forget_processes();
+                self.close_period(clock::now());
                 let counts = self.growth_counts();
                 self.growth.lock().record(clock::now(), &counts);
             }

@@ -44,6 +44,8 @@ pub enum Command {
     Check,
     /// How things are, what grew most, and what to try next
     Status,
+    /// The same live, with lists of lanes, clients and leaks, and keys to pause, resume and reset
+    Top,
     /// Lanes: state, quota, slots, who waits
     Lanes,
     /// Applications, across lanes
@@ -56,6 +58,8 @@ pub enum Command {
     Leaks,
     /// PostgreSQL's connections: used, usable, by state
     Usage,
+    /// How many more backends memory would bear, and what that rests on
+    Headroom,
     /// What happened and what was done, oldest first
     Timeline(Timeline),
     /// Whether the incident is over: each criterion, met or not, and why

@@ -13,6 +13,7 @@ pub mod sql;
 pub mod status;
 pub mod table;
 pub mod timeline;
+pub mod top;
 pub mod verdict;
 
 use std::ffi::OsString;
@@ -83,6 +84,9 @@ fn ask(cli: &Cli, endpoint: &AdminEndpoint) -> Result<ExitCode, Failure> {
         .build()
         .map_err(|error| Failure::Unreachable(format!("cannot start: {error}")))?;
     runtime.block_on(async {
+        if cli.command == Command::Top {
+            return Box::pin(top::run(endpoint)).await.map(|_| ExitCode::SUCCESS);
+        }
         let console = Console::connect(endpoint).await?;
         let json = cli.global.json;
         let done = match &cli.command {

@@ -1,7 +1,9 @@
 //! The configuration in force as lines for SHOW CONFIG: defaults filled in, no secrets.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::settings::{BypassAction, Config, Role, ServerTlsSettings};
@@ -50,6 +52,71 @@ fn disposition(value: Disposition) -> &'static str {
     }
 }
 
+/// Keys of sockets and threads: a reload keeps their old values (`app/reload`).
+const FIXED: [&str; 5] =
+    ["listen[].address", "listen[].lane", "admin.address", "state.directory", "limits.workers"];
+/// Keys that have no default of their own: they must be set, or follow from others.
+const UNSETTLED: [&str; 12] = [
+    "listen[].address",
+    "upstream.address",
+    "monitor.address",
+    "monitor.stale_after",
+    "application.*.match",
+    "application.*.quota",
+    "lane.*.quota",
+    "lane.*.default",
+    "lane.*.match[]",
+    "lane.*.shed_below",
+    "admin.user.*.password_file",
+    "admin.user.*.role",
+];
+/// A file that sets as little as it may.
+const LEAST: &str = r#"
+listen = [{ address = "127.0.0.1:6432" }]
+upstream = { address = "127.0.0.1:5432" }
+monitor = {}
+lane = [{ name = "x", default = true, quota = 1, idle_in_transaction = {} }]
+"#;
+
+/// A key without what the file itself names: `lane.web.quota` is `lane.*.quota`, `listen[2].lane` is `listen[].lane`. A name may have
+/// dots in it.
+fn kind_of(key: &str) -> String {
+    let digits = |c: char| c.is_ascii_digit();
+    let bare = match key.split_once('[') {
+        Some((head, rest)) if rest.starts_with(digits) => {
+            format!("{head}[{}", rest.trim_start_matches(digits))
+        }
+        _ => key.to_owned(),
+    };
+    for section in ["lane.", "application.", "admin.user.", "exit.probe."] {
+        let Some(rest) = bare.strip_prefix(section) else { continue };
+        let table = ".idle_in_transaction.";
+        let last = match rest.rfind(table) {
+            Some(at) if !rest[at + table.len()..].contains('.') => at,
+            _ => rest.rfind('.').unwrap_or(0),
+        };
+        return format!("{section}*{}", &rest[last..]);
+    }
+    bare
+}
+
+/// Whether a reload applies a change of a key of [`Config::lines`].
+pub fn is_changeable(key: &str) -> bool {
+    let kind = kind_of(key);
+    !FIXED.contains(&&*kind) && !kind.starts_with("admin.user.") && kind != "log_format"
+}
+
+/// What a key of [`Config::lines`] is without being set; none where it must be set, or follows from others.
+pub fn default_of(key: &str) -> Option<&'static str> {
+    static DEFAULTS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
+        let least = super::check(LEAST, Path::new("pgweir.toml")).map(|(config, _)| config.lines());
+        least.unwrap_or_default().into_iter().map(|(key, value)| (kind_of(&key), value)).collect()
+    });
+    let kind = kind_of(key);
+    let settled = !UNSETTLED.contains(&&*kind);
+    DEFAULTS.get(&kind).filter(|_| settled).map(String::as_str)
+}
+
 impl Config {
     /// Key and value of everything in force, in the order of the reference. Durations are written as in the file, 0 is never or
     /// no limit, an empty value is absent. No password is among them: the configuration holds only names of password files.
@@ -74,6 +141,7 @@ impl Config {
         lines.file("upstream.key_file", key);
         lines.time("upstream.connect_timeout", self.upstream.connect_timeout);
         lines.put("upstream.headroom", limits.headroom);
+        lines.put("upstream.tag_application_name", self.upstream.tag_application_name);
         if let Some(monitor) = &self.monitor {
             lines.put("monitor.address", &monitor.endpoint);
             lines.put("monitor.user", &monitor.user);
@@ -214,5 +282,46 @@ fn leak_lines(lines: &mut Lines, prefix: &str, leaks: &LeakSettings) {
     lines.put(key("disconnect_after"), opt_time(leaks.disconnect_after));
     for (at, glob) in leaks.exempt.iter().enumerate() {
         lines.put(key(&format!("exempt[{}]", at + 1)), &glob.text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_whatever_the_file_calls_its_parts() {
+        for (key, kind) in [
+            ("limits.workers", "limits.workers"),
+            ("listen[12].address", "listen[].address"),
+            ("lane.web.quota", "lane.*.quota"),
+            ("lane.a.b.quota", "lane.*.quota"),
+            ("lane.web.match[3]", "lane.*.match[]"),
+            ("lane.web.idle_in_transaction.warn", "lane.*.idle_in_transaction.warn"),
+            ("lane.web.idle_in_transaction.exempt[1]", "lane.*.idle_in_transaction.exempt[]"),
+            ("admin.user.bob.role", "admin.user.*.role"),
+        ] {
+            assert_eq!(kind_of(key), kind, "{key}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_a_file_that_sets_nothing() {
+        assert_eq!(default_of("limits.max_clients"), Some("10000"));
+        assert_eq!(default_of("upstream.headroom"), Some("3"));
+        assert_eq!(default_of("lane.web.shed_dwell"), Some("5s"));
+        assert_eq!(default_of("lane.web.idle_in_transaction.action"), Some("rollback"));
+        assert_eq!((default_of("lane.web.quota"), default_of("upstream.address")), (None, None));
+        assert_eq!(default_of("no.such.key"), None);
+    }
+
+    #[test]
+    fn sockets_and_threads_are_the_process_s_own() {
+        for key in ["listen[1].address", "limits.workers", "admin.user.admin.role", "log_format"] {
+            assert!(!is_changeable(key), "{key}");
+        }
+        for key in ["lane.web.quota", "limits.max_clients", "listen[1].certificate_file"] {
+            assert!(is_changeable(key), "{key}");
+        }
     }
 }

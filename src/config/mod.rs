@@ -27,6 +27,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use checked::{admin_of, check, check_against};
+pub use lines::{default_of, is_changeable};
 pub use problem::{Problem, Warning};
 pub use secret::{Secret, read_password, read_users};
 pub use settings::Config;

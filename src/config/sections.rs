@@ -181,6 +181,7 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
         ca_file: None,
         certificate: None,
         connect_timeout: Duration::from_secs(5),
+        tag_application_name: false,
     };
     let hint = "add [upstream] with address = \"127.0.0.1:5432\": where PostgreSQL listens";
     let Some(mut section) = root.table(report, "upstream") else {
@@ -195,6 +196,9 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
     tls::upstream(report, &mut section, &mut settings);
     if let Some(timeout) = section.read(report, "connect_timeout", values::positive_duration) {
         settings.connect_timeout = timeout;
+    }
+    if let Some(tag) = section.read(report, "tag_application_name", values::boolean) {
+        settings.tag_application_name = tag;
     }
     let headroom = section.read(report, "headroom", values::count(0, values::CONNECTIONS_MAX)).unwrap_or(3);
     section.finish(report);

@@ -154,6 +154,8 @@ pub struct UpstreamSettings {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// Time for one dial, never zero.
     pub connect_timeout: Duration,
+    /// Whether PostgreSQL sees the client's address behind its application_name.
+    pub tag_application_name: bool,
 }
 
 /// `[monitor]`; its `stale_after` is in [`crate::lanes::settings::Limits`].

@@ -3,6 +3,7 @@
 //! Start at [`guard`]: it is the one facade the shell calls. Deliberately absent: sockets, clocks, logs, threads. What happened is
 //! returned as [`guard::Action`]s; the only thing others read without asking is the lane's [`gate`].
 
+pub mod backends;
 pub mod breaker;
 pub mod classify;
 pub mod gate;

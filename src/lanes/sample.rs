@@ -42,6 +42,17 @@ pub struct Session {
     pub blocked_by: Vec<i32>,
 }
 
+/// Who holds locks, but for those every transaction has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockHolder {
+    /// Backend pid.
+    pub pid: i32,
+    /// Whether an advisory one is among them, of session or transaction.
+    pub advisory: bool,
+    /// By kind and number: names of tables could only be looked up in their own database.
+    pub held: Arc<str>,
+}
+
 impl Session {
     /// Time since state_change and since xact_start, at `now`.
     pub fn ages(&self, now: Moment) -> (Duration, Option<Duration>) {
@@ -66,7 +77,7 @@ pub struct Sample {
     /// All client backends and walsenders.
     pub sessions: Vec<Arc<Session>>,
     /// Pids that hold session or transaction advisory locks, ascending.
-    pub lock_holders: Arc<[i32]>,
+    pub lock_holders: Arc<[LockHolder]>,
     /// When that was asked: not with every sample where max_connections makes it dear.
     pub locks_asked_at: Moment,
 }
@@ -74,7 +85,17 @@ pub struct Sample {
 impl Sample {
     /// Whether a backend was seen to hold an advisory lock.
     pub fn holds_lock(&self, pid: i32) -> bool {
-        self.lock_holders.binary_search(&pid).is_ok()
+        self.holder(pid).is_some_and(|holder| holder.advisory)
+    }
+
+    /// The locks a session holds, as last asked: "RowExclusiveLock 2, transactionid ExclusiveLock 1"; empty when none.
+    pub fn locks_of(&self, pid: i32) -> Arc<str> {
+        self.holder(pid).map(|holder| holder.held.clone()).unwrap_or_default()
+    }
+
+    fn holder(&self, pid: i32) -> Option<&LockHolder> {
+        let at = self.lock_holders.binary_search_by_key(&pid, |holder| holder.pid).ok()?;
+        self.lock_holders.get(at)
     }
 
     /// Whether a backend idle since `idle_since` holds an advisory lock as far as one can tell at `now`: it was seen to, or went idle
@@ -99,11 +120,15 @@ mod tests {
             reserved_connections: 3,
             monitor_pid: 1,
             sessions: Vec::new(),
-            lock_holders: [3, 7].into(),
+            lock_holders: [(3, true), (5, false), (7, true)]
+                .map(|(pid, advisory)| LockHolder { pid, advisory, held: "some".into() })
+                .into(),
             locks_asked_at,
         };
         let carried = sample(at(100));
         assert!(carried.may_hold_lock(7, at(90), at(104)), "seen");
+        assert!(!carried.may_hold_lock(5, at(90), at(104)), "no advisory one");
+        assert_eq!((&*carried.locks_of(5), &*carried.locks_of(4)), ("some", ""));
         assert!(!carried.may_hold_lock(8, at(90), at(104)), "asked since, and not seen");
         assert!(carried.may_hold_lock(8, at(101), at(104)), "not asked since");
         assert!(!carried.may_hold_lock(8, at(101), at(110)), "no sample comes any more");

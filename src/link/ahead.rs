@@ -18,6 +18,7 @@ use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Resting, Ticket};
 use super::shared::{Labels, LinkShared};
 use super::stream::Stream;
+use super::tag::Tag;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::Facts;
 use crate::lanes::guard::{Arrival, DialFailure};
@@ -41,6 +42,7 @@ struct Guest {
     startup: Arc<[u8]>,
     facts: Arc<Facts>,
     application: Arc<str>,
+    tag: Option<Arc<Tag>>,
     at: Moment,
     not_before: Moment,
 }
@@ -65,7 +67,8 @@ impl Seen {
             seen.remove(&oldest);
         }
         let (facts, application) = (facts.clone(), ticket.application.clone());
-        seen.insert(key, Guest { startup: startup.into(), facts, application, at: now, not_before: now });
+        let (startup, tag) = (startup.into(), ticket.tag.clone());
+        seen.insert(key, Guest { startup, facts, application, tag, at: now, not_before: now });
     }
 
     fn due(&self, now: Moment) -> Vec<((LaneId, PoolKey), Guest)> {
@@ -168,6 +171,7 @@ async fn make(
         binding: Binding::between(&nobody, &upstream),
         bound: settings.startup_timeout,
         own: Some((&credentials, &[])),
+        tag: guest.tag.as_deref(),
     };
     let sent = login::send_startup(&mut upstream, &guest.startup).await;
     let logged_in = match sent {
@@ -177,7 +181,8 @@ async fn make(
     match logged_in {
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
-            let ticket = Ticket::new(epoch, key.clone(), *lane, guest.application.clone(), parameters);
+            let (application, tag) = (guest.application.clone(), guest.tag.clone());
+            let ticket = Ticket::new(epoch, key.clone(), *lane, application, parameters, tag);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(Ok(()))
         }
@@ -214,7 +219,7 @@ mod tests {
             Arc::new(Facts { user: user.into(), ..crate::link::shared::tests::facts(&word) })
         };
         for (name, user) in [("a", "odoo"), ("b", "odoo"), ("c", "bi")] {
-            let ticket = Ticket::new(0, key(name), LaneId(0), "x".into(), Vec::new());
+            let ticket = Ticket::new(0, key(name), LaneId(0), "x".into(), Vec::new(), None);
             seen.note(&ticket, b"packet", &facts(user));
         }
         let now = clock::now();

@@ -310,6 +310,7 @@ impl Desk {
     fn end_transaction(&mut self) {
         let now = self.now();
         if let Some(since) = self.shared.transaction_since() {
+            self.shared.figures.transaction(now.since(since));
             self.lane().meter.transaction.record(now.since(since));
             let end = if self.reset {
                 TransactionEnd::Reset
@@ -374,6 +375,7 @@ impl Desk {
         self.ready = false;
         let now = self.now();
         if let Some(since) = self.request_since.take() {
+            self.shared.figures.query(now.since(since));
             self.lane().meter.query.record(now.since(since));
         }
         let state = if in_transaction { LinkState::IdleInTransaction } else { LinkState::Idle };
@@ -464,6 +466,7 @@ impl Gate for Desk {
         }
         let now = self.now();
         self.request_since = Some(now);
+        self.shared.figures.requested(now);
         self.ready = false;
         self.shared.enter(LinkState::Active, now);
         Word::Go

@@ -20,6 +20,7 @@ use super::pool::Pool;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
+use super::totals::{ByDatabase, Gone};
 use super::welcome::DoorTls;
 use crate::clock::{self, Moment};
 use crate::lanes::classify::{Facts, Rules};
@@ -59,6 +60,8 @@ pub struct LinkSettings {
     pub allow_trust: bool,
     /// How pgweir itself authenticates clients; none leaves it to PostgreSQL.
     pub own_auth: Option<OwnAuth>,
+    /// Whether PostgreSQL sees the client's address behind its application_name.
+    pub tag_application_name: bool,
     /// Whether statements are shown with their literals.
     pub log_literals: bool,
     /// Client links at most.
@@ -169,6 +172,8 @@ pub struct Hub {
     pub settings: ArcSwap<LinkSettings>,
     /// Figures.
     pub counters: Counters,
+    /// What links that are gone did.
+    gone: Gone,
     /// Backends that wait for their next client.
     pub pool: Pool,
     /// Looks client processes up.
@@ -201,6 +206,7 @@ impl Hub {
             lanes: ArcSwap::from_pointee(Vec::new()),
             settings: ArcSwap::from_pointee(settings),
             counters: Counters::default(),
+            gone: Gone::default(),
             pool: Pool::default(),
             lookups: Lookups::default(),
             authority: Authority::default(),
@@ -349,6 +355,16 @@ impl Hub {
         process
     }
 
+    /// What clients did since start, by database.
+    pub fn totals(&self) -> ByDatabase {
+        self.gone.with(|| {
+            self.links.iter().filter_map(|entry| {
+                let totals = entry.value().totals()?;
+                Some((entry.value().with_labels(|labels| labels.facts.database.clone()), totals))
+            })
+        })
+    }
+
     /// Forgets facts and client processes without links. [`Hub::forget_process`] does so at once; this catches what a panic, or
     /// somebody who looked at the link's labels meanwhile, left.
     pub fn forget_processes(&self) {
@@ -414,7 +430,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.hub.links.remove(&self.shared.id);
+        let database = self.shared.with_labels(|labels| labels.facts.database.clone());
+        self.hub.gone.retire(&database, self.shared.totals(), || {
+            self.hub.links.remove(&self.shared.id);
+        });
         self.hub.counters.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(pid) = self.key {
             self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);

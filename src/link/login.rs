@@ -18,12 +18,13 @@ use super::hub::Hub;
 use super::keys::CancelKeys;
 use super::shared::LinkShared;
 use super::stream::{Socket, Stream};
+use super::tag::Tag;
 use crate::auth::upstream::{Answerer, Credentials};
 use crate::clock;
 use crate::listen::socket::is_local;
 use crate::reason::{Reason, Refusal};
 use crate::wire::backend::{Limit, UpstreamError};
-use crate::wire::frame::{HEADER_LEN, Header};
+use crate::wire::frame::{HEADER_LEN, Header, split_cstr};
 use crate::wire::reply;
 
 /// Largest message accepted from PostgreSQL in a login, in bytes: as libpq.
@@ -98,6 +99,8 @@ pub struct Login<'a> {
     /// Where pgweir has authenticated the client: what PostgreSQL is answered with, and what goes to the client before its
     /// AuthenticationOk.
     pub own: Option<(&'a Credentials, &'a [u8])>,
+    /// Upstream the client's name is tagged so.
+    pub tag: Option<&'a Tag>,
 }
 
 struct Exchange<'a> {
@@ -248,7 +251,13 @@ impl Exchange<'_> {
             }
             // NegotiateProtocolVersion comes before any authentication request and belongs to it.
             _ => {
-                self.kept_back.extend_from_slice(&message);
+                let replaced = match self.login.tag {
+                    Some(tag) if header.tag == b'S' => {
+                        split_cstr(body).and_then(|(name, rest)| tag.replaced(name, split_cstr(rest)?.0))
+                    }
+                    _ => None,
+                };
+                self.kept_back.extend_from_slice(replaced.as_deref().unwrap_or(&message));
                 if self.kept_back.len() > KEPT_BACK_MAX {
                     return Err(self.not_now("too much was sent before ReadyForQuery", false));
                 }

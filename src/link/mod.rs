@@ -30,5 +30,7 @@ mod side;
 pub mod sparing;
 mod stranger;
 pub mod stream;
+pub mod tag;
 pub mod tally;
+pub mod totals;
 pub mod welcome;

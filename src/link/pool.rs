@@ -23,6 +23,7 @@ use super::keys::CancelKeys;
 use super::login::LoggedIn;
 use super::shared::{Command, LinkShared};
 use super::stream::{Peek, Stream};
+use super::tag::Tag;
 use crate::clock::{self, Moment};
 use crate::lanes::guard::Arrived;
 use crate::lanes::ids::{LaneId, LinkId};
@@ -57,16 +58,27 @@ pub struct Ticket {
     parameters: Arc<Vec<u8>>,
     /// Which PostgreSQL it was dialled at.
     epoch: u32,
+    /// Its application_name upstream is tagged so.
+    pub(super) tag: Option<Arc<Tag>>,
 }
 
 impl Ticket {
     /// For a backend that reported `parameters` at its login, dialled when the pool's epoch was that.
-    pub fn new(epoch: u32, key: PoolKey, lane: LaneId, application: Arc<str>, parameters: Vec<u8>) -> Self {
-        Self { key, lane, application, parameters: Arc::new(parameters), epoch }
+    pub fn new(
+        epoch: u32,
+        key: PoolKey,
+        lane: LaneId,
+        application: Arc<str>,
+        parameters: Vec<u8>,
+        tag: Option<Arc<Tag>>,
+    ) -> Self {
+        Self { key, lane, application, parameters: Arc::new(parameters), epoch, tag }
     }
 
     /// The backend reports another value.
     pub fn note(&mut self, name: &[u8], value: &[u8]) {
+        let tag = self.tag.clone();
+        let value = tag.as_deref().map_or(value, |tag| tag.own_of(name, value));
         let mut new = Vec::with_capacity(self.parameters.len() + value.len());
         let mut rest = self.parameters.as_slice();
         let mut found = false;
@@ -102,12 +114,9 @@ fn parameter(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 /// Which pooled connections a client of a lane may have, and its own name where PostgreSQL is to be told another: the normalised one, if
 /// the lane wants that and the client gives a name at all. No key where nothing is pooled.
 pub(super) fn keyed(hub: &Hub, lane: &Lane, startup: &mut Startup) -> (Option<PoolKey>, Option<Alias>) {
-    if !hub.pool.is_enabled() {
-        return (None, None);
-    }
     let mut alias = None;
-    if lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.normalises) {
-        let of_client: Arc<str> = startup.application_name().into();
+    let of_client: Arc<str> = startup.application_name().into();
+    if normalises(lane) && !of_client.is_empty() {
         let at_server = hub.rules.load().application(&of_client);
         if let Some(raw) = startup.renamed(&at_server) {
             startup.raw = raw;
@@ -115,6 +124,11 @@ pub(super) fn keyed(hub: &Hub, lane: &Lane, startup: &mut Startup) -> (Option<Po
         }
     }
     (Some(PoolKey::new(&startup.raw)), alias)
+}
+
+/// Whether PostgreSQL is told the application's name in place of the client's.
+pub(super) fn normalises(lane: &Lane) -> bool {
+    lane.settings.pooling.as_ref().is_some_and(|pooling| pooling.normalises)
 }
 
 /// A backend without a client.

@@ -294,6 +294,7 @@ impl Relay {
             Ok(Some(n)) if n > 0 => n,
             Ok(Some(_)) | Err(_) => return self.client_ended(),
         };
+        self.shared().figures.received(n);
         self.client.answered(|| self.desk.hub.settings.load().dead_after);
         self.upstream.calm();
         if self.waits {
@@ -385,6 +386,7 @@ impl Relay {
             Ok(Some(n)) => n,
             Err(error) => return Err(upstream_end(&error)),
         };
+        self.shared().figures.sent(n);
         self.upstream.answered(|| self.desk.hub.settings.load().dead_after);
         self.client.calm();
         read[..kept].copy_from_slice(&self.upstream_carry);

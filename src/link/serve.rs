@@ -1,5 +1,7 @@
 //! The life of a client connection, from its first packet to the release of its slot.
 
+mod failed;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use self::failed::Failure;
 use super::authenticate::{Denied, authenticate};
 use super::binding::Binding;
 use super::cancel;
@@ -20,10 +23,11 @@ use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Reuse, Ticket};
 use super::relay::Relay;
-use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey};
+use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey, flag};
 use super::side::Side;
 use super::stranger;
 use super::stream::{Socket, Stream};
+use super::tag::Tag;
 use super::welcome::{self, DoorTls, NoWish, Wish};
 use crate::auth::upstream::Credentials;
 use crate::clock::{self, Moment};
@@ -159,6 +163,8 @@ struct Newcomer<'a> {
     dialled_in: u32,
     /// Its name, where the startup packet bears another.
     alias: Option<Alias>,
+    /// Upstream its name is tagged so.
+    tag: Option<Arc<Tag>>,
 }
 
 impl<'a> Newcomer<'a> {
@@ -218,6 +224,9 @@ impl<'a> Newcomer<'a> {
         };
         let id = hub.next_link();
         let shared = Arc::new(LinkShared::new(id, accepted.peer.map(|peer| peer.port()), arrived, labels));
+        if let Some(tls) = accepted.stream.tls() {
+            shared.set_flag(if tls.is_1_3() { flag::TLS_13 } else { flag::TLS_12 }, true);
+        }
         let mut registered = Registered::new(hub.clone(), shared);
         let process = Some(registered.set_process(&key));
         let local = match (accepted.peer, accepted.local) {
@@ -225,7 +234,11 @@ impl<'a> Newcomer<'a> {
             (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
             (Some(peer), None) => is_local(peer.ip()),
         };
-        let pools = own.is_some() && !facts.replication;
+        let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
+        // Before the key: pooled connections are shared by clients of one address then, and the tag is always true. Where workers share them
+        // under one name there is none.
+        let tags = settings.tag_application_name && !(pools && pool::normalises(&lane));
+        let tag = if tags { Tag::put(&mut startup, facts.address).map(Arc::new) } else { None };
         let (key, alias) = if pools { pool::keyed(hub, &lane, &mut startup) } else { (None, None) };
         Some(Self {
             hub,
@@ -242,6 +255,7 @@ impl<'a> Newcomer<'a> {
             key,
             dialled_in: 0,
             alias,
+            tag,
         })
     }
 
@@ -317,7 +331,7 @@ impl<'a> Newcomer<'a> {
     fn ticket(&self, parameters: Vec<u8>) -> Option<Ticket> {
         let key = self.key.clone().filter(|_| self.lane.settings.pooling.is_some())?;
         let application = self.shared().with_labels(|labels| labels.application_name.clone());
-        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters))
+        Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters, self.tag.clone()))
     }
 
     /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
@@ -450,6 +464,7 @@ impl<'a> Newcomer<'a> {
             binding: Binding::between(&self.client, &upstream),
             bound: settings.startup_timeout,
             own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
+            tag: self.tag.as_deref(),
         };
         let logged_in = tokio::select! {
             done = login.relay(&mut self.client, &mut upstream, behind) => done,
@@ -459,112 +474,6 @@ impl<'a> Newcomer<'a> {
             Ok(logged_in) => Ok((upstream, logged_in)),
             Err(error) => Err(self.failed(error, upstream, slot).await),
         }
-    }
-
-    /// What becomes of a login that failed. PostgreSQL's side is always read to its end, which frees the slot; nobody waits for that
-    /// but a client that may dial again.
-    async fn failed(&mut self, error: LoginError, mut upstream: Stream, slot: &mut Option<Slot>) -> Failure {
-        let id = self.shared().id;
-        let _ = upstream.shutdown().await;
-        let failure = match error {
-            LoginError::NotNow { error, full, asked: false } => {
-                self.count_full(full);
-                // Nobody was authenticated, so the backend, if there is one, ends with its connection.
-                let _ = timeout(REDIAL_CLOSE, closing::wait_closed(&mut upstream)).await;
-                if let Some(slot) = slot.take() {
-                    slot.forget();
-                }
-                return Failure::Again(if full { DialFailure::Full } else { DialFailure::Down(error) });
-            }
-            LoginError::NotNow { error, full, asked: true } => {
-                self.count_full(full);
-                if full {
-                    self.hub.guard(|guard, now| guard.too_many_clients(now));
-                }
-                let reason = if full { Reason::UpstreamFull } else { Reason::UpstreamDown };
-                let detail = format!("PostgreSQL said: {error}");
-                Failure::Refuse(Refusal::new(reason, detail, "pgweir usage"))
-            }
-            LoginError::ClientGone => Failure::Told,
-            LoginError::Limited { limit, words } => {
-                if self.relieve(limit, &mut upstream).await {
-                    if let Some(slot) = slot.take() {
-                        slot.forget();
-                    }
-                    return Failure::Again(DialFailure::Limited);
-                }
-                let _ = timeout(WORDS_TIMEOUT, self.client.write_all(&words)).await;
-                Failure::Told
-            }
-            LoginError::Refused(error) => {
-                info!(client = id.0, lane = %self.lane.name, sqlstate = %error.state, routine = error.routine,
-                      "PostgreSQL refused the login");
-                Failure::Told
-            }
-            LoginError::Refuse(refusal) => Failure::Refuse(refusal),
-            LoginError::NotLetIn(why) => Failure::Refuse(self.not_let_in(&why)),
-        };
-        self.hub.guard(|guard, now| guard.closing(now, id));
-        if let Some(mut slot) = slot.take() {
-            tokio::spawn(async move {
-                if closing::wait_closed(&mut upstream).await {
-                    slot.release_now();
-                }
-            });
-        }
-        failure
-    }
-
-    /// Makes room under a CONNECTION LIMIT: closes a pooled connection that counts against it, and waits for its end. False if there is none.
-    async fn relieve(&self, limit: Limit, upstream: &mut Stream) -> bool {
-        let id = self.shared().id;
-        let Some(pooled) = self.hub.guard(|guard, now| guard.relieve_limit(now, id, limit == Limit::Role))
-        else {
-            return false;
-        };
-        let ends = async {
-            closing::wait_closed(upstream).await;
-            while self.hub.guard(|guard, _| guard.has_slot(pooled)) {
-                tokio::time::sleep(LOOK_FOR_ROOM).await;
-            }
-        };
-        let _ = timeout(REDIAL_CLOSE, ends).await;
-        true
-    }
-
-    /// What is stored of the user is not what PostgreSQL has: the next login asks anew.
-    fn not_let_in(&self, why: &str) -> Refusal {
-        let user = &self.facts.user;
-        if let Some(own) = &self.own {
-            own.credentials.stored.forget();
-        }
-        self.hub.authority.forget(user);
-        if self.hub.may_log(&self.lane.name, Reason::UpstreamLogin) {
-            warn!(lane = %self.lane.name, user = ?user, why, "pgweir could not log in upstream as {user:?}");
-        }
-        let hint = "the secret in [auth] users_file, or the auth query's, must fit PostgreSQL's";
-        Refusal::new(Reason::UpstreamLogin, format!("as \"{user}\": {why}"), hint)
-    }
-
-    fn count_full(&self, full: bool) {
-        if full {
-            self.hub.counters.too_many_clients.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Refuses the client. `counted` says that the guard, whose decision it was, has counted it.
-    async fn refuse<T>(self, refusal: Refusal, counted: bool) -> Option<T> {
-        let id = self.shared().id;
-        if !counted {
-            self.hub.guard(|guard, _| guard.count_refusal(self.lane.id, refusal.reason));
-        }
-        if self.hub.may_log(&self.lane.name, refusal.reason) {
-            info!(client = id.0, lane = %self.lane.name, reason = refusal.reason.label(), user = ?self.facts.user,
-              database = ?self.facts.database, application = ?self.facts.application, address = ?self.shared().address(),
-              detail = refusal.detail, "refused");
-        }
-        closing::refuse(self.client, &refusal).await;
-        None
     }
 
     /// From here on the link needs no runtime. None where a socket cannot be taken out of it: the slot is given back by its drop.
@@ -578,6 +487,7 @@ impl<'a> Newcomer<'a> {
         let LoggedIn { pid, keys, upstream_rest, client_rest, .. } = logged_in;
         let shared = self.registered.shared.clone();
         shared.pid.store(pid, Ordering::Relaxed);
+        shared.set_flag(flag::UPSTREAM_TLS, upstream.tls().is_some());
         if let Some(ticket) = &ticket
             && self.lane.settings.pooling.as_ref().is_some_and(Pooling::makes_ahead)
         {
@@ -590,18 +500,10 @@ impl<'a> Newcomer<'a> {
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
         desk.alias = self.alias.map(Box::new);
-        let relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
+        let mut relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
+        relay.session.set_tag(self.tag);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
-}
-
-enum Failure {
-    /// Wait and dial again.
-    Again(DialFailure),
-    /// Tell the client.
-    Refuse(Refusal),
-    /// The client has been told, or is gone.
-    Told,
 }
 
 /// The client's process, where a rule asks for it: pid, and command line.

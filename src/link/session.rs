@@ -7,11 +7,14 @@
 //! - At most [`HEAD_MAX`] bytes of a message are ever waited for; bodies stream.
 //! - Nothing is forwarded that could begin a transaction or a request without the gate's word.
 
+use std::sync::Arc;
+
 use super::cycles::Cycles;
 use super::gate::{Gate, Statement, Word};
 use super::heads::{Step, bind_names, head_needed, read_statement, reply_head_needed};
 use super::out::Out;
 use super::rollback::{Rollback, SwallowedBy};
+use super::tag::Tag;
 use crate::reason::Reason;
 use crate::wire::frame::{HEADER_LEN, Header, split_cstr};
 use crate::wire::reply;
@@ -106,6 +109,8 @@ pub struct Session {
     #[allow(clippy::box_collection)]
     exits: Option<Box<std::collections::HashMap<Vec<u8>, Exit>>>,
     unnamed: Exit,
+    /// Upstream the client's name is tagged so.
+    tag: Option<Arc<Tag>>,
 }
 
 impl Default for Session {
@@ -128,7 +133,13 @@ impl Session {
             rollback: None,
             exits: None,
             unnamed: Exit::Unknown,
+            tag: None,
         }
+    }
+
+    /// Upstream the client's application_name is tagged: it is to be told its own.
+    pub fn set_tag(&mut self, tag: Option<Arc<Tag>>) {
+        self.tag = tag;
     }
 
     /// Status of the last ReadyForQuery.
@@ -498,6 +509,16 @@ impl Session {
                 Some(rollback) => rollback.reply(header.tag, body, out),
             };
             let end = pos + header.total_len();
+            if header.tag == b'S'
+                && forward
+                && let Some(report) = self.own_report(body)
+            {
+                out.insert(|out| out.extend_from_slice(&report));
+                pos += HEADER_LEN;
+                self.back.start(header, true);
+                self.reply(header.tag, &report[HEADER_LEN..], forward, upstream, gate);
+                continue;
+            }
             if forward && end <= input.len() {
                 out.forward(pos..end);
                 pos = end;
@@ -511,6 +532,13 @@ impl Session {
             self.reply(header.tag, body, forward, upstream, gate);
         }
         Ok(Progress { taken: pos, ..Progress::default() })
+    }
+
+    /// The ParameterStatus to send for one that reports the tagged name.
+    fn own_report(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let tag = self.tag.as_deref()?;
+        let (name, rest) = split_cstr(body)?;
+        tag.replaced(name, split_cstr(rest)?.0)
     }
 
     fn reply(&mut self, tag: u8, body: &[u8], forwarded: bool, upstream: &mut Vec<u8>, gate: &mut impl Gate) {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::keys::CancelKeys;
 use super::reactor::ReactorWake;
+use super::totals::{Figures, Totals};
 use crate::clock::Moment;
 use crate::lanes::classify::Facts;
 use crate::lanes::ids::{LaneId, LinkId};
@@ -84,6 +85,12 @@ pub mod flag {
     pub const IN_TRANSACTION: u16 = 128;
     /// Told to end at its next transaction boundary, for a better lane's reserve.
     pub const YIELDING: u16 = 256;
+    /// The client came with TLS 1.3.
+    pub const TLS_13: u16 = 512;
+    /// The client came with TLS 1.2.
+    pub const TLS_12: u16 = 1024;
+    /// The connection to PostgreSQL has TLS.
+    pub const UPSTREAM_TLS: u16 = 2048;
 }
 
 /// What others ask of a link.
@@ -218,6 +225,10 @@ pub enum Phase {
 pub struct LinkShared {
     /// Its name.
     pub id: LinkId,
+    /// When it came.
+    pub arrived: Moment,
+    /// What its worker counts.
+    pub figures: Figures,
     /// Client port; 0 for a Unix socket. The address is among the facts.
     port: u16,
     state: AtomicU8,
@@ -243,6 +254,8 @@ impl LinkShared {
     pub fn new(id: LinkId, port: Option<u16>, now: Moment, labels: Labels) -> Self {
         Self {
             id,
+            arrived: now,
+            figures: Figures::default(),
             port: port.unwrap_or(0),
             state: AtomicU8::new(LinkState::Starting as u8),
             since: AtomicU64::new(now.as_micros()),
@@ -307,6 +320,12 @@ impl LinkShared {
     /// Time waited so far in µs, the wait going on not counted.
     pub fn wait_us(&self) -> u64 {
         self.wait_us.load(Ordering::Relaxed)
+    }
+
+    /// What it adds to the totals of its database; nothing before it was let in.
+    pub fn totals(&self) -> Option<Totals> {
+        let let_in = self.pid.load(Ordering::Relaxed) != 0;
+        let_in.then(|| Totals { wait_us: self.wait_us(), ..self.figures.read() })
     }
 
     /// Flags now: see [`flag`].
@@ -391,6 +410,11 @@ impl LinkShared {
     /// Whether a cancel is on its way upstream.
     pub fn is_being_cancelled(&self) -> bool {
         self.cancels.load(Ordering::SeqCst) > 0
+    }
+
+    /// Cancels that are on their way upstream.
+    pub fn cancels_under_way(&self) -> u32 {
+        self.cancels.load(Ordering::Relaxed)
     }
 
     /// The canceller's side: from here until [`LinkShared::end_cancel`] no new request is forwarded. Says what there is to cancel.

@@ -238,6 +238,11 @@ impl Session {
         self.verified = verified;
     }
 
+    /// Whether it is TLS 1.3, and not 1.2.
+    pub fn is_1_3(&self) -> bool {
+        self.state().protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3)
+    }
+
     /// Version and cipher suite, for people.
     pub fn describe(&self) -> String {
         let version = self.state().protocol_version().and_then(|v| v.as_str()).unwrap_or("TLS");

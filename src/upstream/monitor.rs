@@ -8,6 +8,7 @@
 //! Invariants: no transaction stays open; every wait is bounded; a low reading (a role that sees only itself, a pooler) is never
 //! passed on as a sample. Deliberately absent: what a sample means.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -163,6 +164,21 @@ impl MonitorHandle {
             Err(why) => return Err(LookUpError::Failed(why)),
         };
         query::read_secret(&rows, user).map_err(LookUpError::Failed)
+    }
+
+    /// PostgreSQL's settings that concern memory, by name, sizes in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::cancel_pid`].
+    pub async fn memory_settings(&self) -> Result<BTreeMap<String, u64>, String> {
+        let client = self.shared.now.lock().client.clone().ok_or("the monitor is not connected")?;
+        let query = async { client.query_typed(query::MEMORY_SETTINGS, &[]).await };
+        let rows = bounded(self.shared.limit, query).await?.map_err(|error| explain(&error))?;
+        let row = |row: &tokio_postgres::Row| {
+            let (name, value): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
+            Ok((name.to_owned(), u64::try_from(value).unwrap_or(0)))
+        };
+        rows.iter().map(row).collect::<Result<_, tokio_postgres::Error>>().map_err(|error| explain(&error))
     }
 
     async fn signal(&self, statement: &str, pid: i32) -> Result<bool, String> {
@@ -364,7 +380,9 @@ impl Task {
             others.push(query::session(record, facts.clock, taken_at, &mut seen.known)?);
         }
         let quiet = query::quiet(&row).map_err(|e| explain(&e))?;
-        let lock_holders = query::lock_holders(&row).map_err(|e| explain(&e))?;
+        let holders = query::lock_holders(&row).map_err(|e| explain(&e))?.into_iter();
+        let lock_holders =
+            holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>()?;
         Ok(Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others })
     }
 

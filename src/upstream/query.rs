@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::roster::Facts;
 use super::row::{Known, Record, Records, Timestamp};
 use crate::clock::Moment;
-use crate::lanes::sample::Session;
+use crate::lanes::sample::{LockHolder, Session};
 
 /// One look, in one statement and one row.
 ///
@@ -32,7 +32,15 @@ select pg_backend_pid(),
        current_setting('superuser_reserved_connections')::int4
            + coalesce(current_setting('reserved_connections', true), '0')::int4,
        clock_timestamp(),
-       (select array_agg(distinct l.pid) from pg_locks l where $2 and l.locktype = 'advisory' and l.granted),
+       (select array_agg(row(h.pid, h.advisory, textsend(h.held)))
+          from (select pid,
+                       bool_or(locktype = 'advisory') as advisory,
+                       string_agg(case locktype when 'relation' then '' else locktype || ' ' end || mode || ' ' || n, ', '
+                                  order by locktype, mode) as held
+                  from (select pid, locktype, mode, count(*) as n from pg_locks
+                         where $2 and granted and locktype <> 'virtualxid' and pid is not null
+                         group by pid, locktype, mode) each
+                 group by pid) h),
        array_agg(a.pid) filter (where a.quiet),
        array_agg(row(
            a.pid,
@@ -59,11 +67,22 @@ select pg_backend_pid(),
          where backend_type in ('client backend', 'walsender')
         offset 0) a";
 
+/// Where the texts of locks are remembered, behind those of a session.
+const HELD: usize = 7;
+
 /// Types of its parameters.
 pub const SAMPLE_TYPES: [Type; 2] = [Type::TIMESTAMPTZ, Type::BOOL];
 
 /// The pid of the session that answers.
 pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
+
+/// Settings that say what backends may take of memory, in bytes where they are sizes. A negative one means another setting's value, and
+/// is left out; so is what this PostgreSQL does not know.
+pub const MEMORY_SETTINGS: &str = "
+select name, (setting::numeric * case unit when '8kB' then 8192 when 'kB' then 1024 when 'MB' then 1048576 else 1 end)::int8
+  from pg_settings
+ where name in ('shared_buffers', 'work_mem', 'maintenance_work_mem', 'autovacuum_work_mem', 'autovacuum_max_workers')
+   and setting not like '-%'";
 
 /// Cancels a backend's query.
 pub const CANCEL: &str = "select pg_cancel_backend($1)";
@@ -100,12 +119,27 @@ pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
     })
 }
 
-/// Pids that hold advisory locks; empty, too, where it was not asked.
+/// Who holds locks, each to be read by [`lock_holder`]; none, too, where it was not asked.
 ///
 /// # Errors
 /// As [`facts`].
-pub fn lock_holders(row: &Row) -> Result<Vec<i32>, tokio_postgres::Error> {
-    Ok(row.try_get::<_, Option<Vec<i32>>>(5)?.unwrap_or_default())
+pub fn lock_holders(row: &Row) -> Result<Vec<Record<'_>>, tokio_postgres::Error> {
+    Ok(row.try_get::<_, Option<Records<'_>>>(5)?.map(|records| records.0).unwrap_or_default())
+}
+
+/// One of [`lock_holders`].
+///
+/// # Errors
+/// A sentence, where it is not what the statement yields.
+pub fn lock_holder(mut row: Record<'_>, known: &mut Known) -> Result<LockHolder, String> {
+    let mut read = || -> Result<LockHolder, Box<dyn Error + Sync + Send>> {
+        Ok(LockHolder {
+            pid: row.required()?,
+            advisory: row.required()?,
+            held: known.text(HELD, row.column()?),
+        })
+    };
+    read().map_err(|error| format!("PostgreSQL's answer is odd: {error}"))
 }
 
 /// Pids of the quiet sessions.

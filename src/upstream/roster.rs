@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::row::Timestamp;
 use crate::clock::Moment;
-use crate::lanes::sample::{Sample, Session};
+use crate::lanes::sample::{LockHolder, Sample, Session};
 
 /// Told again in full: what changed in so long before the last look. A backend reads the clock first and shows its new state a little later,
 /// on a busy machine perhaps much later.
@@ -32,7 +32,7 @@ const SPARE: usize = 64;
 pub struct Question {
     /// Sessions that were as they are before this are asked for by pid only; none: all in full.
     pub quiet_since: Option<Timestamp>,
-    /// Whether to ask who holds advisory locks.
+    /// Whether to ask who holds locks.
     pub locks: bool,
 }
 
@@ -64,8 +64,8 @@ pub struct Answer {
     pub taken_at: Moment,
     /// What the server says of itself.
     pub facts: Facts,
-    /// Pids that hold advisory locks, in any order; empty where it was not asked.
-    pub lock_holders: Vec<i32>,
+    /// Who holds locks, in any order; empty where it was not asked.
+    pub lock_holders: Vec<LockHolder>,
     /// Pids of quiet sessions.
     pub quiet: Vec<i32>,
     /// All other sessions.
@@ -92,7 +92,7 @@ pub struct Roster {
 
 #[derive(Clone, Debug)]
 struct Locks {
-    holders: Arc<[i32]>,
+    holders: Arc<[LockHolder]>,
     asked_at: Moment,
     max_connections: u32,
 }
@@ -158,14 +158,14 @@ impl Roster {
         question: &Question,
         asked_at: Moment,
         max_connections: u32,
-        mut holders: Vec<i32>,
+        mut holders: Vec<LockHolder>,
     ) -> Locks {
         if !question.locks
             && let Some(locks) = &self.locks
         {
             return locks.clone();
         }
-        holders.sort_unstable();
+        holders.sort_unstable_by_key(|holder| holder.pid);
         let locks = Locks { holders: holders.into(), asked_at, max_connections };
         self.locks = Some(locks.clone());
         locks
@@ -328,7 +328,8 @@ mod tests {
             let mut roster = Roster::default();
             let mut first = answer(&roster, 100, 100, &[], &[(1, "a")]);
             first.facts.max_connections = max_connections;
-            first.lock_holders = vec![9, 7];
+            first.lock_holders =
+                [9, 7].map(|pid| LockHolder { pid, advisory: true, held: "".into() }).to_vec();
             let sample = roster.take(first).expect("a sample");
             assert!(sample.holds_lock(7) && sample.holds_lock(9) && !sample.holds_lock(8));
             let mut next = answer(&roster, second, i64::try_from(second).expect("small"), &[1], &[]);

@@ -106,10 +106,8 @@ impl Startup {
         Some(unknown)
     }
 
-    /// The packet with this application_name in place of the client's, behind everything else; none where the client gave none, or the packet
-    /// would be too long.
+    /// The packet with this application_name in place of the client's, behind everything else; none where the packet would be too long.
     pub fn renamed(&self, application: &str) -> Option<Vec<u8>> {
-        self.get(APPLICATION_NAME)?;
         let mut raw = self.raw.get(..8)?.to_vec();
         let mut rest = self.raw.get(8..)?;
         while let Some((name, behind)) = split_cstr(rest)
@@ -280,7 +278,8 @@ mod tests {
         let renamed = one.renamed("odoo").expect("it has a name");
         assert_eq!(renamed, packet(3 << 16, b"user\0caf\xe9\0database\0d\0application_name\0odoo\0\0"));
         assert_eq!(of(&renamed[8..]).application_name(), "odoo");
-        assert_eq!(of(b"user\0u\0\0").renamed("odoo"), None, "nothing is made up");
+        let given = of(b"user\0u\0\0").renamed("odoo").expect("there is room");
+        assert_eq!(given, packet(3 << 16, b"user\0u\0application_name\0odoo\0\0"));
         let long = format!("user\0u\0options\0{}\0application_name\0o\0\0", "x".repeat(9_950));
         assert_eq!(of(long.as_bytes()).renamed("a-longer-name-than-there-is-room-for"), None);
     }

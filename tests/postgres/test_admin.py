@@ -24,7 +24,8 @@ USAGE = ("max_connections usable connections active idle idle_in_transaction per
 METRICS = ("pgweir_usage_percent pgweir_lane_slots pgweir_lane_quota pgweir_lane_waiting pgweir_lane_state pgweir_refusals_total"
            " pgweir_resets_total pgweir_idle_in_transaction pgweir_upstream_too_many_clients_total pgweir_transactions_total"
            " pgweir_wait_seconds pgweir_transaction_seconds pgweir_query_seconds").split()
-SHOWS = "LANES APPLICATIONS CLIENTS SESSIONS LEAKS USAGE TIMELINE CONFIG VERSION HELP".split()
+SHOWS = ("LANES APPLICATIONS CLIENTS SESSIONS LEAKS USAGE HEADROOM TIMELINE CONFIG VERSION HELP STATS STATS_TOTALS POOLS DATABASES LISTS"
+         " SERVERS").split()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_database_names(weir):
     assert columns(weir, "SHOW LANES", "pgbouncer") == LANES
 
 
-@pytest.mark.parametrize("sql", ["SELECT * FROM lanes", "SHOW", "PAUSE", "PAUSE LANE", "RESUME LANE web OVER 'soon'", "KILL CLIENT x", "KILL CLIENT 999999999",
+@pytest.mark.parametrize("sql", ["SELECT * FROM lanes", "SHOW", "PAUSE odoo", "PAUSE LANE", "RESUME LANE web OVER 'soon'", "KILL CLIENT x", "KILL CLIENT 999999999",
                                  "RESET CLIENT 999999999", "CANCEL CLIENT 999999999", "SET LANE web quota = -1", "SET LANE web quota = x",
                                  "SET LANE web priority = 1", "FREEZE FOR", "NOTE", "NOTE 'unterminated", "DROP LANE web", "TERMINATE PID 2147483647"])
 def test_wrong_commands_are_refused_and_the_session_goes_on(weir, sql):

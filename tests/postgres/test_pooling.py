@@ -743,3 +743,23 @@ def test_pgbench_reconnecting(make, cluster):
     assert count > 100
     assert weir.metric("pgweir_pool_reused_total") > count - 30
     assert weir.metric("pgweir_refusals_total") == 0
+
+
+def test_tagged_connections_are_shared_by_clients_of_one_address(make, cluster):
+    weir = make(upstream={"tag_application_name": True})
+    def name(pid):
+        return cluster.value("select application_name from pg_stat_activity where pid = %s", pid)
+    first = connect(weir)
+    pid = first.info.backend_pid
+    first.cursor().execute("set application_name = 'else'")
+    first.close()
+    # Reset, it is what its startup packet said.
+    eventually(lambda: name(pid) == "web @127.0.0.1")
+    second = eventually(lambda: (conn := connect(weir)).info.backend_pid == pid and conn or conn.close())
+    assert second.info.parameter_status("application_name") == "web"
+    second.cursor().execute("set application_name = 'x'; reset application_name")
+    assert (second.info.parameter_status("application_name"), name(pid)) == ("web", "web @127.0.0.1")
+    local = connect(weir, unix=True)
+    assert local.info.backend_pid != pid and name(local.info.backend_pid) == "web @unix"
+    local.close()
+    second.close()

@@ -20,6 +20,7 @@ pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
         upstream_tls: None,
         doors: Vec::new(),
         connect_timeout: Duration::from_secs(1),
+        tag_application_name: false,
         startup_timeout: Duration::from_secs(1),
         dead_after: Duration::ZERO,
         allow_trust: false,

@@ -473,6 +473,45 @@ fn in_pieces(mut bytes: &[u8], sizes: &[usize], mut feed: impl FnMut(&[u8])) {
     }
 }
 
+/// A startup packet whose name was tagged: `odoo-7 @10.0.0.5`.
+fn tag() -> Arc<Tag> {
+    let body = b"user\0odoo\0application_name\0odoo-7\0\0";
+    let mut packet = u32::try_from(8 + body.len()).expect("short").to_be_bytes().to_vec();
+    packet.extend_from_slice(&(3_u32 << 16).to_be_bytes());
+    packet.extend_from_slice(body);
+    let Ok(crate::wire::startup::FirstPacket::Startup(mut startup)) = crate::wire::startup::parse(&packet)
+    else {
+        panic!("no startup packet")
+    };
+    Arc::new(Tag::put(&mut startup, Some([10, 0, 0, 5].into())).expect("tagged"))
+}
+
+#[test]
+fn a_tagged_name_is_told_as_the_clients_own_however_it_is_split() {
+    let report = |name: &[u8]| m(b'S', &[b"application_name\0", name, b"\0"].concat());
+    let bytes = [
+        c("SET"),
+        report(b"odoo-7 @10.0.0.5"),
+        report(b"later"),
+        m(b'S', b"TimeZone\0odoo-7 @10.0.0.5\0"),
+        z('I'),
+    ];
+    let wanted =
+        [c("SET"), report(b"odoo-7"), report(b"later"), m(b'S', b"TimeZone\0odoo-7 @10.0.0.5\0"), z('I')]
+            .concat();
+    for size in 1..40 {
+        let mut pair = Pair::default();
+        pair.session.set_tag(Some(tag()));
+        pair.client(&q("set x = y"));
+        for piece in bytes.concat().chunks(size) {
+            pair.upstream(piece);
+        }
+        assert_eq!(pair.to_client, wanted, "{size}");
+        assert!(pair.log.told.contains(&"parameter application_name=odoo-7".to_owned()));
+        assert!(pair.session.is_quiet());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 

@@ -33,10 +33,11 @@ export const who = row => [name(row.application), " · ", name(row.user), "@", n
 function create(row, act) {
   const part = {
     idle: make("p", { class: "idle-for" }), who: make("p", { class: "who" }), statement: make("code"), blocks: make("p", { class: "blocks bad" }),
+    locks: make("p", { class: "soft" }),
     verdict: make("p", { class: "soft verdict-of" }), reset: make("button", { type: "button" }, "Reset…"),
   };
   part.reset.setAttribute("aria-label", `Reset client ${row.id} of ${row.application}`);
-  const element = make("li", { class: "leak" }, part.idle, make("div", { class: "middle" }, part.who, make("p", {}, part.statement), part.blocks, part.verdict),
+  const element = make("li", { class: "leak" }, part.idle, make("div", { class: "middle" }, part.who, make("p", {}, part.statement), part.blocks, part.locks, part.verdict),
     make("div", { class: "buttons" }, part.reset));
   part.reset.onclick = () => act("reset", element.row);
   element.cells = part;
@@ -55,6 +56,8 @@ function update(element, row, mayChange) {
     const session = sessions.get(pid);
     return [n ? ", " : "", ...(session ? [name(session.application), ` (pid ${pid})`] : [`pid ${pid}`])];
   }), blocked.length > 8 ? ` and ${blocked.length - 8} more` : "");
+  part.locks.hidden = !row.locks;
+  say(part.locks, "holds ", name(row.locks));
   set(part.verdict, `pgweir: ${row.verdict}`);
   part.reset.hidden = !(mayChange && row.id != null);
 }
