@@ -15,7 +15,6 @@ import playwright.sync_api as playwright
 from harness import background, eventually, lane
 from harness.weir import ROOT
 
-
 pytestmark = [pytest.mark.weir, pytest.mark.timeout(120)]
 
 PICTURES = os.environ.get("PGWEIR_SCREENSHOTS")
@@ -292,6 +291,7 @@ def test_by_keyboard_alone(weir, look, busy):
     press_until("Resume it")
     page.keyboard.press("Space")
     eventually(lambda: weir.lane("cron")["state"] == "ramping")
+    playwright.expect(lane_row(page, "cron").get_by_role("button", name="Resume")).to_be_focused()
     # Focus stays where it is while figures change.
     press_until("Reset client")
     before = page.evaluate("document.activeElement.getAttribute('aria-label')")
@@ -342,50 +342,49 @@ def test_the_past_is_there_when_the_page_is_opened(weir, look):
 
 # -- pictures ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(not PICTURES, reason="PGWEIR_SCREENSHOTS=DIRECTORY takes pictures, for ten minutes")
+@pytest.mark.skipif(not PICTURES, reason="PGWEIR_SCREENSHOTS=DIRECTORY takes pictures, for five minutes")
 @pytest.mark.timeout(900)
 def test_pictures(weir, look, cluster, tidy):
-    """An incident as it comes: users, a report that leaks and blocks a checkout, imports beside pgweir, FREEZE."""
+    """An incident as it comes: users, a report that leaks and blocks a checkout, an import beside pgweir, FREEZE."""
     cluster.sql("create table if not exists stock (id int primary key, quantity int)")
     cluster.sql("grant all on stock to public; insert into stock values (1, 10) on conflict do nothing")
+    weir.config["lane"][2].update(shed_above=85, shed_below=75)
+    weir.config["lane"][3].update(shed_above=75, shed_below=65)
+    weir.reload()
     users = [tidy(weir.connect("odoo web", autocommit=True)) for _ in range(4)]
 
     def work(seconds):
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            for connection in users:
+            for connection in users[:4]:
                 connection.cursor().execute("select pg_sleep(0.05)")
             time.sleep(0.5)
-    work(150)
+    work(60)
     beside = []
-    for n in range(12):
+    for _ in range(11):
         beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
-        work(8)
+        work(6)
+    users += [tidy(weir.connect("queue job", autocommit=True)) for _ in range(3)] + [tidy(weir.connect("cron", autocommit=True))]
     leak = tidy(weir.connect("odoo web report"))
     leak.cursor().execute("update stock set quantity = quantity - 1 where id = 1")
     blocked = tidy(weir.connect("odoo web checkout"))
     waiting = background(lambda: blocked.cursor().execute("update stock set quantity = 0 where id = 1"))
-    for n in range(3):
-        users.append(tidy(weir.connect("queue job", autocommit=True)))
     tidy(weir.connect("odoo web quote")).cursor().execute("select 1")
-    users.append(tidy(weir.connect("cron", autocommit=True)))
-    queued = [background(weir.connect, "queue job") for _ in range(2)]
-    work(60)
-    for n in range(5):
+    work(25)
+    for _ in range(7):
         beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
-        work(5)
-    held = weir.admin("FREEZE FOR '30 min' REASON 'checkout fails: imports and reports stop until the leak is found'")
-    assert held
-    users[4:] = []
-    work(40)
+        work(3)
+    weir.admin("FREEZE FOR '30 min' REASON 'checkout fails: imports stop until the leak is found'")
+    queued = [background(weir.connect, "queue job") for _ in range(2)]
+    work(25)
     for connection in beside[:8]:
         connection.close()
         work(3)
     weir.admin("NOTE 'called the warehouse: the import is theirs'")
-    work(20)
+    work(15)
     weir.admin("RESUME LANE cron OVER '5 min'")
-    work(10)
-    for name, dark, viewport in (("light", False, {"width": 1280, "height": 1180}), ("dark", True, {"width": 1280, "height": 1180}), ("phone", False, {"width": 390, "height": 1500})):
+    work(8)
+    for name, dark, viewport in (("light", False, {"width": 1280, "height": 1400}), ("dark", True, {"width": 1280, "height": 1400}), ("phone", False, {"width": 390, "height": 1500})):
         page = look(dark=dark, viewport=viewport)
         page.wait_for_timeout(2500)
         page.screenshot(path=str(pathlib.Path(PICTURES) / f"dashboard-{name}.png"))

@@ -114,7 +114,7 @@ def test_commands_do_what_the_console_does(weir, tidy):
 # -- who may ask -------------------------------------------------------------------------------------------------
 
 def test_no_password_and_wrong_ones(weir):
-    for method, path in [*(("GET", f"/api/v1/{name}") for name in READS), ("GET", "/api/v1/events"), ("GET", "/"), ("GET", "/api/v1/nosuch"),
+    for method, path in [*(("GET", f"/api/v1/{name}") for name in READS), ("GET", "/api/v1/events"), ("GET", "/"), ("GET", "/page/main.js"), ("GET", "/api/v1/nosuch"),
                          ("POST", "/api/v1/freeze"), ("OPTIONS", "/api/v1/freeze")]:
         status, headers, _ = ask(weir, method, path, auth=None)
         assert status == 401 and headers["WWW-Authenticate"].startswith("Basic"), (method, path)

@@ -1,6 +1,6 @@
 // Timeline, exit criteria, the incident, and what else needs attention.
 
-import { attribute, clock, id, keep, make, name, say, set, span } from "./dom.js";
+import { attribute, clock, count, id, keep, make, name, say, set, span } from "./dom.js";
 
 // Entries shown; the console has more.
 const SHOWN = 200;
@@ -43,17 +43,20 @@ export function incident(open, criteria, usage) {
   else say(box, "No incident is open.");
 }
 
-export function alerts(status) {
+export function alerts({ status, leaks, leaks_total: total }) {
   const found = [];
   if (status.mode === "observe") found.push("observe", "Mode is observe: pgweir records what it would do, and holds or refuses nothing.");
   if (status.state !== "running") found.push("state", `pgweir is ${status.state}.`);
   if (status.upstream !== "up") found.push("upstream", `PostgreSQL is ${status.upstream}.`);
   if (status.monitor !== "ok") found.push("monitor", `The monitor is ${status.monitor}.`);
   if (status.reserves) found.push("reserves", `Reserves cannot all be kept: ${status.reserves}.`);
+  const blocking = leaks.filter(row => row.blocks).length;
+  if (total) found.push("leaks", `${count(total, "leak")}, the longest for ${span(Math.floor(leaks[0].idle_in_transaction_ms / 1000) * 1000)}${blocking ? `; ${blocking} of them ${blocking === 1 ? "blocks" : "block"} others` : ""}.`);
   if (status.growth) found.push("growth", `Grew most: ${status.growth}.`);
   if (status.too_many_clients !== "0") found.push("full", `PostgreSQL has said "too many clients" ${status.too_many_clients} times since pgweir started.`);
   if (status.panics !== "0") found.push("panics", `${status.panics} links were ended by a bug of pgweir: see its log.`);
   const rows = [];
   for (let n = 0; n < found.length; n += 2) rows.push({ kind: found[n], text: found[n + 1] });
-  keep(id("alerts"), rows, row => row.kind, row => make("li", { class: row.kind }), (element, row) => set(element, row.text));
+  keep(id("alerts"), rows, row => row.kind, row => make("li", { class: row.kind }, row.kind === "leaks" ? make("a", { href: "#leaks-head" }) : make("span")),
+    (element, row) => set(element.firstChild, row.text));
 }

@@ -50,7 +50,7 @@ async function greet() {
 function snapshot(data) {
   now = data;
   log.incident(data.incident, data.exit, data.usage);
-  log.alerts(data.status);
+  log.alerts(data);
   usage.show(data);
   lanes(id("lanes"), data.lanes, { act, policy, mayChange });
   leaks(data.leaks, data.leaks_total, { act, mayChange });

@@ -3,7 +3,7 @@
 import { id, set, span } from "./dom.js";
 
 const WINDOW = 900, STEP = 5;
-const ACTS = new Set(["freeze", "pause", "resume", "shed", "incident_opened", "incident_closed", "too_many_clients", "start"]);
+const ACTS = new Set(["freeze", "pause", "resume", "incident_opened", "incident_closed", "too_many_clients", "start"]);
 let points = [], lines = [], acts = [], u = null, drawn = 0;
 
 const share = point => point.percent == null || !point.connections ? null : point.percent * point.bypass / point.connections;
@@ -86,47 +86,56 @@ function draw() {
   id("plot").setAttribute("aria-label", `Usage over the last 15 minutes, highest ${Math.round(peak)} %. Lines: ${lines.map(line => line.text).join("; ")}.`);
 }
 
-// Dashed lines with their words; neighbours' words go to the other side, so that they do not cover each other.
+// Dashed lines with their words, on the left: what is now is on the right.
 function marks(u) {
-  const { ctx } = u, ratio = devicePixelRatio, { left, top, width, height } = u.bbox;
-  let previous = Infinity, right = true;
+  const { ctx } = u, ratio = devicePixelRatio;
   ctx.lineWidth = ratio;
   ctx.font = `${11 * ratio}px system-ui, sans-serif`;
   ctx.textBaseline = "bottom";
-  for (const { percent, text } of lines) {
-    const y = u.valToPos(percent, "y", true);
+  ctx.textAlign = "left";
+  happened(u);
+  const { left, width } = u.bbox, row = 15 * ratio;
+  const at = lines.map(line => u.valToPos(line.percent, "y", true));
+  lines.forEach(({ percent, text }, n) => {
     ctx.setLineDash([6 * ratio, 4 * ratio]);
     ctx.strokeStyle = Plots.css(text.includes("exit") ? "--good" : "--bad");
     ctx.beginPath();
-    ctx.moveTo(left, y);
-    ctx.lineTo(left + width, y);
+    ctx.moveTo(left, at[n]);
+    ctx.lineTo(left + width, at[n]);
     ctx.stroke();
-    right = previous - y < 16 * ratio ? !right : true;
-    previous = y;
-    const length = ctx.measureText(text).width, x = right ? left + width - length - 4 * ratio : left + 4 * ratio;
-    ctx.textAlign = "left";
-    ctx.globalAlpha = 0.75;
-    ctx.fillStyle = Plots.css("--panel");
-    ctx.fillRect(x - 2 * ratio, y - 15 * ratio, length + 4 * ratio, 14 * ratio);
-    ctx.globalAlpha = 1;
-    ctx.fillStyle = Plots.css("--ink");
-    ctx.fillText(text, x, y - 2 * ratio);
-  }
-  ctx.setLineDash([2 * ratio, 3 * ratio]);
-  ctx.strokeStyle = Plots.css("--soft");
-  ctx.fillStyle = Plots.css("--soft");
-  ctx.textAlign = "left";
-  let free = -Infinity;
+    // Where the next line is near, the words go below their own; where that has a neighbour too, to the other side.
+    const near = [at[n - 1] - at[n] < row, at[n] - at[n + 1] < row], length = ctx.measureText(text).width;
+    const x = near[0] && near[1] ? left + width - length - 4 * ratio : left + 4 * ratio, y = at[n] + (near[1] && !near[0] ? row + ratio : 0);
+    label(ctx, text, x, y - 2 * ratio, length, "--ink");
+  });
+}
+
+function label(ctx, text, x, y, length, colour) {
+  const ratio = devicePixelRatio;
+  ctx.globalAlpha = 0.75;
+  ctx.fillStyle = Plots.css("--panel");
+  ctx.fillRect(x - 2 * ratio, y - 12 * ratio, length + 4 * ratio, 12 * ratio);
+  ctx.globalAlpha = 1;
+  ctx.fillStyle = Plots.css(colour);
+  ctx.fillText(text, x, y);
+}
+
+// What happened, as dotted lines; their words take the lowest row that is free, and are left out where three are taken.
+function happened(u) {
+  const { ctx } = u, ratio = devicePixelRatio, { left, top, width, height } = u.bbox, free = [0, 0, 0];
   for (const { x: at, event } of acts) {
-    const x = u.valToPos(at, "x", true);
+    const x = u.valToPos(at, "x", true), length = ctx.measureText(event).width;
     if (x < left || x > left + width) continue;
+    ctx.setLineDash([2 * ratio, 3 * ratio]);
+    ctx.strokeStyle = Plots.css("--soft");
     ctx.beginPath();
     ctx.moveTo(x, top);
     ctx.lineTo(x, top + height);
     ctx.stroke();
-    const length = ctx.measureText(event).width;
-    if (x < free || x + length > left + width) continue;
-    ctx.fillText(event, x + 3 * ratio, top + height - 2 * ratio);
-    free = x + length + 8 * ratio;
+    const right = x + 6 * ratio + length > left + width, from = right ? x - length - 4 * ratio : x + 4 * ratio;
+    const row = free.findIndex(end => from >= end);
+    if (row < 0) continue;
+    label(ctx, event, from, top + height - (2 + 13 * row) * ratio, length, "--soft");
+    free[row] = from + length + 6 * ratio;
   }
 }
