@@ -1,4 +1,4 @@
-//! The read model of console, CLI, metrics and (later) dashboard: plain rows, made in one place, shown in many.
+//! The read model of console, CLI, metrics and dashboard: plain rows, made in one place, shown in many.
 
 use std::sync::Arc;
 
@@ -387,6 +387,47 @@ pub struct UsageRow {
     pub sampled_ms_ago: Option<u64>,
     /// Whether the sample is too old to decide upon.
     pub stale: bool,
+}
+
+/// Usage in a few seconds of the past: the highest figures seen in them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HistoryRow {
+    /// When they began, in ms since the epoch.
+    pub at: u64,
+    /// Usage in percent; none while it was not known.
+    pub percent: Option<f64>,
+    /// Connections at PostgreSQL; none while they were not known.
+    pub connections: Option<u32>,
+    /// Those of them that bypass pgweir.
+    pub bypass: Option<u32>,
+}
+
+/// What an operator's page has to know of the configuration: which lines usage may cross, and what its buttons will do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRow {
+    /// `[exit] usage_below`, in percent.
+    pub usage_below: f64,
+    /// In the order of the configuration.
+    pub lanes: Vec<LanePolicyRow>,
+}
+
+/// The same of one lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LanePolicyRow {
+    /// Name.
+    pub lane: Arc<str>,
+    /// Never shed, frozen or reset.
+    pub protected: bool,
+    /// FREEZE pauses it.
+    pub freeze: bool,
+    /// Usage in percent above which it sheds; none is never.
+    pub shed_above: Option<f64>,
+    /// Usage in percent below which it takes new links again; none where it never sheds.
+    pub shed_below: Option<f64>,
+    /// hold, reject: what a pause does with those who come.
+    pub on_pause: &'static str,
+    /// rollback, disconnect: what RESET CLIENT does in it.
+    pub reset: &'static str,
 }
 
 /// An entry of the timeline.

@@ -88,6 +88,12 @@ impl Control for Fake {
     fn usage(&self) -> UsageRow {
         UsageRow { max_connections: 40, percent: Some(37.5), ..UsageRow::default() }
     }
+    fn history(&self) -> Vec<HistoryRow> {
+        vec![]
+    }
+    fn policy(&self) -> PolicyRow {
+        PolicyRow { usage_below: 75.0, lanes: vec![] }
+    }
     fn timeline(&self) -> Vec<TimelineEntry> {
         vec![]
     }

@@ -7,8 +7,9 @@ use tokio::sync::watch;
 
 use super::command::Command;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow,
-    ListsRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
+    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -58,6 +59,10 @@ pub trait Control: Send + Sync + 'static {
     fn leaks(&self) -> Vec<LeakRow>;
     /// SHOW USAGE.
     fn usage(&self) -> UsageRow;
+    /// Usage over the last 15 minutes, oldest first.
+    fn history(&self) -> Vec<HistoryRow>;
+    /// What the configuration in force says of thresholds, freezing and resets.
+    fn policy(&self) -> PolicyRow;
     /// SHOW TIMELINE, oldest first.
     fn timeline(&self) -> Vec<TimelineEntry>;
     /// SHOW EXIT: the criteria by which an incident is over.

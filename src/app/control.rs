@@ -11,8 +11,9 @@ use crate::clock;
 use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
-    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow,
-    ListsRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry, UsageRow,
+    ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
+    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
+    UsageRow,
 };
 
 impl App {
@@ -52,6 +53,14 @@ impl Control for App {
 
     fn usage(&self) -> UsageRow {
         self.hub.guard(|guard, now| guard.usage_row(now))
+    }
+
+    fn history(&self) -> Vec<HistoryRow> {
+        self.history.lock().rows(clock::now(), clock::wall_now())
+    }
+
+    fn policy(&self) -> PolicyRow {
+        self.policy_row()
     }
 
     fn timeline(&self) -> Vec<TimelineEntry> {

@@ -124,6 +124,7 @@ fn new_app(
         judge: Mutex::new(judge),
         seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
+        history: Mutex::default(),
         incidents: Incidents::new(&config, started),
         averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),

@@ -15,6 +15,7 @@ use crate::config::settings::{self, ProbeSettings};
 use crate::incident::archive::Archive;
 use crate::incident::book::{self, Act, Book};
 use crate::incident::exit::{Criterion, Exit, Expect, Facts, LaneTotals, ProbeRule, Rules, Span};
+use crate::incident::history::Point;
 use crate::incident::record::{Incident, LaneFigures, Look, Said, Summary};
 use crate::link::meter::TransactionEnd;
 use crate::reason::SqlState;
@@ -112,6 +113,9 @@ impl App {
         let rows = self.hub.guard(|guard, now| guard.rows(now));
         let totals = self.lane_totals(&rows);
         let (facts, connections, bypass) = self.exit_facts(totals);
+        let known = |figure: u32| facts.usage.map(|_| figure);
+        let point = Point { percent: facts.usage, connections: known(connections), bypass: known(bypass) };
+        self.history.lock().record(now, point);
         let (criteria, met, probes) = {
             let mut exit = self.incidents.exit.lock();
             exit.observe(now, &facts);

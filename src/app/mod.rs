@@ -35,6 +35,7 @@ use crate::admin::AdminTls;
 use crate::clock::{self, Moment};
 use crate::config::{self, checked::Config};
 use crate::incident::growth::Growth;
+use crate::incident::history::History;
 use crate::incident::state::StateFile;
 use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
@@ -66,6 +67,7 @@ pub struct App {
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
+    history: Mutex<History>,
     incidents: Incidents,
     /// SHOW STATS' averages.
     averages: Mutex<Averages>,

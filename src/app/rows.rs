@@ -10,10 +10,12 @@ use crate::clock::{self, Moment, WallMs};
 use crate::incident::growth::{Count, Counts};
 use crate::lanes::ids::LaneId;
 use crate::lanes::sample::{Sample, Session};
-use crate::lanes::settings::LeakSettings;
+use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings};
 use crate::link::hub::Lane;
 use crate::link::shared::{Labels, LinkShared, LinkState, ProcessKey, flag};
-use crate::snapshot::{ApplicationRow, ClientEnds, ClientRow, LaneRow, LeakRow, SessionRow};
+use crate::snapshot::{
+    ApplicationRow, ClientEnds, ClientRow, LanePolicyRow, LaneRow, LeakRow, PolicyRow, SessionRow,
+};
 use crate::wire::statement;
 
 /// Links of one lane or application by state.
@@ -220,6 +222,14 @@ impl App {
         rows
     }
 
+    pub(super) fn policy_row(&self) -> PolicyRow {
+        let config = self.config.load();
+        PolicyRow {
+            usage_below: config.exit.usage_below,
+            lanes: config.settings.lanes.iter().map(lane_policy_row).collect(),
+        }
+    }
+
     /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`.
     pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
         let after = self.config.load().bypass.after;
@@ -234,6 +244,23 @@ impl App {
             .map(|s| (&**s, s.ages(now).0))
             .filter(|(_, idle)| *idle >= after)
             .collect()
+    }
+}
+
+fn lane_policy_row(lane: &LaneSettings) -> LanePolicyRow {
+    let disconnects =
+        lane.idle_in_transaction.as_ref().is_some_and(|leak| leak.action == LeakAction::Disconnect);
+    LanePolicyRow {
+        lane: lane.name.clone(),
+        protected: lane.protected,
+        freeze: lane.freeze,
+        shed_above: lane.shed_above,
+        shed_below: lane.shed_above.map(|_| lane.shed_below),
+        on_pause: match lane.on_pause {
+            Disposition::Hold => "hold",
+            Disposition::Reject => "reject",
+        },
+        reset: if disconnects { "disconnect" } else { "rollback" },
     }
 }
 

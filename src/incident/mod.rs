@@ -5,6 +5,7 @@ pub mod archive;
 pub mod book;
 pub mod exit;
 pub mod growth;
+pub mod history;
 pub mod record;
 pub mod state;
 pub mod timeline;

@@ -8,6 +8,23 @@ const UPLOT_LICENSE: &str = include_str!("../../third_party/uplot/LICENSE");
 const PAGE_CSS: &str = include_str!("page.css");
 const PLOTS_JS: &str = include_str!("plots.js");
 
+/// What a page that may load files of its own, and nothing else, needs of the same: its name, its type, its bytes.
+pub const FILES: &[(&str, &str, &str)] = &[
+    ("uplot.css", "text/css; charset=utf-8", UPLOT_CSS),
+    ("page.css", "text/css; charset=utf-8", PAGE_CSS),
+    (
+        "uplot.js",
+        "text/javascript; charset=utf-8",
+        concat!(
+            "/*\n",
+            include_str!("../../third_party/uplot/LICENSE"),
+            "*/\n",
+            include_str!("../../third_party/uplot/uPlot.iife.min.js")
+        ),
+    ),
+    ("plots.js", "text/javascript; charset=utf-8", PLOTS_JS),
+];
+
 /// What goes into a page.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {

@@ -29,13 +29,18 @@ const Plots = (function () {
     });
   }
 
-  // `series` is [{label, values, colour, dash, width}] over `x`; `time` says that x is seconds since 1970, shown in UTC, else seconds.
-  // `marks(u)` draws over it.
-  function plot(into, { title, x, range, series, max, unit, log, time, sync, marks }) {
-    const box = document.createElement("div");
+  function titled(title) {
+    const box = document.createElement("div"), head = document.createElement("h3");
     box.className = "plot";
-    box.innerHTML = "<h3></h3>";
-    box.firstChild.textContent = title;
+    head.textContent = title;
+    box.append(head);
+    return box;
+  }
+
+  // `series` is [{label, values, colour, dash, width}] over `x`; `time` says that x is seconds since 1970, shown in UTC, else seconds.
+  // `marks(u)` draws over it. A live one gives `range` as a function, `reach(u)` for the top of y, and `setData` to what is returned.
+  function plot(into, { title, x, range, series, max, reach, unit, log, time, sync, marks }) {
+    const box = titled(title);
     into.append(box);
     const axis = { stroke: () => css("--soft"), grid: { stroke: () => css("--line"), width: 1 }, ticks: { stroke: () => css("--line") } };
     const show = v => v == null ? "–" : (v >= 100 ? v.toFixed(0) : v.toPrecision(3) / 1) + unit;
@@ -45,11 +50,11 @@ const Plots = (function () {
       // Ticks on whole minutes of UTC.
       tzDate: at => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC"),
       scales: { x: { time: !!time, range },
-        y: log ? { distr: 3, range: [0.1, Math.max(1, max) * 1.3] } : { range: [0, Math.max(1, max) * 1.1] } },
+        y: log ? { distr: 3, range: [0.1, Math.max(1, max) * 1.3] } : { range: reach ? u => [0, reach(u)] : [0, Math.max(1, max) * 1.1] } },
       axes: [{ ...axis, space: time ? 70 : 50, values: (_, v) => v.map(s => time ? clock(s) : s + " s") },
         { ...axis, size: 78, values: (_, v) => v.map(n => n == null ? "" : show(n)) }],
       series: [{ value: (_, v) => v == null ? "–" : time ? clock(v) : v.toFixed(1) + " s" }].concat(series.map(s => (
-        { label: s.label, stroke: s.colour, width: s.width || 1.5, dash: s.dash, spanGaps: false, points: { show: false }, value: (_, v) => show(v) }))),
+        { label: s.label, stroke: s.colour, fill: s.fill, width: s.width || 1.5, dash: s.dash, spanGaps: false, points: { show: false }, value: (_, v) => show(v) }))),
       cursor: { sync: { key: sync } },
       hooks: { draw: [u => {
         u.ctx.save();
@@ -59,14 +64,14 @@ const Plots = (function () {
       }] },
     }, [x].concat(series.map(s => s.values)), box);
     plots.push([u, box]);
+    return u;
   }
 
   // One bar a row: `rows` is [[label, [{from, to, state, title}]]], over `range`.
   function strips(into, title, range, rows) {
-    const box = document.createElement("div");
-    box.className = "plot";
-    box.innerHTML = "<h3></h3><div class=strip></div>";
-    box.firstChild.textContent = title;
+    const box = titled(title), strip = document.createElement("div");
+    strip.className = "strip";
+    box.append(strip);
     const length = Math.max(1e-9, range[1] - range[0]);
     for (const [label, parts] of rows) {
       const name = document.createElement("span"), bar = document.createElement("div");

@@ -17,7 +17,7 @@ from harness.weir import ROOT, lane
 pytestmark = pytest.mark.weir
 
 LEAK = {"warn": "100ms", "action": "none"}
-READS = "lanes applications clients sessions leaks usage status timeline exit incidents".split()
+READS = "lanes applications clients sessions leaks usage status timeline exit incidents history policy".split()
 
 
 @pytest.fixture(scope="module")
@@ -455,9 +455,9 @@ def documented():
     out, heading = {}, None
     for line in (ROOT / "docs" / "api.md").read_text().splitlines():
         if line.startswith("#"):
-            found = re.match(r"### GET /api/v1/(\w+)", line)
-            heading = found and found[1]
-        row = re.match(r"\| `([\w.]+)` \| ((?:string|integer|number|object|array)(?: or null)?) \|", line)
+            found = re.match(r"### GET /api/v1/(\w+)|#### ([\w.]+)$", line)
+            heading = found and (found[1] or found[2])
+        row = re.match(r"\| `([\w.]+)` \| ((?:string|boolean|integer|number|object|array)(?: or null)?) \|", line)
         if heading and row:
             out.setdefault(heading, {})[row[1]] = row[2]
     return out
@@ -466,10 +466,11 @@ def documented():
 def check(where, found, fields):
     known = {k: v for k, v in found.items() if not k.startswith("lookups_failed.")}
     assert list(known) and set(known) == set(fields), where
-    types = {"string": str, "integer": int, "number": (int, float), "object": dict, "array": list}
+    types = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "object": dict, "array": list}
     for name, value in known.items():
         kind, _, null = fields[name].partition(" or ")
-        assert (value is None and null) or (isinstance(value, types[kind]) and not isinstance(value, bool)), (where, name, value)
+        is_kind = isinstance(value, types[kind]) and isinstance(value, bool) == (kind == "boolean")
+        assert (value is None and null) or is_kind, (where, name, value)
 
 
 def test_the_documentation_is_what_is_served(weir, cluster, tidy):
@@ -484,6 +485,8 @@ def test_the_documentation_is_what_is_served(weir, cluster, tidy):
         found = get(weir, name)
         for row in found if isinstance(found, list) else [found]:
             check(name, row, docs[name])
+    for row in get(weir, "policy")["lanes"]:
+        check("policy.lanes", row, docs["policy.lanes"])
     snapshot = tidy(Events(weir)).next("snapshot")
     check("events", snapshot, docs["events"])
     for name in ("status", "usage", "lanes", "applications", "leaks"):

@@ -9,25 +9,31 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::Site;
+use crate::page;
 
-/// A file: its path, its type, its bytes.
-struct File {
-    path: &'static str,
-    kind: &'static str,
-    bytes: &'static [u8],
-}
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const JS: &str = "text/javascript; charset=utf-8";
 
-/// The dashboard's files, by `include_bytes!`. A script or style must be a file of its own: the policy allows none inside the page.
-const FILES: &[File] = &[File {
-    path: "/",
-    kind: "text/html; charset=utf-8",
-    bytes: b"<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>pgweir</title>\
-             <p>pgweir: <a href=\"/api/v1/lanes\">lanes</a>, <a href=\"/api/v1/usage\">usage</a>.</html>\n",
-}];
+/// The dashboard: path, type, bytes. A script or style must be a file of its own: the policy allows none inside the page.
+const FILES: &[(&str, &str, &str)] = &[
+    ("/", HTML, include_str!("dashboard/index.html")),
+    ("/page/dashboard.css", CSS, include_str!("dashboard/dashboard.css")),
+    ("/page/main.js", JS, include_str!("dashboard/main.js")),
+    ("/page/ask.js", JS, include_str!("dashboard/ask.js")),
+    ("/page/dom.js", JS, include_str!("dashboard/dom.js")),
+    ("/page/lanes.js", JS, include_str!("dashboard/lanes.js")),
+    ("/page/leaks.js", JS, include_str!("dashboard/leaks.js")),
+    ("/page/live.js", JS, include_str!("dashboard/live.js")),
+    ("/page/log.js", JS, include_str!("dashboard/log.js")),
+    ("/page/usage.js", JS, include_str!("dashboard/usage.js")),
+];
 
-/// A route for each file.
+/// A route for each file: the dashboard's, and those it shares with the reports.
 pub(super) fn routes() -> Router<Arc<Site>> {
-    FILES.iter().fold(Router::new(), |router, file| {
-        router.route(file.path, get(async || ([(CONTENT_TYPE, file.kind)], file.bytes).into_response()))
+    let own = FILES.iter().map(|(path, kind, text)| ((*path).to_owned(), *kind, *text));
+    let shared = page::FILES.iter().map(|(name, kind, text)| (format!("/page/{name}"), *kind, *text));
+    own.chain(shared).fold(Router::new(), |router, (path, kind, text)| {
+        router.route(&path, get(async move || ([(CONTENT_TYPE, kind)], text).into_response()))
     })
 }

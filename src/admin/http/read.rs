@@ -8,15 +8,17 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use futures_util::stream;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Site;
 use super::reply::error;
 use crate::admin::command::Show;
-use crate::admin::control::Control;
+use crate::admin::control::{Control, Operator};
 use crate::admin::view::{self, Rows};
+use crate::clock::WallMs;
+use crate::snapshot::{HistoryRow, LanePolicyRow, utc};
 
 /// A long table is written in pieces of about this many bytes: 10,000 clients are never held as text.
 const CHUNK_LEN: usize = 32 * 1024;
@@ -47,6 +49,8 @@ pub(super) fn routes() -> Router<Arc<Site>> {
             get(async |site: Shared, query: RawQuery| table(&site, Show::Incidents, query)),
         )
         .route("/api/v1/timeline", get(timeline))
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/policy", get(policy))
 }
 
 /// The row of SHOW USAGE.
@@ -126,6 +130,44 @@ async fn timeline(State(site): Shared, RawQuery(query): RawQuery) -> Response {
     let entries = site.control.timeline_after(after).into_iter();
     let rows: Vec<Value> = entries.map(|entry| view::object(columns, &view::timeline(entry))).collect();
     Json(rows).into_response()
+}
+
+/// Usage over the last 15 minutes.
+async fn history(State(site): Shared, RawQuery(query): RawQuery) -> Response {
+    if let Some(query) = query {
+        return unknown_query(&query);
+    }
+    let row = |row: HistoryRow| {
+        let percent = row.percent.map(|percent| (percent * 100.0).round() / 100.0);
+        let (connections, bypass) = (row.connections, row.bypass);
+        json!({ "at": utc(WallMs(row.at)), "percent": percent, "connections": connections, "bypass": bypass })
+    };
+    Json(site.control.history().into_iter().map(row).collect::<Vec<_>>()).into_response()
+}
+
+/// Who asks, and what the configuration says of what the page's buttons do.
+async fn policy(
+    State(site): Shared,
+    Extension(who): Extension<Operator>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    if let Some(query) = query {
+        return unknown_query(&query);
+    }
+    let found = site.control.policy();
+    let lane = |row: LanePolicyRow| {
+        json!({
+            "lane": &*row.lane, "protected": row.protected, "freeze": row.freeze, "shed_above": row.shed_above,
+            "shed_below": row.shed_below, "on_pause": row.on_pause, "reset": row.reset,
+        })
+    };
+    Json(json!({
+        "operator": who.name,
+        "may_change": who.may_change,
+        "usage_below": found.usage_below,
+        "lanes": found.lanes.into_iter().map(lane).collect::<Vec<_>>(),
+    }))
+    .into_response()
 }
 
 pub(super) fn unknown_query(query: &str) -> Response {
