@@ -27,13 +27,14 @@ class Side:
     """One pgweir before a fake PostgreSQL of its own, its monitor on a real one that lists the crowd's backends (`sampled`) in the
     database `postgres`, and in no other."""
 
-    def __init__(self, sampled, database="postgres"):
+    def __init__(self, sampled, database="postgres", more_lanes=0):
         self.sampled = sampled
         self.cluster = fake.FakeCluster(sampled.cluster.bin)
         lanes = [lane("busy", match=[{"application": load.APPLICATION}], quota=400, priority=1),
                  lane("live", quota=CLIENTS_MAX), lane("held", quota=CLIENTS_MAX),
                  lane("queue", quota=QUEUE_SLOTS, max_waiting=WAITERS_MAX, wait_timeout="1h"),
-                 lane("storm", quota=1, wait_timeout="0"), lane("other", default=True, quota=10)]
+                 lane("storm", quota=1, wait_timeout="0"), *(lane(f"lane-{n}", quota=10) for n in range(more_lanes)),
+                 lane("other", default=True, quota=10)]
         self.weir = Weir(self.cluster, lanes=lanes, upstream={"headroom": 0}, limits={"max_clients": CLIENTS_MAX, "max_logins": CLIENTS_MAX},
                          monitor={"address": f"127.0.0.1:{sampled.port}", "database": database, "interval": INTERVAL,
                                   "stale_after": "2h"}, env={"RUST_LOG": "error"})
