@@ -33,7 +33,7 @@ class Side:
         lanes = [lane("busy", match=[{"application": load.APPLICATION}], quota=400, priority=1),
                  lane("live", quota=CLIENTS_MAX), lane("held", quota=CLIENTS_MAX),
                  lane("queue", quota=QUEUE_SLOTS, max_waiting=WAITERS_MAX, wait_timeout="1h"),
-                 lane("storm", quota=1, wait_timeout="0"), *(lane(f"{n:02}-more", quota=10) for n in range(more_lanes)),
+                 lane("storm", quota=1, wait_timeout="0"), *(lane(f"more{n:02}", quota=10) for n in range(more_lanes)),
                  lane("other", default=True, quota=10)]
         self.weir = Weir(self.cluster, lanes=lanes, upstream={"headroom": 0}, limits={"max_clients": CLIENTS_MAX, "max_logins": CLIENTS_MAX},
                          monitor={"address": f"127.0.0.1:{sampled.port}", "database": database, "interval": INTERVAL,

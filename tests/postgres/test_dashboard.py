@@ -357,11 +357,11 @@ def pictures(weir, look, cluster, tidy):
             for connection in users[:4]:
                 connection.cursor().execute("select pg_sleep(0.05)")
             time.sleep(0.5)
-    work(60)
+    work(40)
     beside = []
     for _ in range(11):
         beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
-        work(6)
+        work(4)
     users += [tidy(weir.connect("queue job", autocommit=True)) for _ in range(3)] + [tidy(weir.connect("cron", autocommit=True))]
     leak = tidy(weir.connect("odoo web report"))
     leak.cursor().execute("update stock set quantity = quantity - 1 where id = 1")
@@ -373,13 +373,13 @@ def pictures(weir, look, cluster, tidy):
         beside.append(tidy(cluster.direct(user="odoo", app="import", tcp=True)))
         work(3)
     weir.admin("FREEZE FOR '30 min' REASON 'checkout fails: imports stop until the leak is found'")
-    queued = [background(weir.connect, "queue job") for _ in range(2)]
-    work(25)
+    queued = [background(weir.connect, "queue job", connect_timeout=300) for _ in range(2)]
+    work(20)
     for connection in beside[:8]:
         connection.close()
         work(3)
     weir.admin("NOTE 'called the warehouse: the import is theirs'")
-    work(15)
+    work(12)
     weir.admin("RESUME LANE cron OVER '5 min'")
     work(8)
     for name, dark, viewport in (("light", False, {"width": 1280, "height": 1400}), ("dark", True, {"width": 1280, "height": 1400}), ("phone", False, {"width": 390, "height": 1500})):
@@ -395,5 +395,5 @@ def pictures(weir, look, cluster, tidy):
 
 
 if PICTURES:
-    # Five minutes, for docs/.
+    # Four minutes, for docs/.
     test_pictures = pytest.mark.timeout(900)(pictures)

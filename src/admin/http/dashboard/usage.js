@@ -95,7 +95,7 @@ function marks(u) {
   ctx.textAlign = "left";
   happened(u);
   const { left, width } = u.bbox, row = 15 * ratio;
-  const at = lines.map(line => u.valToPos(line.percent, "y", true));
+  const at = lines.map(line => u.valToPos(line.percent, "y", true)), lengths = lines.map(line => ctx.measureText(line.text).width);
   lines.forEach(({ percent, text }, n) => {
     ctx.setLineDash([6 * ratio, 4 * ratio]);
     ctx.strokeStyle = Plots.css(text.includes("exit") ? "--good" : "--bad");
@@ -103,9 +103,9 @@ function marks(u) {
     ctx.moveTo(left, at[n]);
     ctx.lineTo(left + width, at[n]);
     ctx.stroke();
-    // Where the next line is near, the words go below their own; where that has a neighbour too, to the other side.
-    const near = [at[n - 1] - at[n] < row, at[n] - at[n + 1] < row], length = ctx.measureText(text).width;
-    const x = near[0] && near[1] ? left + width - length - 4 * ratio : left + 4 * ratio, y = at[n] + (near[1] && !near[0] ? row + ratio : 0);
+    // Where the next line is near, the words go below their own; where that has a neighbour too, behind both.
+    const near = [at[n - 1] - at[n] < row, at[n] - at[n + 1] < row], length = lengths[n];
+    const x = left + 4 * ratio + (near[0] && near[1] ? Math.max(lengths[n - 1], lengths[n + 1]) + 12 * ratio : 0), y = at[n] + (near[1] && !near[0] ? row + ratio : 0);
     label(ctx, text, x, y - 2 * ratio, length, "--ink");
   });
 }
