@@ -17,6 +17,8 @@ use crate::wire::{reply, startup};
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Output is written in pieces of about this many bytes.
 const CHUNK_LEN: usize = 32 * 1024;
+/// A rest behind each piece but the last: thousands of rows take milliseconds, in which a worker would wait for the core.
+pub const CHUNK_REST: Duration = Duration::from_millis(1);
 /// Room made for a read.
 const READ_LEN: usize = 8 * 1024;
 /// What is read, at most, from a peer that was refused and still speaks, and for how long.
@@ -145,7 +147,12 @@ impl Wire {
     /// # Errors
     /// As [`Wire::flush`].
     pub async fn flush_chunk(&mut self) -> Result<(), End> {
-        if self.out.len() < CHUNK_LEN { Ok(()) } else { self.flush().await }
+        if self.out.len() < CHUNK_LEN {
+            return Ok(());
+        }
+        self.flush().await?;
+        tokio::time::sleep(CHUNK_REST).await;
+        Ok(())
     }
 
     /// Says why and closes. What the peer still sends is read for a moment: closing with unread bytes would reset the

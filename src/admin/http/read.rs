@@ -9,13 +9,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 
 use super::Site;
 use super::reply::error;
 use crate::admin::command::Show;
 use crate::admin::control::{Control, Operator};
+use crate::admin::io::CHUNK_REST;
 use crate::admin::view::{self, Rows};
 use crate::clock::WallMs;
 use crate::snapshot::{HistoryRow, LanePolicyRow, utc};
@@ -114,7 +115,13 @@ fn array(show: Show, mut rows: Rows) -> Response {
         }
         Some(Ok::<_, std::convert::Infallible>(Bytes::from(chunk)))
     });
-    ([(CONTENT_TYPE, "application/json")], Body::from_stream(stream::iter(chunks))).into_response()
+    let rested = stream::iter(chunks.enumerate()).then(|(n, chunk)| async move {
+        if n > 0 {
+            tokio::time::sleep(CHUNK_REST).await;
+        }
+        chunk
+    });
+    ([(CONTENT_TYPE, "application/json")], Body::from_stream(rested)).into_response()
 }
 
 /// `?after=SEQ`: only what came behind it.
