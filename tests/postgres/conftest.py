@@ -1,6 +1,7 @@
 """Fixtures: one cluster a module, any number of pgweirs a test, and their logs when a test fails."""
 
 import pathlib
+import shutil
 import sys
 import threading
 
@@ -134,3 +135,15 @@ class _Keeper:
     def __call__(self, thing):
         self.things.append(thing)
         return thing
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from playwright import sync_api as playwright
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    assert found, "script/setup test installs Chromium"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

@@ -6,7 +6,6 @@ PGWEIR_SCREENSHOTS=DIRECTORY keeps pictures of it (docs/ has them).
 import os
 import pathlib
 import re
-import shutil
 import time
 
 import psycopg2
@@ -28,16 +27,6 @@ LONG = "x" * 63
 @pytest.fixture(scope="module")
 def cluster_settings():
     return {"max_connections": 40}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "script/setup test installs Chromium"
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import json
 import re
-import shutil
 import subprocess
 
 import psycopg2
 import pytest
-from playwright import sync_api as playwright
 
 from harness import background, eventually, lane
 
@@ -19,16 +17,6 @@ REASON = "shop is slow"
 @pytest.fixture(scope="module")
 def cluster_settings():
     return {"max_connections": 40}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    assert found, "script/setup test installs Chromium"
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
