@@ -1,5 +1,6 @@
 """Leaks: who is reset, who is spared, and what a client is told about a transaction that is gone."""
 
+import contextlib
 import itertools
 import re
 import threading
@@ -162,13 +163,15 @@ def test_commit_without_another_statement(weir, cluster, connect, errors):
 
 def test_pipeline_psycopg3(weir, cluster):
     conn = weir.connect3("leak", dbname="odoo", autocommit=True)
-    with conn.pipeline() as pipe:
+    wrong = (psycopg.errors.SerializationFailure, psycopg.errors.PipelineAborted)
+    # Where an answer comes early the block is left early, and what was sent behind it is answered when the pipeline is left.
+    with contextlib.suppress(*wrong), conn.pipeline() as pipe:
         conn.execute("begin")
         conn.execute("insert into leak values (%s, 'pipe')", (1,))
         pipe.sync()
         eventually(lambda: rolled_back(cluster, "leak"))
         select = conn.cursor()
-        with pytest.raises((psycopg.errors.SerializationFailure, psycopg.errors.PipelineAborted)):
+        with pytest.raises(wrong):
             select.execute("select %s::int", (1,))
             conn.execute("commit")
             conn.execute("insert into leak values (%s, 'after commit')", (2,))
