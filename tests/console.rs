@@ -76,8 +76,8 @@ impl Control for Fake {
     fn applications(&self) -> Vec<ApplicationRow> {
         vec![]
     }
-    fn clients(&self) -> Vec<ClientRow> {
-        (0..self.clients as u64).map(client_row).collect()
+    fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send> {
+        Box::new((0..self.clients as u64).map(client_row))
     }
     fn sessions(&self) -> Vec<SessionRow> {
         vec![]

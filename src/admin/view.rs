@@ -195,7 +195,7 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
     match show {
         Show::Lanes => Box::new(control.lanes().into_iter().map(lane)),
         Show::Applications => Box::new(control.applications().into_iter().map(application)),
-        Show::Clients => Box::new(control.clients().into_iter().map(tongue::client)),
+        Show::Clients => Box::new(control.clients().map(tongue::client)),
         Show::Servers => Box::new(control.servers().into_iter().map(tongue::server)),
         Show::Stats => Box::new(control.databases().into_iter().map(|row| tongue::stats(&row))),
         Show::StatsTotals => Box::new(control.databases().into_iter().map(|row| tongue::totals(&row))),
