@@ -178,6 +178,22 @@ def table(results):
     return "\n".join(lines)
 
 
+def ratios(results):
+    """Connections per second, pooled by PgBouncer of the same round: median and, in brackets, quartiles."""
+    lines = []
+    for (auth, load, name), rows in sorted(results.items(), key=order):
+        base = results.get((auth, load, "PgBouncer"))
+        if name != Pooled.name or not base:
+            continue
+        found = [a["per_second"] / b["per_second"] for a, b in zip(rows, base)]
+        text = f"{statistics.median(found):.2f}"
+        if len(found) >= 4:
+            low, _, high = statistics.quantiles(found, n=4)
+            text += f" ({low:.2f}–{high:.2f})"
+        lines.append(f"{auth}, {load}: pooled / PgBouncer {text}")
+    return "\n".join(lines)
+
+
 def order(item):
     """As they are defined."""
     auth, load, name = item[0]
@@ -199,7 +215,7 @@ def main():
         finally:
             cluster.close()
     print(f"`{shlex.join(['benches/churn.py', *sys.argv[1:]])}`\n")
-    print(table(results))
+    print(f"{table(results)}\n\n{ratios(results)}")
     version = subprocess.run(["/usr/sbin/pgbouncer", "-V"], capture_output=True, text=True).stdout.splitlines()[0]
     print(f"\n{args.rounds} rounds of {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores, {version}, "
           f"load average {os.getloadavg()[1]:.1f}")
