@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from measure import fake, storm  # noqa: E402
 from measure.beside import Beside  # noqa: E402
 from measure.crowd import Side  # noqa: E402
+from measure.report import is_open, note, spread  # noqa: E402
 from measure.sampled import Sampled  # noqa: E402
 
 P99_GOAL = 1.10
@@ -60,26 +61,10 @@ def arguments():
     return parser.parse_args()
 
 
-def note(text):
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def spread(values, decimals=2):
-    """Median and, in brackets, quartiles."""
-    text = f"{statistics.median(values):,.{decimals}f}"
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
-        text += f" ({low:,.{decimals}f}–{high:,.{decimals}f})"
-    return text
-
-
 def verdict(values, bound, strict=False):
     """met, missed, or open where the quartiles lie on both sides of the bound."""
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
-        if low <= bound < high:
-            return "open"
+    if is_open(values, bound):
+        return "open"
     middle = statistics.median(values)
     return "met" if middle < bound or middle == bound and not strict else "**missed**"
 
