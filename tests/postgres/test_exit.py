@@ -93,6 +93,8 @@ def test_freeze_opens_an_incident_that_survives_kill_9_and_ends_when_all_is_met(
     row = opened(weir, "freeze")
     assert (row["state"], row["closed_at"]) == ("open", None) and "the sale is on" in row["cause"]
     assert weir.timeline_has("incident_opened", "FREEZE by admin")
+    # It is told before the disk has it.
+    eventually((weir.state / "incidents" / "1.json").exists, what="saved")
     weir.kill9()
     weir.start()
     assert incidents(weir)[0]["state"] == "open", "a restart loses no incident"
