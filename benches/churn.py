@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402,F401 - finds the harness
 from measure import process, targets  # noqa: E402
+from measure.report import spread  # noqa: E402
 from harness import Cluster, eventually, lane  # noqa: E402
 from harness.cluster import PASSWORD, ROLES  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
@@ -186,11 +187,7 @@ def ratios(results):
         if name != Pooled.name or not base:
             continue
         found = [a["per_second"] / b["per_second"] for a, b in zip(rows, base)]
-        text = f"{statistics.median(found):.2f}"
-        if len(found) >= 4:
-            low, _, high = statistics.quantiles(found, n=4)
-            text += f" ({low:.2f}–{high:.2f})"
-        lines.append(f"{auth}, {load}: pooled / PgBouncer {text}")
+        lines.append(f"{auth}, {load}: pooled / PgBouncer {spread(found)}")
     return "\n".join(lines)
 
 

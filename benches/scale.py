@@ -26,6 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from measure import fake, storm  # noqa: E402
 from measure.beside import Beside  # noqa: E402
 from measure.crowd import Side  # noqa: E402
+from measure.report import note, spread  # noqa: E402
 from measure.sampled import Sampled  # noqa: E402
 
 P99_GOAL = 1.10
@@ -64,20 +65,6 @@ def arguments():
     parser.add_argument("--storm-processes", type=int, default=2, help="that generate the storm (default %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures of all rounds there")
     return parser.parse_args()
-
-
-def note(text):
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def spread(values, decimals=2):
-    """Median and, in brackets, quartiles."""
-    text = f"{statistics.median(values):,.{decimals}f}"
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
-        text += f" ({low:,.{decimals}f}–{high:,.{decimals}f})"
-    return text
 
 
 def interval(values):
