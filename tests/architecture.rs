@@ -52,8 +52,8 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "advise", "auth", "cli", "clock", "config", "drill", "headroom", "incident", "lanes",
-            "leaks", "link", "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
+            "app", "admin", "advise", "auth", "cli", "clock", "config", "drill", "headroom", "incident",
+            "lanes", "leaks", "link", "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];

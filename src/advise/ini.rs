@@ -174,7 +174,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn value(text: &str, key: &str) -> String {
-        parse(text).unwrap_or_default().get("options", key).map(|entry| entry.value.clone()).unwrap_or_default()
+        parse(text)
+            .unwrap_or_default()
+            .get("options", key)
+            .map(|entry| entry.value.clone())
+            .unwrap_or_default()
     }
 
     fn problems(text: &str) -> Vec<String> {

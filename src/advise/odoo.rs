@@ -86,7 +86,11 @@ impl OdooConf {
     pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
         if text.starts_with('\u{feff}') {
             let hint = "save the file as UTF-8 without it";
-            return Err(vec![Problem::at(1, "begins with a byte order mark, which Odoo does not read", hint)]);
+            return Err(vec![Problem::at(
+                1,
+                "begins with a byte order mark, which Odoo does not read",
+                hint,
+            )]);
         }
         let ini = ini::parse(text)?;
         let mut reader = Reader { ini: &ini, problems: Vec::new() };
@@ -304,7 +308,10 @@ mod tests {
         for options in ["", saved] {
             let conf = conf(options);
             assert_eq!((conf.workers.value, conf.max_cron_threads.value), (0, 2));
-            assert_eq!((conf.db_maxconn.value, conf.gevent_maxconn(), conf.limit_time_real.value), (64, 64, 120));
+            assert_eq!(
+                (conf.db_maxconn.value, conf.gevent_maxconn(), conf.limit_time_real.value),
+                (64, 64, 120)
+            );
             assert_eq!((conf.cron_limit(), conf.db_host.value, conf.db_port.value), (Some(120), None, None));
             assert_eq!((conf.db_user.value, conf.db_name.value, conf.dbfilter.value), (None, vec![], None));
             assert_eq!((conf.db_sslmode.value.as_str(), conf.queue_jobs.value), ("prefer", None));

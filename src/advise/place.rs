@@ -79,8 +79,7 @@ impl Place {
         let port = conf.db_port.value.unwrap_or(PORT);
         let host = conf.db_host.value.as_deref().unwrap_or_default();
         let host = host.split(',').next().unwrap_or_default().trim();
-        let is_here = host.is_empty() || host.starts_with('/') || is_loopback(host);
-        if is_here && port == self.listen_port {
+        if is_here(host) && port == self.listen_port {
             let line = conf.db_port.line.or(conf.db_host.line);
             let message = format!("db_host and db_port ({port}) lead to pgweir already");
             let hint = "name PostgreSQL itself: --upstream HOST:PORT".to_owned();
@@ -91,6 +90,8 @@ impl Place {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+/// Whether `db_host` is this host: nothing, a socket's directory, or loopback.
+pub fn is_here(host: &str) -> bool {
+    let is_loopback = || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    host.is_empty() || host.starts_with('/') || host == "localhost" || is_loopback()
 }

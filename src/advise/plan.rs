@@ -132,7 +132,7 @@ pub fn plan(conf: &OdooConf, limits: &Limits, template: &Template) -> Result<Pla
     let many = has_many_databases(conf, limits);
     let mut lanes: Vec<LanePlan> = template.lanes().iter().map(|lane| wish(conf, many, lane)).collect();
     fit(&mut lanes, budget).map_err(|least| NoRoom { usable: limits.usable(), others, budget, least })?;
-    let worst = worst(conf);
+    let worst = worst(conf, conf.db_maxconn.value);
     let need = lanes.iter().filter(|lane| !lane.apart).map(|lane| lane.need).sum();
     let web = lanes.iter().find(|lane| lane.lane == "web").map_or(0, |lane| lane.quota);
     let mut plan = Plan {
@@ -227,8 +227,8 @@ fn web(conf: &OdooConf, lane: &dyn Fn(u32, u32, u32, u32, String) -> LanePlan) -
     lane(need.max(2), most.max(2), 2, workers, how)
 }
 
-/// Makes the quotas fit the budget. Users get what the others leave; where that is less than they need, the others shrink first, the most
-/// generous one by one.
+/// Makes the quotas fit the budget. Users get what the others leave. Where that is less than they need, the others give what they do not
+/// need themselves; where it is less than one for each worker, they give what they can live without. Always the one with most to spare.
 ///
 /// # Errors
 /// The least that would be needed.
@@ -236,16 +236,13 @@ fn fit(lanes: &mut [LanePlan], budget: u32) -> Result<(), u32> {
     let set_apart: u32 = lanes.iter().filter(|lane| lane.apart).map(|lane| lane.reserve).sum();
     let room = budget.saturating_sub(set_apart);
     let Some(at) = lanes.iter().position(|lane| lane.lane == "web") else { return Ok(()) };
-    let (wanted, need) = (lanes[at].quota, lanes[at].need);
+    let (wanted, need, kept) = (lanes[at].quota, lanes[at].need, lanes[at].reserve);
     lanes[at].quota = 0;
     let sum = |lanes: &[LanePlan]| -> u32 { lanes.iter().filter(|l| !l.apart).map(|l| l.quota).sum() };
     let to_need = |lane: &LanePlan| lane.quota.saturating_sub(lane.need.max(lane.floor));
     let to_floor = |lane: &LanePlan| lane.quota.saturating_sub(lane.floor);
-    while sum(lanes).saturating_add(need) > room {
-        if !take_one(lanes, to_need) && !take_one(lanes, to_floor) {
-            break;
-        }
-    }
+    while sum(lanes).saturating_add(need) > room && take_one(lanes, to_need) {}
+    while sum(lanes).saturating_add(kept) > room && take_one(lanes, to_floor) {}
     let taken = sum(lanes);
     let least = taken + lanes[at].floor;
     if least > room {
@@ -278,13 +275,14 @@ fn fits_with(lanes: &[LanePlan], limits: &Limits, others: u32) -> u32 {
     needs.saturating_add(reserved).saturating_add(HEADROOM).saturating_add(others).div_ceil(10) * 10
 }
 
-/// What Odoo's processes could open together.
-fn worst(conf: &OdooConf) -> u64 {
-    let each = u64::from(conf.db_maxconn.value);
+/// What Odoo's processes could open together with such a `db_maxconn`.
+pub fn worst(conf: &OdooConf, db_maxconn: u32) -> u64 {
+    let each = u64::from(db_maxconn);
     if conf.is_threaded() {
         return each;
     }
-    let gevent = if conf.has_gevent() { u64::from(conf.gevent_maxconn()) } else { 0 };
+    let own = conf.db_maxconn_gevent.value.unwrap_or(db_maxconn);
+    let gevent = if conf.has_gevent() { u64::from(own) } else { 0 };
     (u64::from(conf.http_workers()) + u64::from(conf.max_cron_threads.value)) * each + gevent
 }
 
@@ -302,14 +300,7 @@ fn worst_how(conf: &OdooConf) -> String {
     format!("({workers} HTTP workers + {crons} cron workers) × db_maxconn {each}{gevent}")
 }
 
-fn figures(
-    conf: &OdooConf,
-    limits: &Limits,
-    others: u32,
-    budget: u32,
-    worst: u64,
-    need: u32,
-) -> Vec<Figure> {
+fn figures(conf: &OdooConf, limits: &Limits, others: u32, budget: u32, worst: u64, need: u32) -> Vec<Figure> {
     let figure = |name, value: u64, how: String| Figure { name, value, how };
     let source = match &limits.assumed {
         None => "PostgreSQL's limit".to_owned(),
@@ -325,10 +316,22 @@ fn figures(
         figure("headroom", HEADROOM.into(), "left to people and tools that bypass pgweir".to_owned()),
     ];
     if others > 0 {
-        out.push(figure("others", others.into(), format!("connected now as other users: {}", who(conf, limits))));
+        out.push(figure(
+            "others",
+            others.into(),
+            format!("connected now as other users: {}", who(conf, limits)),
+        ));
     }
-    out.push(figure("budget", budget.into(), "what pgweir may give away: the first less the others".to_owned()));
-    out.push(figure("need", need.into(), "what Odoo needs at its busiest: the sum of the lanes below".to_owned()));
+    out.push(figure(
+        "budget",
+        budget.into(),
+        "what pgweir may give away: max_connections less the lines below it".to_owned(),
+    ));
+    out.push(figure(
+        "need",
+        need.into(),
+        "what Odoo needs at its busiest: the sum of the lanes below".to_owned(),
+    ));
     out.push(figure("worst", worst, format!("what Odoo could open: {}", worst_how(conf))));
     out
 }
@@ -354,7 +357,8 @@ fn wait_timeout(conf: &OdooConf) -> u32 {
 
 /// Half as much again as anything may honestly idle: pgweir's own policies, and a cron job, whose row is held by an idle transaction.
 fn role_timeout(conf: &OdooConf) -> u32 {
-    let longest = LEAK_CAP_S.max(conf.limit_time_real.value).max(conf.cron_limit().unwrap_or(CRON_UNLIMITED_S));
+    let longest =
+        LEAK_CAP_S.max(conf.limit_time_real.value).max(conf.cron_limit().unwrap_or(CRON_UNLIMITED_S));
     longest.saturating_add(longest / 2).div_ceil(60)
 }
 

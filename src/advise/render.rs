@@ -18,7 +18,12 @@ const ODOO: &str = "odoo*";
 /// The file's text.
 pub fn toml(template: &Template, conf: &OdooConf, limits: &Limits, plan: &Plan, place: &Place) -> String {
     let mut document = template.document();
-    set(document.as_table_mut(), "mode", "observe", "decides and records, touches nothing. After a week: \"enforce\"");
+    set(
+        document.as_table_mut(),
+        "mode",
+        "observe",
+        "decides and records, touches nothing. After a week: \"enforce\"",
+    );
     header(&mut document, limits, plan, place);
     listeners(&mut document, place);
     sections(&mut document, conf, place);
@@ -125,7 +130,8 @@ fn names(document: &mut DocumentMut, conf: &OdooConf) {
         list.iter_mut().for_each(|table| keep(table, "match", name.clone()));
     }
     let Some(lanes) = tables(document, "lane") else { return };
-    let rules = lanes.iter_mut().filter_map(|lane| lane.get_mut("match")?.as_array_mut()).flat_map(|m| m.iter_mut());
+    let rules =
+        lanes.iter_mut().filter_map(|lane| lane.get_mut("match")?.as_array_mut()).flat_map(|m| m.iter_mut());
     for rule in rules.filter_map(Value::as_inline_table_mut) {
         for (key, name) in [("user", &user), ("application", &application)] {
             if let (Some(name), Some(found)) = (name, rule.get_mut(key))
@@ -148,7 +154,12 @@ fn set(table: &mut Table, key: &str, new: impl Into<Value>, comment: &str) {
     let suffix = if comment.is_empty() {
         String::new()
     } else {
-        format!("{:pad$}# {}", "", comment.replace('\n', " "), pad = COMMENT_COLUMN.saturating_sub(width).max(1))
+        format!(
+            "{:pad$}# {}",
+            "",
+            comment.replace('\n', " "),
+            pad = COMMENT_COLUMN.saturating_sub(width).max(1)
+        )
     };
     new.decor_mut().set_prefix(" ");
     new.decor_mut().set_suffix(suffix);
@@ -157,10 +168,10 @@ fn set(table: &mut Table, key: &str, new: impl Into<Value>, comment: &str) {
 
 /// Sets a key; the comment behind it stays.
 fn keep(table: &mut Table, key: &str, new: impl Into<Value>) {
-    match table.get_mut(key).and_then(Item::as_value_mut) {
-        Some(found) => replace(found, new.into()),
-        None => set(table, key, new, ""),
-    }
+    let decor = table.get(key).and_then(Item::as_value).map(Value::decor);
+    let suffix = decor.and_then(|decor| decor.suffix()?.as_str()).unwrap_or_default();
+    let comment = suffix.trim().strip_prefix('#').unwrap_or_default().trim().to_owned();
+    set(table, key, new, &comment);
 }
 
 fn replace(found: &mut Value, mut new: Value) {

@@ -46,7 +46,8 @@ fn setting(out: &mut String, name: &str, shown: &str, line: Option<usize>) {
 /// Everything, for people: to be read in a minute.
 pub fn text(conf: &OdooConf, plan: &Plan, place: &Place) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}, as Odoo reads it (options on its command line win):", place.odoo_conf.display());
+    let _ =
+        writeln!(out, "{}, as Odoo reads it (options on its command line win):", place.odoo_conf.display());
     let gevent = conf.db_maxconn_gevent.value.map_or_else(|| "as db_maxconn".to_owned(), |n| n.to_string());
     let names = if conf.db_name.value.is_empty() { "any".to_owned() } else { conf.db_name.value.join(", ") };
     for (name, shown, line) in [

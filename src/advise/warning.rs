@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::limits::Limits;
 use super::odoo::OdooConf;
-use super::plan::{PER_CRON_WORKER, Plan, has_many_databases, role};
+use super::place::is_here;
+use super::plan::{PER_CRON_WORKER, Plan, has_many_databases, role, worst};
 
 /// One thing to know, with what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,8 +26,8 @@ pub enum Warning {
         worst: u64,
         /// What there is.
         budget: u32,
-        /// A pool that is large enough.
-        db_maxconn: Option<u32>,
+        /// A pool that is large enough, and what they could open with it.
+        smaller: Option<(u32, u64)>,
     },
     /// Users have fewer connections than there are workers.
     MoreWorkersThanConnections {
@@ -85,6 +86,8 @@ pub enum Warning {
     CronUnlimited,
     /// A second server is read from.
     Replica,
+    /// PostgreSQL is on another host.
+    Elsewhere,
     /// Several hosts are named.
     SeveralHosts,
     /// Others hold a good part of the connections.
@@ -107,13 +110,15 @@ impl fmt::Display for Warning {
             Self::NoOptions => f.write_str(
                 "the file has no [options], so Odoo ignores it and runs by its defaults. Is it the right file?",
             ),
-            Self::WorstExceeds { worst, budget, db_maxconn } => {
+            Self::WorstExceeds { worst, budget, smaller } => {
                 write!(
                     f,
                     "Odoo could open {worst} connections where {budget} fit. With pgweir the surplus waits in its lane rather than fail"
                 )?;
-                match db_maxconn {
-                    Some(size) => write!(f, "; db_maxconn = {size} keeps Odoo from asking at all"),
+                match smaller {
+                    Some((size, worst)) => {
+                        write!(f, "; db_maxconn = {size}, enough for any worker, bounds it to {worst}")
+                    }
                     None => Ok(()),
                 }
             }
@@ -172,6 +177,10 @@ impl fmt::Display for Warning {
             Self::Replica => f.write_str(
                 "db_replica_host is another server with limits of its own: it needs a pgweir of its own. This one is for db_host",
             ),
+            Self::Elsewhere => f.write_str(
+                "PostgreSQL is on another host: run pgweir on Odoo's, where it can tell Odoo's processes apart. Where several hosts share the \
+                 server, one pgweir in front of it must have all of them: --listen ADDRESS:6432, and ODOO_PGAPPNAME for each service",
+            ),
             Self::SeveralHosts => f.write_str("db_host names several servers: the first is taken"),
             Self::Others { count, usable } => write!(
                 f,
@@ -198,8 +207,8 @@ pub(super) fn warnings(conf: &OdooConf, limits: &Limits, plan: &Plan) -> Vec<War
 
 fn capacity(out: &mut Vec<Warning>, conf: &OdooConf, limits: &Limits, plan: &Plan) {
     if plan.worst > u64::from(plan.budget) {
-        let (worst, budget, db_maxconn) = (plan.worst, plan.budget, plan.db_maxconn);
-        out.push(Warning::WorstExceeds { worst, budget, db_maxconn });
+        let smaller = plan.db_maxconn.map(|size| (size, worst(conf, size)));
+        out.push(Warning::WorstExceeds { worst: plan.worst, budget: plan.budget, smaller });
     }
     if let Some(web) = plan.lane("web") {
         let (workers, quota, need) = (conf.http_workers(), web.quota, web.need);
@@ -253,6 +262,9 @@ fn habits(out: &mut Vec<Warning>, conf: &OdooConf, limits: &Limits, plan: &Plan)
     }
     if conf.db_replica_host.value.is_some() {
         out.push(Warning::Replica);
+    }
+    if !is_here(conf.db_host.value.as_deref().unwrap_or_default()) {
+        out.push(Warning::Elsewhere);
     }
     if conf.db_host.value.as_ref().is_some_and(|host| host.contains(',')) {
         out.push(Warning::SeveralHosts);

@@ -77,7 +77,8 @@ fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Vec<String>> {
         return Err(one(exists(output)));
     }
     let mut place = place(wanted).map_err(one)?;
-    let named = wanted.upstream.as_deref().filter(|url| *url != "none").map(target).transpose().map_err(one)?;
+    let named =
+        wanted.upstream.as_deref().filter(|url| *url != "none").map(target).transpose().map_err(one)?;
     place.upstream = match &named {
         Some(target) => target.upstream.clone(),
         None => place.upstream_of(&conf).map_err(|problem| one(at(&problem)))?,
@@ -107,12 +108,15 @@ fn exists(output: &Path) -> String {
 
 fn read(file: &Path) -> Result<Zeroizing<String>, String> {
     let mut bytes = Zeroizing::new(Vec::new());
-    File::open(file)
-        .and_then(|file| file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-        .map_err(|error| format!("{}: cannot be read: {error}. Hint: it is Odoo's own file", file.display()))?;
+    File::open(file).and_then(|file| file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes)).map_err(
+        |error| format!("{}: cannot be read: {error}. Hint: it is Odoo's own file", file.display()),
+    )?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        format!("{}:{line}: is not UTF-8 text. Hint: Odoo does not read it either: save it as UTF-8", file.display())
+        format!(
+            "{}:{line}: is not UTF-8 text. Hint: Odoo does not read it either: save it as UTF-8",
+            file.display()
+        )
     })?;
     Ok(Zeroizing::new(text.to_owned()))
 }
@@ -153,7 +157,9 @@ fn target(text: &str) -> Result<Target, String> {
     let port = config.get_ports().first().copied().unwrap_or(5432);
     let upstream = match config.get_hosts().first().ok_or_else(wrong)? {
         tokio_postgres::config::Host::Tcp(host) => Upstream::Tcp { host: host.clone(), port },
-        tokio_postgres::config::Host::Unix(directory) => Upstream::Unix { directory: directory.clone(), port },
+        tokio_postgres::config::Host::Unix(directory) => {
+            Upstream::Unix { directory: directory.clone(), port }
+        }
     };
     let password = config.get_password().and_then(|bytes| std::str::from_utf8(bytes).ok());
     Ok(Target {
@@ -166,7 +172,8 @@ fn target(text: &str) -> Result<Target, String> {
 
 /// Looks as Odoo would log in, or as whom `--upstream` names. Where Odoo uses the socket, that is tried as well.
 fn look(conf: &OdooConf, upstream: &Upstream, named: Option<&Target>) -> Limits {
-    let socket = || Upstream::Unix { directory: PathBuf::from(SOCKETS), port: conf.db_port.value.unwrap_or(5432) };
+    let socket =
+        || Upstream::Unix { directory: PathBuf::from(SOCKETS), port: conf.db_port.value.unwrap_or(5432) };
     let by_socket = (named.is_none() && conf.db_host.value.is_none()).then(socket);
     let mut why = None;
     for place in std::iter::once(upstream.clone()).chain(by_socket) {
@@ -217,7 +224,9 @@ fn limits_of(seen: Seen) -> Limits {
         max_connections: seen.max_connections,
         superuser_reserved: seen.superuser_reserved,
         reserved: seen.reserved,
-        connected: connected.map(|(user, application, count)| Connected { user, application, count }).collect(),
+        connected: connected
+            .map(|(user, application, count)| Connected { user, application, count })
+            .collect(),
         databases: Some(seen.databases),
         has_monitor: Some(seen.has_monitor),
     }
