@@ -207,13 +207,17 @@ fn where_nothing_fits_there_is_no_file() {
 
 #[test]
 fn others_who_are_connected_are_not_given_away() {
-    let row = |user: &str, count| Connected { user: user.into(), application: "bi\u{7}-1".into(), count };
-    let limits = Limits { connected: vec![row("odoo", 30), row("bi", 28), row("app", 2)], ..limits(100) };
+    let row = |user: &str, count| Connected { user: user.into(), application: "bi-1".into(), count };
+    let limits =
+        Limits { connected: vec![row("odoo", 30), row("bi", 28), row("app\nx = 1\u{7}", 2)], ..limits(100) };
     let plan = planned(&given("workers = 4\ndb_user = odoo\ndb_password = x\n"), &limits);
     assert_eq!(plan.budget, 100 - 3 - HEADROOM - 30);
     assert_eq!(kinds(&plan), ["worst_exceeds", "others"]);
     let figure = plan.figures.iter().find(|figure| figure.name == "others").expect("a line of its own");
-    assert!(figure.how.ends_with("28 bi bi-1, 2 app bi-1"), "{}", figure.how);
+    // A name cannot leave the comment it stands in.
+    assert!(figure.how.ends_with("28 bi bi-1, 2 app x = 1  bi-1"), "{}", figure.how);
+    checked(&given("workers = 4\n"), &limits, &place());
+    checked(&given("workers = 4\n"), &Limits::assumed("FATAL\n[admin]\naddress = 1\u{1b}[2J"), &place());
 }
 
 #[test]
@@ -289,6 +293,21 @@ fn an_odoo_conf_that_leads_to_pgweir_is_noticed() {
     assert_eq!(elsewhere.map(|upstream| upstream.to_string()), Ok("db.example:6432".into()));
     let socket = place().upstream_of(&given("db_host = /var/run/postgresql\n"));
     assert_eq!(socket.map(|upstream| upstream.to_string()), Ok("127.0.0.1:5432".into()));
+}
+
+#[test]
+fn tls_is_not_less_than_what_odoo_has() {
+    for (word, tls, told) in [
+        ("verify-full", "require", true),
+        ("require", "require", false),
+        ("allow", "prefer", false),
+        ("disable", "disable", false),
+    ] {
+        let conf = given(&format!("db_host = db\ndb_sslmode = {word}\n"));
+        let place = Place { upstream: Upstream::Tcp { host: "db".into(), port: 5432 }, ..place() };
+        assert_eq!(checked(&conf, &limits(100), &place).upstream.tls.word(), tls, "{word}");
+        assert_eq!(kinds(&planned(&conf, &limits(100))).contains(&"verify".to_owned()), told, "{word}");
+    }
 }
 
 #[test]

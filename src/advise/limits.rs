@@ -7,6 +7,11 @@ const MAX_CONNECTIONS: u32 = 100;
 /// The same of `superuser_reserved_connections`.
 const RESERVED: u32 = 3;
 
+/// Text of others on one line: it goes into comments and to a terminal.
+pub(super) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Sessions of one user and application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Connected {
@@ -41,7 +46,7 @@ impl Limits {
     /// PostgreSQL's defaults, for want of a look.
     pub fn assumed(why: impl Into<String>) -> Self {
         Self {
-            assumed: Some(why.into()),
+            assumed: Some(plain(&why.into())),
             max_connections: MAX_CONNECTIONS,
             superuser_reserved: RESERVED,
             reserved: 0,

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::ini::{self, Ini, Problem};
 
 /// Largest count that is believed.
-const COUNT_MAX: i64 = 100_000;
+const COUNT_MAX: i64 = 10_000_000;
 
 /// A figure or name, and the line it stands on; none is Odoo's default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -90,6 +90,16 @@ impl Place {
     }
 }
 
+/// The `tls` of an upstream that is to be as safe as odoo.conf has it, as far as can be without the authority's file. "allow" logs in twice,
+/// which pgweir cannot: it becomes libpq's own default.
+pub fn tls(conf: &OdooConf) -> &'static str {
+    match conf.db_sslmode.value.as_str() {
+        "disable" => "disable",
+        "require" | "verify-ca" | "verify-full" => "require",
+        _ => "prefer",
+    }
+}
+
 /// Whether `db_host` is this host: nothing, a socket's directory, or loopback.
 pub fn is_here(host: &str) -> bool {
     let is_loopback = || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());

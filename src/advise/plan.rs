@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use super::limits::Limits;
+use super::limits::{Limits, plain};
 use super::odoo::OdooConf;
 use super::template::Template;
 use super::warning::{Warning, warnings};
@@ -26,6 +26,8 @@ const THREADED_REQUESTS: u32 = 8;
 const LEAK_CAP_S: u32 = 600;
 /// What is kept free for cron jobs where Odoo gives them no limit.
 const CRON_UNLIMITED_S: u32 = 4 * 3600;
+/// PostgreSQL's times end at 2,147,483,647 ms.
+const TIMEOUT_MAX_MIN: u32 = 35_791;
 /// How long a user waits at most, in seconds.
 const WAIT_MAX_S: u32 = 30;
 
@@ -238,6 +240,10 @@ fn fit(lanes: &mut [LanePlan], budget: u32) -> Result<(), u32> {
     let Some(at) = lanes.iter().position(|lane| lane.lane == "web") else { return Ok(()) };
     let (wanted, need, kept) = (lanes[at].quota, lanes[at].need, lanes[at].reserve);
     lanes[at].quota = 0;
+    lanes
+        .iter_mut()
+        .filter(|lane| !lane.apart)
+        .for_each(|lane| lane.quota = lane.quota.min(room.max(lane.floor)));
     let sum = |lanes: &[LanePlan]| -> u32 { lanes.iter().filter(|l| !l.apart).map(|l| l.quota).sum() };
     let to_need = |lane: &LanePlan| lane.quota.saturating_sub(lane.need.max(lane.floor));
     let to_floor = |lane: &LanePlan| lane.quota.saturating_sub(lane.floor);
@@ -341,8 +347,8 @@ fn who(conf: &OdooConf, limits: &Limits) -> String {
     let mut rows: Vec<_> = limits.connected.iter().filter(|row| row.user != role(conf)).collect();
     rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.user.cmp(&b.user)));
     let shown = rows.iter().take(3).map(|row| {
-        let application: String = row.application.chars().filter(|c| !c.is_control()).take(40).collect();
-        format!("{} {}{}{}", row.count, row.user, if application.is_empty() { "" } else { " " }, application)
+        let application: String = row.application.chars().take(40).collect();
+        plain(format!("{} {} {application}", row.count, row.user).trim_end())
     });
     shown.collect::<Vec<_>>().join(", ")
 }
@@ -359,7 +365,7 @@ fn wait_timeout(conf: &OdooConf) -> u32 {
 fn role_timeout(conf: &OdooConf) -> u32 {
     let longest =
         LEAK_CAP_S.max(conf.limit_time_real.value).max(conf.cron_limit().unwrap_or(CRON_UNLIMITED_S));
-    longest.saturating_add(longest / 2).div_ceil(60)
+    longest.saturating_add(longest / 2).div_ceil(60).min(TIMEOUT_MAX_MIN)
 }
 
 /// A prefork worker never has eight connections in use; a threaded Odoo derives its threads from the pool, so that is left alone.

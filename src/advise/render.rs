@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value, value};
 
-use super::limits::Limits;
+use super::limits::{Limits, plain};
 use super::odoo::OdooConf;
-use super::place::Place;
+use super::place::{self, Place};
 use super::plan::{LanePlan, Plan};
 use super::template::Template;
 
@@ -65,7 +65,7 @@ fn one_lane(table: &mut Table, lane: &LanePlan, plan: &Plan) {
 fn header(document: &mut DocumentMut, limits: &Limits, plan: &Plan, place: &Place) {
     let mut text = format!(
         "# Made by pgweir init of {}. Next: pgweir check\n#\n# The arithmetic:\n",
-        place.odoo_conf.display()
+        plain(&place.odoo_conf.display().to_string())
     );
     for figure in &plan.figures {
         let _ = writeln!(text, "#   {:>6}  {:<16} {}", figure.value, figure.name, figure.how);
@@ -107,11 +107,7 @@ fn sections(document: &mut DocumentMut, conf: &OdooConf, place: &Place) {
     };
     section("admin", "address", format!("127.0.0.1:{}", place.listen_port.saturating_add(1)));
     section("upstream", "address", place.upstream.to_string());
-    // "allow" logs in twice, which pgweir cannot; libpq's own default is the next.
-    let tls = match conf.db_sslmode.value.as_str() {
-        word @ ("disable" | "require") => word,
-        _ => "prefer",
-    };
+    let tls = place::tls(conf);
     if tls != "prefer" {
         section("upstream", "tls", tls.to_owned());
     }

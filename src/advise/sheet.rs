@@ -77,10 +77,11 @@ pub fn text(conf: &OdooConf, plan: &Plan, place: &Place) -> String {
             if lane.apart { "protected: its reserve is set apart" } else { &lane.how }
         );
     }
+    let apart: u32 = plan.lanes.iter().filter(|lane| lane.apart).map(|lane| lane.reserve).sum();
     let reserves: u32 = plan.lanes.iter().map(|lane| lane.reserve).sum();
     let _ = writeln!(
         out,
-        "  {:<12}{:>6}{:>7}{reserves:>9}  of a budget of {}",
+        "  {:<12}{:>6}{:>7}{reserves:>9}  of a budget of {}, {apart} of which are set apart",
         "together", plan.need, plan.application_quota, plan.budget
     );
     if !plan.warnings.is_empty() {

@@ -88,6 +88,11 @@ pub enum Warning {
     Replica,
     /// PostgreSQL is on another host.
     Elsewhere,
+    /// Odoo verifies PostgreSQL's certificate.
+    Verify {
+        /// How.
+        mode: String,
+    },
     /// Several hosts are named.
     SeveralHosts,
     /// Others hold a good part of the connections.
@@ -181,6 +186,11 @@ impl fmt::Display for Warning {
                 "PostgreSQL is on another host: run pgweir on Odoo's, where it can tell Odoo's processes apart. Where several hosts share the \
                  server, one pgweir in front of it must have all of them: --listen ADDRESS:6432, and ODOO_PGAPPNAME for each service",
             ),
+            Self::Verify { mode } => write!(
+                f,
+                "db_sslmode = {mode}: pgweir verifies as well once it knows the authority. Write tls = \"{mode}\" and ca_file into [upstream]; \
+                 until then it is \"require\""
+            ),
             Self::SeveralHosts => f.write_str("db_host names several servers: the first is taken"),
             Self::Others { count, usable } => write!(
                 f,
@@ -254,7 +264,9 @@ fn habits(out: &mut Vec<Warning>, conf: &OdooConf, limits: &Limits, plan: &Plan)
     if conf.db_user.value.is_none() {
         out.push(Warning::UserNotNamed);
     }
-    if conf.db_password.is_none() {
+    // Over TCP the password may come from Odoo's environment, and pgweir passes it on.
+    let by_socket = conf.db_host.value.as_ref().is_none_or(|host| host.starts_with('/'));
+    if by_socket && conf.db_password.is_none() {
         out.push(Warning::NoPassword);
     }
     if conf.cron_limit().is_none() && conf.max_cron_threads.value > 0 {
@@ -265,6 +277,9 @@ fn habits(out: &mut Vec<Warning>, conf: &OdooConf, limits: &Limits, plan: &Plan)
     }
     if !is_here(conf.db_host.value.as_deref().unwrap_or_default()) {
         out.push(Warning::Elsewhere);
+    }
+    if conf.db_sslmode.value.starts_with("verify-") {
+        out.push(Warning::Verify { mode: conf.db_sslmode.value.clone() });
     }
     if conf.db_host.value.as_ref().is_some_and(|host| host.contains(',')) {
         out.push(Warning::SeveralHosts);

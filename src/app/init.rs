@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::advise::ini::BYTES_MAX;
 use crate::advise::limits::{Connected, Limits};
 use crate::advise::odoo::OdooConf;
-use crate::advise::place::{Place, Upstream};
+use crate::advise::place::{self, Place, Upstream};
 use crate::advise::plan::{Plan, plan, role};
 use crate::advise::template::Template;
 use crate::advise::{render, sheet};
@@ -47,7 +47,7 @@ struct Proposal {
 /// Writes a configuration for an Odoo.
 pub fn init(wanted: &Init, output: &Path, json: bool) -> ExitCode {
     let done = propose(wanted, output).and_then(|proposal| {
-        let verifier = write(&proposal, output, wanted.force).map_err(|error| vec![error])?;
+        let verifier = write(&proposal, output, wanted.force).map_err(|error| Refusal::from(vec![error]))?;
         Ok((proposal, verifier))
     });
     match done {
@@ -55,30 +55,49 @@ pub fn init(wanted: &Init, output: &Path, json: bool) -> ExitCode {
             tell(&proposal, &verifier, output, json);
             ExitCode::SUCCESS
         }
-        Err(problems) if json => {
-            println!("{}", serde_json::json!({"ok": false, "problems": problems}));
-            ExitCode::from(1)
-        }
-        Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("{problem}"));
-            eprintln!("pgweir: nothing is written");
-            ExitCode::from(1)
+        Err(Refusal { status, problems }) => {
+            if json {
+                println!("{}", serde_json::json!({"ok": false, "problems": problems}));
+            } else {
+                problems.iter().for_each(|problem| eprintln!("{problem}"));
+                eprintln!("pgweir: nothing is written");
+            }
+            ExitCode::from(status)
         }
     }
 }
 
-fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Vec<String>> {
+/// Why nothing is written, and the exit status that says so.
+struct Refusal {
+    status: u8,
+    problems: Vec<String>,
+}
+
+impl Refusal {
+    fn usage(problem: String) -> Self {
+        Self { status: 2, problems: vec![problem] }
+    }
+}
+
+impl From<Vec<String>> for Refusal {
+    fn from(problems: Vec<String>) -> Self {
+        Self { status: 1, problems }
+    }
+}
+
+fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Refusal> {
     let file = &wanted.odoo_conf;
-    let one = |text: String| vec![text];
+    let one = |text: String| Refusal::from(vec![text]);
     let at = |problem: &crate::advise::ini::Problem| format!("{}{problem}", file.display());
     let conf = OdooConf::parse(&read(file).map_err(one)?)
-        .map_err(|problems| problems.iter().map(at).collect::<Vec<_>>())?;
+        .map_err(|problems| problems.iter().map(at).collect::<Vec<_>>())
+        .map_err(Refusal::from)?;
     if !wanted.force && fs::symlink_metadata(output).is_ok() {
         return Err(one(exists(output)));
     }
-    let mut place = place(wanted).map_err(one)?;
-    let named =
-        wanted.upstream.as_deref().filter(|url| *url != "none").map(target).transpose().map_err(one)?;
+    let mut place = place_of(wanted)?;
+    let named = wanted.upstream.as_deref().filter(|url| *url != "none").map(target).transpose();
+    let named = named.map_err(Refusal::usage)?;
     place.upstream = match &named {
         Some(target) => target.upstream.clone(),
         None => place.upstream_of(&conf).map_err(|problem| one(at(&problem)))?,
@@ -98,8 +117,10 @@ fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Vec<String>> {
     if found.is_empty() { Ok(Proposal { conf, limits, plan, place, text }) } else { Err(told(found)) }
 }
 
-fn told(problems: Vec<config::Problem>) -> Vec<String> {
-    problems.iter().map(ToString::to_string).collect()
+fn told(problems: Vec<config::Problem>) -> Refusal {
+    let told =
+        problems.iter().map(|problem| format!("the file that was to be written would not pass: {problem}"));
+    told.collect::<Vec<_>>().into()
 }
 
 fn exists(output: &Path) -> String {
@@ -121,12 +142,12 @@ fn read(file: &Path) -> Result<Zeroizing<String>, String> {
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-fn place(wanted: &Init) -> Result<Place, String> {
+fn place_of(wanted: &Init) -> Result<Place, Refusal> {
     let (listen_host, listen_port) = host_and_port(&wanted.listen)
         .filter(|(_, port)| *port < u16::MAX)
-        .ok_or_else(|| format!("--listen wants HOST:PORT, not {:?}", wanted.listen))?;
+        .ok_or_else(|| Refusal::usage(format!("--listen wants HOST:PORT, not {:?}", wanted.listen)))?;
     let directory = wanted.directory.as_deref().map(std::path::absolute).transpose();
-    let directory = directory.map_err(|error| format!("--directory: {error}"))?;
+    let directory = directory.map_err(|error| Refusal::usage(format!("--directory: {error}")))?;
     let upstream = Upstream::Tcp { host: String::new(), port: 0 };
     Ok(Place { odoo_conf: wanted.odoo_conf.clone(), upstream, listen_host, listen_port, directory })
 }
@@ -189,7 +210,7 @@ fn look(conf: &OdooConf, upstream: &Upstream, named: Option<&Target>) -> Limits 
 }
 
 fn look_at(conf: &OdooConf, place: &Upstream, named: Option<&Target>) -> Result<Seen, String> {
-    let mode = match conf.db_sslmode.value.as_str() {
+    let mode = match place::tls(conf) {
         "disable" => Mode::Disable,
         "require" => Mode::Require,
         _ => Mode::Prefer,
@@ -297,10 +318,15 @@ fn tell(proposal: &Proposal, verifier: &str, output: &Path, json: bool) {
     }
     let lines: String = lines.iter().map(|(key, value)| format!("   {key} = {value}\n")).collect();
     let sql: String = sql.lines().map(|line| format!("   {line}\n")).collect();
+    let service = if place.directory.is_none() {
+        "   As a service: both files to /etc/pgweir, owned by the account it runs as.\n"
+    } else {
+        ""
+    };
     print(&format!(
         "{}\nWritten: {} (observe: it touches nothing), and the monitor's password beside it.\n\n\
          1. As a superuser, in psql (what is stored of the password is not the password):\n{sql}\
-         2. pgweir check --config {output} && pgweir run --config {output}\n\
+         2. pgweir check --config {output} && pgweir run --config {output}\n{service}\
          3. In odoo.conf, then restart Odoo:\n{lines}",
         sheet::text(conf, plan, place),
         output.display(),

@@ -129,9 +129,12 @@ def test_from_an_odoo_conf_to_a_running_pgweir(postgres, tmp_path, tidy):
         assert row == ("odoo", "odoo")
         clients = json.loads(pgweir("clients", "--json", cwd=tmp_path).stdout)
         assert [(c["application"], c["lane"]) for c in clients if c["user"] == "odoo"] == [("odoo-4711", "web")], clients
-        usage = json.loads(pgweir("usage", "--json", cwd=tmp_path).stdout)
-        usage = usage[0] if isinstance(usage, list) else usage
-        assert int(usage["max_connections"]) == postgres.max_connections
+
+        def sampled():
+            usage = json.loads(pgweir("usage", "--json", cwd=tmp_path).stdout)
+            usage = usage[0] if isinstance(usage, list) else usage
+            return str(usage["max_connections"]) == str(postgres.max_connections)
+        eventually(sampled, what="the monitor, logged in with the password init made")
         assert "observe" in pgweir("status", cwd=tmp_path).stdout.lower()
     finally:
         process.send_signal(signal.SIGTERM)
@@ -188,6 +191,9 @@ def test_a_broken_file_is_named_line_by_line_and_nothing_is_written(tmp_path):
     missing = pgweir("init", "--odoo-conf", "nowhere.conf", cwd=tmp_path)
     assert missing.returncode == 1 and "nowhere.conf: cannot be read" in missing.stderr
     assert pgweir("init", cwd=tmp_path).returncode == 2
+    wrong = pgweir("init", "--odoo-conf", CONFS / "one-host.conf", "--upstream", f"postgres://odoo:{SECRETS[1]}@db:x/y", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--upstream wants" in wrong.stderr
+    no_secrets(wrong.stdout, wrong.stderr)
 
 
 def test_what_exists_is_replaced_only_by_force(tmp_path):
@@ -211,7 +217,7 @@ def test_an_odoo_conf_that_leads_to_pgweir_already(tmp_path):
     assert done.returncode == 1 and "odoo.conf:3: " in done.stderr and "--upstream" in done.stderr, done.stderr
 
 
-def test_a_server_without_room_is_said_so(postgres, tmp_path):
+def test_a_server_that_does_not_answer_is_assumed_to_be_ordinary(postgres, tmp_path):
     """The URL may carry a password; it is in no message."""
     conf = odoo_conf(tmp_path, postgres)
     started = time.monotonic()
