@@ -196,13 +196,14 @@ fn more_workers_than_connections_and_too_little_for_cron() {
 #[test]
 fn where_nothing_fits_there_is_no_file() {
     let template = Template::shipped().expect("it parses");
-    let error = plan(&given(""), &limits(20), &template).expect_err("twenty are too few");
-    let said = error.to_string();
-    assert!(
-        said.contains("17 usable connections") && said.contains("14 are left") && said.contains("need 21"),
-        "{said}"
-    );
-    assert!(plan(&given(""), &limits(27), &template).is_ok(), "and that is enough");
+    for (options, least) in [("", 19), ("workers = 1\n", 21)] {
+        let conf = given(options);
+        let error = plan(&conf, &limits(20), &template).expect_err("twenty are too few").to_string();
+        assert!(error.contains("17 usable connections") && error.contains("14 are left"), "{error}");
+        assert!(error.contains(&format!("need {least} to work")), "{error}");
+        assert!(plan(&conf, &limits(least + 5), &template).is_err(), "one less");
+        checked(&conf, &limits(least + 6), &place());
+    }
 }
 
 #[test]

@@ -238,7 +238,8 @@ fn fit(lanes: &mut [LanePlan], budget: u32) -> Result<(), u32> {
     let set_apart: u32 = lanes.iter().filter(|lane| lane.apart).map(|lane| lane.reserve).sum();
     let room = budget.saturating_sub(set_apart);
     let Some(at) = lanes.iter().position(|lane| lane.lane == "web") else { return Ok(()) };
-    let (wanted, need, kept) = (lanes[at].quota, lanes[at].need, lanes[at].reserve);
+    let (wanted, need) = (lanes[at].quota, lanes[at].need);
+    let kept = lanes[at].reserve.max(lanes[at].floor);
     lanes[at].quota = 0;
     lanes
         .iter_mut()

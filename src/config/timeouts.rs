@@ -143,7 +143,7 @@ idle_in_transaction = { warn = "5m", action = "none" }
     fn a_time_below_the_reset_is_warned_of() {
         let said = warned("odoo", "", "30s").unwrap();
         assert!(
-            said.starts_with("pgweir.toml:17: warning: lane.web.idle_in_transaction: role odoo has"),
+            said.starts_with("pgweir.toml:16: warning: lane.web.idle_in_transaction: role odoo has"),
             "{said}"
         );
         assert!(said.contains("= 30s, less than the reset of web 60 s, cron 300 s"), "{said}");
