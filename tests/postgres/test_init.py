@@ -3,7 +3,6 @@
 import configparser
 import json
 import os
-import pathlib
 import re
 import signal
 import stat
