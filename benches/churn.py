@@ -20,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402,F401 - finds the harness
 from measure import process, targets  # noqa: E402
+from measure.report import spread  # noqa: E402
 from harness import Cluster, eventually, lane  # noqa: E402
 from harness.cluster import PASSWORD, ROLES  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
@@ -178,6 +179,18 @@ def table(results):
     return "\n".join(lines)
 
 
+def ratios(results):
+    """Connections per second, pooled by PgBouncer of the same round: median and, in brackets, quartiles."""
+    lines = []
+    for (auth, load, name), rows in sorted(results.items(), key=order):
+        base = results.get((auth, load, "PgBouncer"))
+        if name != Pooled.name or not base:
+            continue
+        found = [a["per_second"] / b["per_second"] for a, b in zip(rows, base)]
+        lines.append(f"{auth}, {load}: pooled / PgBouncer {spread(found)}")
+    return "\n".join(lines)
+
+
 def order(item):
     """As they are defined."""
     auth, load, name = item[0]
@@ -199,7 +212,7 @@ def main():
         finally:
             cluster.close()
     print(f"`{shlex.join(['benches/churn.py', *sys.argv[1:]])}`\n")
-    print(table(results))
+    print(f"{table(results)}\n\n{ratios(results)}")
     version = subprocess.run(["/usr/sbin/pgbouncer", "-V"], capture_output=True, text=True).stdout.splitlines()[0]
     print(f"\n{args.rounds} rounds of {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores, {version}, "
           f"load average {os.getloadavg()[1]:.1f}")

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from measure import fake, load, report, targets  # noqa: E402
 from measure.process import counter  # noqa: E402
+from measure.report import note  # noqa: E402
 from harness import Cluster  # noqa: E402
 from harness.cluster import ROLES  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
@@ -123,11 +124,6 @@ def about(results):
     return [f"{os.cpu_count()} × {cpu}, Linux {platform.release()}, load average {os.getloadavg()[1]:.1f}",
             first_line(["/usr/sbin/pgbouncer", "-V"]) + "; " + first_line(["/usr/sbin/haproxy", "-v"]),
             f"system calls counted by {counter()}; rounds of the direct run lie up to {report.noise(results):.0f} % apart"]
-
-
-def note(text):
-    """Progress, to standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main():

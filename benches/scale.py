@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import pathlib
+import random
 import statistics
 import sys
 import time
@@ -25,10 +26,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from measure import fake, storm  # noqa: E402
 from measure.beside import Beside  # noqa: E402
 from measure.crowd import Side  # noqa: E402
+from measure.report import note, spread  # noqa: E402
 from measure.sampled import Sampled  # noqa: E402
 
 P99_GOAL = 1.10
 STORM_CORES_GOAL = 0.25
+MISSED = "**missed**"
+# Of the bootstrap.
+RESAMPLES = 2000
+CONDITIONS = ["without", "with", "unsampled", "HAProxy without", "HAProxy with"]
 # After SIGCONT: what piled up meanwhile is done with.
 AWAKE_S = 1.2
 # Of max_connections, beside the crowd's.
@@ -52,6 +58,7 @@ def arguments():
     parser.add_argument("--busy", type=int, default=200, help="busy clients (default %(default)s)")
     parser.add_argument("--rate", type=int, default=2000, help="transactions per second of the busy clients together (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="of the busy clients with and without the crowd (default %(default)s)")
+    parser.add_argument("--conditions", default=",".join(CONDITIONS), help="of the busy clients, comma-separated; without and with decide (default all)")
     parser.add_argument("--storm-rounds", type=int, default=5, help="of calm, control and storm (default %(default)s)")
     parser.add_argument("--seconds", type=int, default=5, help="of each busy run (default %(default)s)")
     parser.add_argument("--storm", type=int, default=2000, help="connects per second against a full lane (default %(default)s)")
@@ -60,28 +67,21 @@ def arguments():
     return parser.parse_args()
 
 
-def note(text):
-    """Progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def spread(values, decimals=2):
-    """Median and, in brackets, quartiles."""
-    text = f"{statistics.median(values):,.{decimals}f}"
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
-        text += f" ({low:,.{decimals}f}–{high:,.{decimals}f})"
-    return text
+def interval(values):
+    """Where the median lies with 95 % confidence: bootstrap, the same draws each time."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
 
 
 def verdict(values, bound, strict=False):
-    """met, missed, or open where the quartiles lie on both sides of the bound."""
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
-        if low <= bound < high:
-            return "open"
+    """met, missed, or open where the median's interval has the bound inside: more rounds would decide."""
+    low, high = interval(values)
+    if low <= bound < high:
+        return f"open (the median lies in {low:.2f}–{high:.2f} with 95 %)"
     middle = statistics.median(values)
-    return "met" if middle < bound or middle == bound and not strict else "**missed**"
+    met = middle < bound or middle == bound and not strict
+    return f"{'met' if met else MISSED} (the median lies in {low:.2f}–{high:.2f} with 95 %)"
 
 
 def column(runs, key):
@@ -117,7 +117,8 @@ def costs_table(found):
 
 def busy(args, empty, crowded, alone, beside):
     """Rounds of the busy clients without the crowd, with it, with it but without samples; and the same through HAProxy without and with."""
-    conditions = [("without", empty), ("with", crowded), ("unsampled", crowded), ("HAProxy without", alone), ("HAProxy with", beside)]
+    sides = zip(CONDITIONS, (empty, crowded, crowded, alone, beside))
+    conditions = [(name, side) for name, side in sides if name in args.conditions.split(",")]
     runs = {name: [] for name, _ in conditions}
     for number in range(args.rounds):
         first = number % len(conditions)
@@ -135,14 +136,14 @@ def busy(args, empty, crowded, alone, beside):
 
 def busy_table(args, runs, links):
     """All side by side, and whether the goal is met."""
-    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | without | with {links:,} links | the same, no samples | with / without | no samples / without |"
-             " HAProxy | HAProxy, as many sockets | with / without |", "| --- |" + " ---: |" * 8]
-    for key, words in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction, idle work included")):
-        cells = [spread(column(runs[name], key), 0) for name in ("without", "with", "unsampled")]
-        cells += [spread(ratios(runs[name], runs["without"], key)) for name in ("with", "unsampled")]
-        cells += [spread(column(runs[name], key), 0) for name in ("HAProxy without", "HAProxy with")]
-        cells.append(spread(ratios(runs["HAProxy with"], runs["HAProxy without"], key)))
-        lines.append(f"| {words} | {' | '.join(cells)} |")
+    words = {"without": "without", "with": f"with {links:,} links", "unsampled": "the same, no samples", "HAProxy without": "HAProxy",
+             "HAProxy with": "HAProxy, as many sockets"}
+    pairs = [(a, b) for a, b in (("with", "without"), ("unsampled", "without"), ("HAProxy with", "HAProxy without")) if a in runs and b in runs]
+    heads = [words[name] for name in runs] + [f"{a} / {b}" for a, b in pairs]
+    lines = [f"| {args.busy} busy clients, {args.rate:,}/s | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    for key, name in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction, idle work included")):
+        cells = [spread(column(found, key), 0) for found in runs.values()] + [spread(ratios(runs[a], runs[b], key)) for a, b in pairs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     found = verdict(ratios(runs["with"], runs["without"]), P99_GOAL)
     return "\n".join(lines) + f"\n\nGoal: p99 with / without ≤ {P99_GOAL:.2f}: {found}", found
 
@@ -196,6 +197,8 @@ def main():
     """Measures and prints."""
     args = arguments()
     wanted = set(args.only.split(","))
+    if not {"without", "with"} <= set(args.conditions.split(",")) <= set(CONDITIONS):
+        sys.exit(f"benches/scale.py: --conditions: without, with, and of {', '.join(CONDITIONS[2:])}")
     sizes = sorted(int(size) for size in args.links.split(","))
     files = fake.raise_file_limit()
     if files < 2 * sizes[-1]:
@@ -235,7 +238,7 @@ def main():
     finally:
         for thing in reversed(made):
             thing.close()
-    return 1 if "**missed**" in verdicts else 0
+    return 1 if any(found.startswith(MISSED) for found in verdicts) else 0
 
 
 def keep(made, thing):

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "postgres"))
 
 from harness import Weir  # noqa: E402
-from harness.rehearsal import Hands, PgBouncer, drill, odoo_config, staging  # noqa: E402
+from harness.rehearsal import LEAKS, Hands, PgBouncer, drill, odoo_config, staging  # noqa: E402
 
 STDOUT = "-"
 CONFIG = "odoo-pooled.toml"
@@ -41,7 +41,7 @@ def play(options, scenario, cleanup):
         hand = Hands(cluster)
         cleanup.append(hand.close)
         env = hand.commands
-    weir = Weir(cluster, **odoo_config(config=options.config))
+    weir = Weir(cluster, **odoo_config(leaks={**LEAKS, "when": options.when}, config=options.config))
     cleanup.append(weir.close)
     weir.start()
     bouncer = None
@@ -75,6 +75,7 @@ def main():
     parser.add_argument("--duration", default="45s", help="length of each run (45s)")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--config", default=CONFIG, help=f"file of config/ that pgweir gets ({CONFIG})")
+    parser.add_argument("--when", choices=("harm", "always"), default=LEAKS["when"], help="web's leaks are reset when they block somebody, or always")
     parser.add_argument("--pgbouncer", action="store_true", help="play PgBouncer in session mode as well")
     parser.add_argument("--skip-direct", action="store_true", help="leave the direct run out")
     parser.add_argument("--report", help="HTML file; {scenario} is replaced")

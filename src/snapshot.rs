@@ -164,12 +164,14 @@ pub struct ServerRow {
     pub state: &'static str,
     /// What the client does, in the words of SHOW CLIENTS; empty without one.
     pub link_state: &'static str,
-    /// PostgreSQL's host, or its socket's directory.
+    /// PostgreSQL's host, or "unix".
     pub host: Arc<str>,
     /// PostgreSQL's port.
     pub port: u16,
-    /// Local port; none over a Unix socket, and while unknown.
-    pub local_port: Option<u16>,
+    /// pgweir's own address on it, or "unix"; none while it is dialled.
+    pub local_address: Option<String>,
+    /// The port there; 0 for a Unix socket, and while it is dialled.
+    pub local_port: u16,
     /// When it was dialled.
     pub connected_at: WallMs,
     /// When its client's last request began; when it was dialled, if there was none.

@@ -43,7 +43,7 @@ const RULES: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
-    ("src/config/", &["config", "lanes::settings", "reason"]),
+    ("src/config/", &["config", "incident::exit", "lanes::settings", "reason"]),
     // A report is made of the record as it was written.
     ("src/cli/report/", &["cli", "incident::record", "page", "snapshot", "clock"]),
     ("src/cli/", &["cli", "admin::command", "admin::parse", "tls"]),

@@ -5,7 +5,8 @@ mod common;
 use std::time::Duration;
 
 use common::config::{BASE, checked, problems};
-use pgweir::config::settings::{Ask, Expect};
+use pgweir::config::settings::Ask;
+use pgweir::incident::exit::Expect;
 
 fn with(exit: &str) -> String {
     format!("{BASE}[exit]\n{exit}\n")

@@ -25,6 +25,7 @@ struct Fake {
     draining: Mutex<bool>,
     reserves: String,
     growth: String,
+    is_incident_open: bool,
 }
 
 fn lane_row(name: &str) -> LaneRow {
@@ -76,8 +77,8 @@ impl Control for Fake {
     fn applications(&self) -> Vec<ApplicationRow> {
         vec![]
     }
-    fn clients(&self) -> Vec<ClientRow> {
-        (0..self.clients as u64).map(client_row).collect()
+    fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send> {
+        Box::new((0..self.clients as u64).map(client_row))
     }
     fn sessions(&self) -> Vec<SessionRow> {
         vec![]
@@ -98,10 +99,30 @@ impl Control for Fake {
         vec![]
     }
     fn exit(&self) -> Vec<ExitRow> {
-        vec![]
+        let row = |(criterion, state): &(&str, &'static str)| ExitRow {
+            criterion: (*criterion).into(),
+            state,
+            since: 0,
+            since_ms: 0,
+            measured: String::new(),
+            wanted: String::new(),
+            reason: String::new(),
+        };
+        [("usage", "not met"), ("refusals", "met"), ("probe a, b", "unknown")].iter().map(row).collect()
     }
     fn incidents(&self) -> Vec<IncidentRow> {
-        vec![]
+        let row = |(id, closed_at)| IncidentRow {
+            id,
+            opened_at: 951_782_400_000,
+            closed_at,
+            duration_ms: 1,
+            trigger: "freeze".into(),
+            cause: "FREEZE by admin: sale".into(),
+            peak_percent: None,
+            events: 1,
+        };
+        let open = self.is_incident_open.then_some((2, None));
+        [(1, Some(951_782_400_001))].into_iter().chain(open).map(row).collect()
     }
     fn incident(&self, id: u64) -> Option<String> {
         (id == 7).then(|| "{}".into())
@@ -264,6 +285,22 @@ fn status_tells_of_reserves_and_growth() {
         assert_eq!(value("reserves").as_deref(), Some(reserves));
         assert_eq!(value("growth").as_deref(), Some(growth));
     });
+}
+
+#[test]
+fn status_tells_of_the_open_incident_and_of_no_other() {
+    for is_incident_open in [true, false] {
+        with_port(Fake { is_incident_open, ..Fake::default() }, async |at, _| {
+            let rows = connect(at).await.query("SHOW STATUS", &[]).await.unwrap();
+            let told = rows.iter().filter(|row| row.get::<_, &str>("name").starts_with("incident"));
+            let told: Vec<(String, String)> = told.map(|row| (row.get("name"), row.get("value"))).collect();
+            let told: Vec<(&str, &str)> = told.iter().map(|(name, value)| (&**name, &**value)).collect();
+            let open = ["2", "2000-02-29T00:00:00.000Z", "FREEZE by admin: sale", "usage, probe a, b"];
+            let values = if is_incident_open { open } else { [""; 4] };
+            let names = ["incident", "incident_since", "incident_cause", "incident_not_met"];
+            assert_eq!(told, names.into_iter().zip(values).collect::<Vec<_>>());
+        });
+    }
 }
 
 #[test]

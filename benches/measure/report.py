@@ -1,8 +1,31 @@
 """Medians, ratios and the Markdown table."""
 
 import statistics
+import sys
 
 PEER, OURS = "PgBouncer", "pgweir"
+
+
+def note(text):
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread(values, decimals=2):
+    """Median and, in brackets, quartiles where there are enough values for them."""
+    text = f"{statistics.median(values):,.{decimals}f}"
+    if len(values) >= 4:
+        low, _, high = statistics.quantiles(values, n=4)
+        text += f" ({low:,.{decimals}f}–{high:,.{decimals}f})"
+    return text
+
+
+def is_open(values, bound):
+    """Whether the quartiles lie on both sides of the bound: the rounds do not decide it."""
+    if len(values) < 4:
+        return False
+    low, _, high = statistics.quantiles(values, n=4)
+    return low <= bound < high
 
 
 class Results:
@@ -76,13 +99,7 @@ def ratio(by_target, ours=OURS):
 def ratio_cell(by_target, ours=OURS):
     """The median, and where half of the rounds lie."""
     found = ratios(by_target, ours)
-    if not found:
-        return "–"
-    text = f"{statistics.median(found):.2f}"
-    if len(found) >= 4:
-        low, _, high = statistics.quantiles(found, n=4)
-        text += f" ({low:.2f}–{high:.2f})"
-    return text
+    return spread(found) if found else "–"
 
 
 def verdict(load, metric, by_target):
@@ -94,10 +111,8 @@ def verdict(load, metric, by_target):
     figure = ratio(by_target) if kind == "ratio" else statistics.median(by_target[OURS])
     text = f"≤ {bound:.2f}×" if kind == "ratio" else f"≤ {bound:,}"
     found = ratios(by_target) if kind == "ratio" else []
-    if len(found) >= 4:
-        low, _, high = statistics.quantiles(found, n=4)
-        if low <= bound < high:
-            return text, "open"
+    if is_open(found, bound):
+        return text, "open"
     return text, "" if figure is None else "met" if figure <= bound else "**missed**"
 
 

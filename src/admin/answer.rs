@@ -172,10 +172,7 @@ impl Answerer {
         match error {
             CommandError::UnknownLane(name) => {
                 let lanes = self.control.lanes();
-                let hint = match help::nearest_name(&name, lanes.iter().map(|row| &*row.lane)) {
-                    Some(near) => format!("SHOW LANES lists them; the nearest is: {near}"),
-                    None => "SHOW LANES lists them".to_owned(),
-                };
+                let hint = help::where_listed("SHOW LANES", &name, lanes.iter().map(|row| &*row.lane));
                 Failure::new(b"42704", format!("there is no lane {name:?}"), hint)
             }
             CommandError::UnknownClient(id) => {

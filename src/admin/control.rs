@@ -51,8 +51,8 @@ pub trait Control: Send + Sync + 'static {
     fn lanes(&self) -> Vec<LaneRow>;
     /// SHOW APPLICATIONS.
     fn applications(&self) -> Vec<ApplicationRow>;
-    /// SHOW CLIENTS.
-    fn clients(&self) -> Vec<ClientRow>;
+    /// SHOW CLIENTS: of those that are there now, each as it is when its turn comes.
+    fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send>;
     /// SHOW SESSIONS.
     fn sessions(&self) -> Vec<SessionRow>;
     /// SHOW LEAKS.

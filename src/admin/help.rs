@@ -77,11 +77,19 @@ pub fn nearest_command(text: &str) -> Option<&'static str> {
 }
 
 /// The name among `known` nearest to `name`, if any is near; letters match in either case.
-pub fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let folded = name.to_lowercase();
     let best =
         known.map(|other| (distance(&folded, &other.to_lowercase()), other)).min_by_key(|found| found.0)?;
     (best.0 <= NAME_DISTANCE_MAX && best.0 < best.1.chars().count()).then_some(best.1)
+}
+
+/// Where the names are listed that `name` is none of, and the one nearest to it.
+pub fn where_listed<'a>(place: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    match nearest_name(name, known) {
+        Some(near) => format!("{place} lists them; the nearest is: {near}"),
+        None => format!("{place} lists them"),
+    }
 }
 
 /// The upper-case words a syntax begins with.

@@ -251,9 +251,8 @@ pub fn server(row: ServerRow) -> Row {
         text(row.state),
         text(&*row.host),
         int(row.port),
-        // The kernel chose it, and nobody asked which it was.
-        Value::Null,
-        int(row.local_port.unwrap_or(0)),
+        row.local_address.map_or(Value::Null, text),
+        int(row.local_port),
         moment(row.connected_at),
         moment(row.requested_at),
         int(0),

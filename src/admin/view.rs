@@ -7,8 +7,8 @@ use super::control::Control;
 use super::{help, tongue};
 use crate::clock::WallMs;
 use crate::snapshot::{
-    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, ProcessRow, SessionRow,
-    TimelineEntry, UsageRow, utc,
+    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, SessionRow, TimelineEntry, UsageRow,
+    utc,
 };
 
 /// Type of a column.
@@ -195,7 +195,7 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
     match show {
         Show::Lanes => Box::new(control.lanes().into_iter().map(lane)),
         Show::Applications => Box::new(control.applications().into_iter().map(application)),
-        Show::Clients => Box::new(control.clients().into_iter().map(tongue::client)),
+        Show::Clients => Box::new(control.clients().map(tongue::client)),
         Show::Servers => Box::new(control.servers().into_iter().map(tongue::server)),
         Show::Stats => Box::new(control.databases().into_iter().map(|row| tongue::stats(&row))),
         Show::StatsTotals => Box::new(control.databases().into_iter().map(|row| tongue::totals(&row))),
@@ -214,7 +214,7 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
             Box::new(control.incident(id).into_iter().map(move |record| vec![count(id), text(record)]))
         }
         Show::Config => Box::new(tongue::config(control).into_iter()),
-        Show::Status => Box::new(status(&control.process(), &control.usage()).into_iter()),
+        Show::Status => Box::new(status(control).into_iter()),
         Show::Version => Box::new(std::iter::once(vec![text(VERSION_TEXT)])),
         Show::Help => Box::new(help::COMMANDS.iter().map(|(syntax, what)| vec![text(*syntax), text(*what)])),
     }
@@ -356,7 +356,8 @@ fn incident(row: IncidentRow) -> Row {
     ]
 }
 
-fn status(process: &ProcessRow, usage: &UsageRow) -> Vec<Row> {
+fn status(control: &dyn Control) -> Vec<Row> {
+    let (process, usage) = (control.process(), control.usage());
     let mut found = vec![
         ("version".to_owned(), process.version.to_owned()),
         ("mode".to_owned(), process.mode.to_owned()),
@@ -373,9 +374,24 @@ fn status(process: &ProcessRow, usage: &UsageRow) -> Vec<Row> {
         ("too_many_clients".to_owned(), process.too_many_clients.to_string()),
         ("panics".to_owned(), process.panics.to_string()),
     ];
+    found.extend(incident_open(control));
     let lookups = process.lookups_failed.iter();
     found.extend(lookups.map(|(cause, times)| (format!("lookups_failed.{cause}"), times.to_string())));
     found.into_iter().map(|(name, value)| vec![text(name), text(value)]).collect()
+}
+
+/// Of the open incident its number, since when, why it began, and what it still waits for; all empty where none is open.
+fn incident_open(control: &dyn Control) -> [(String, String); 4] {
+    let open = control.incidents().into_iter().find(|incident| incident.closed_at.is_none());
+    let criteria = if open.is_some() { control.exit() } else { Vec::new() };
+    let not_met: Vec<&str> = criteria.iter().filter(|row| !row.is_met()).map(|row| &*row.criterion).collect();
+    let of = |text: fn(&IncidentRow) -> String| open.as_ref().map(text).unwrap_or_default();
+    [
+        ("incident".to_owned(), of(|open| open.id.to_string())),
+        ("incident_since".to_owned(), of(|open| utc(WallMs(open.opened_at)))),
+        ("incident_cause".to_owned(), of(|open| open.cause.clone())),
+        ("incident_not_met".to_owned(), not_met.join(", ")),
+    ]
 }
 
 pub(super) fn text(value: impl Into<String>) -> Value {

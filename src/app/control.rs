@@ -39,8 +39,8 @@ impl Control for App {
         self.application_rows()
     }
 
-    fn clients(&self) -> Vec<ClientRow> {
-        self.client_rows()
+    fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send> {
+        Box::new(self.client_rows())
     }
 
     fn sessions(&self) -> Vec<SessionRow> {

@@ -11,10 +11,10 @@ use tokio::sync::Notify;
 use super::App;
 use crate::clock::{self, Moment, WallMs};
 use crate::config::checked::Config;
-use crate::config::settings::{self, ProbeSettings};
+use crate::config::settings::ProbeSettings;
 use crate::incident::archive::Archive;
 use crate::incident::book::{self, Act, Book};
-use crate::incident::exit::{Criterion, Exit, Expect, Facts, LaneTotals, ProbeRule, Rules, Span};
+use crate::incident::exit::{Criterion, Exit, Facts, LaneTotals, ProbeRule, Rules, Span};
 use crate::incident::history::Point;
 use crate::incident::record::{Incident, LaneFigures, Look, Said, Summary};
 use crate::link::meter::TransactionEnd;
@@ -71,12 +71,7 @@ pub(super) fn rules(config: &Config) -> Rules {
     let exit = &config.exit;
     let probe = |probe: &ProbeSettings| ProbeRule {
         name: probe.name.clone(),
-        expect: match probe.expect {
-            settings::Expect::Ok => Expect::Ok,
-            settings::Expect::Decreasing => Expect::Decreasing,
-            settings::Expect::Empty => Expect::Empty,
-            settings::Expect::Below(limit) => Expect::Below(limit),
-        },
+        expect: probe.expect,
         fresh_for: probe.interval * FRESH_INTERVALS + probe.timeout,
     };
     Rules {

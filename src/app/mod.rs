@@ -16,6 +16,7 @@ mod reload;
 mod rows;
 mod secrecy;
 mod setup;
+mod suspects;
 mod sweep;
 mod tls;
 mod tongue;

@@ -70,7 +70,10 @@ impl App {
     }
 
     pub(super) fn lane_rows(&self) -> Vec<LaneRow> {
-        let (lanes, _) = self.tallies();
+        self.lane_rows_of(&self.tallies().0)
+    }
+
+    fn lane_rows_of(&self, lanes: &HashMap<Arc<str>, Tally>) -> Vec<LaneRow> {
         let mut rows = self.hub.guard(|guard, now| guard.rows(now));
         for row in &mut rows {
             let tally = lanes.get(&row.lane).copied().unwrap_or_default();
@@ -82,7 +85,10 @@ impl App {
     }
 
     pub(super) fn application_rows(&self) -> Vec<ApplicationRow> {
-        let (_, applications) = self.tallies();
+        self.application_rows_of(&self.tallies().1)
+    }
+
+    fn application_rows_of(&self, applications: &HashMap<Arc<str>, Tally>) -> Vec<ApplicationRow> {
         let mut rows = self.hub.guard(|guard, _| guard.application_rows());
         for row in &mut rows {
             let tally = applications.get(&row.application).copied().unwrap_or_default();
@@ -96,10 +102,11 @@ impl App {
 
     pub(super) fn growth_counts(&self) -> Counts {
         let count = |name: Arc<str>, slots, idle_in_transaction| Count { name, slots, idle_in_transaction };
-        let lanes =
-            self.lane_rows().into_iter().map(|r| count(r.lane, r.slots, r.idle_in_transaction)).collect();
+        let (lanes, applications) = self.tallies();
+        let lanes = self.lane_rows_of(&lanes).into_iter();
+        let lanes = lanes.map(|r| count(r.lane, r.slots, r.idle_in_transaction)).collect();
         let applications = self
-            .application_rows()
+            .application_rows_of(&applications)
             .into_iter()
             .map(|r| count(r.application, r.slots, r.idle_in_transaction))
             .collect();
@@ -107,10 +114,10 @@ impl App {
         Counts { lanes, applications, bypass }
     }
 
-    pub(super) fn client_rows(&self) -> Vec<ClientRow> {
-        let now = clock::now();
+    /// Made one at a time: ten thousand rows take milliseconds, between which whoever writes them rests.
+    pub(super) fn client_rows(&self) -> impl Iterator<Item = ClientRow> + Send + use<> {
         let literals = self.hub.settings.load().log_literals;
-        self.links().iter().map(|link| client_row(link, now, literals)).collect()
+        self.links().into_iter().map(move |link| client_row(&link, clock::now(), literals))
     }
 
     pub(super) fn session_rows(&self) -> Vec<SessionRow> {
@@ -171,7 +178,7 @@ impl App {
         let sample = self.sample.load_full();
         let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
         let locks = |pid| sample.as_ref().map(|sample| sample.locks_of(pid)).unwrap_or_default();
-        let facts = self.leak_facts(now, sample.as_deref(), false);
+        let facts = self.leak_facts(now, sample.as_deref());
         let lanes = self.hub.lanes.load_full();
         let judge = self.judge.lock();
         let mut rows: Vec<LeakRow> = facts

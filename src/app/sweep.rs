@@ -1,29 +1,24 @@
 //! Four times a second: judge what is idle in transaction, find idle links for those who wait, look after clients not being read.
 
-use std::cell::LazyCell;
-use std::collections::HashSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::App;
-use super::rows::{blocked_by_pid, policy, reading_from_client};
+use super::rows::policy;
 use crate::clock::{self, Moment};
 use crate::config::settings::BypassAction;
 use crate::lanes::sample::Sample;
-use crate::lanes::settings::LeakSettings;
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
 use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
-use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
+use crate::link::shared::{Command, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
-use crate::wire::statement;
 
 const EVERY: Duration = Duration::from_millis(250);
 /// The same while somebody waits whom a closed idle link would help.
 const EVERY_WITH_WAITERS: Duration = Duration::from_millis(50);
-/// With ten thousand links a sweep takes milliseconds, in which a worker may wait for the core: it rests so many times as long.
+/// So many times as long as it worked it rests.
 const REST_PER_WORK: u32 = 200;
 const EVERY_AT_MOST: Duration = Duration::from_secs(1);
 /// Growth is recorded once in so many sweeps.
@@ -38,9 +33,7 @@ impl App {
     pub(super) async fn sweep(self: Arc<Self>) {
         let mut reclaimed: Vec<u64> = Vec::new();
         for round in 0_u32.. {
-            let began = clock::now();
-            let busy = self.sweep_once();
-            let took = clock::now().since(began);
+            let (busy, worked) = self.sweep_once().await;
             if round % RECLAIMED_EVERY == 0 {
                 self.note_reclaimed(&mut reclaimed);
                 self.hub.log_left_out();
@@ -52,7 +45,7 @@ impl App {
                 self.growth.lock().record(clock::now(), &counts);
             }
             let every = if busy { EVERY_WITH_WAITERS } else { EVERY };
-            tokio::time::sleep(every.max(took * REST_PER_WORK).min(EVERY_AT_MOST)).await;
+            tokio::time::sleep(every.max(worked * REST_PER_WORK).min(EVERY_AT_MOST)).await;
         }
     }
 
@@ -75,101 +68,28 @@ impl App {
         }
     }
 
-    /// True if somebody waits whom closing an idle link would help.
-    fn sweep_once(&self) -> bool {
-        let now = clock::now();
+    /// Whether somebody waits whom closing an idle link would help, and how long it worked.
+    async fn sweep_once(&self) -> (bool, Duration) {
         let sample = self.sample.load_full();
-        self.judge_leaks(now, sample.as_deref());
-        self.reclaim(now, sample.as_deref())
+        let worked = self.judge_leaks(clock::now(), sample.as_deref()).await;
+        let began = clock::now();
+        let busy = self.reclaim(began, sample.as_deref());
+        (busy, worked + clock::now().since(began))
     }
 
     // ------------------------------------------------------------ leaks
 
-    /// Facts on every link that is idle in transaction or stalled. The sweep wants `due_only`: those of which something might have to be said
-    /// by now (most are young, or nobody's business); and on its way it has links that are not being read look for a hang-up.
-    pub(super) fn leak_facts(
-        &self,
-        now: Moment,
-        sample: Option<&Sample>,
-        due_only: bool,
-    ) -> Vec<(Arc<LinkShared>, LeakFacts)> {
-        // Made only where somebody asks: a sample may have thousands of rows.
-        let reading = LazyCell::new(|| sample.map(reading_from_client).unwrap_or_default());
-        let blockers: LazyCell<HashSet<i32>, _> =
-            LazyCell::new(|| sample.map(blocked_by_pid).unwrap_or_default().into_keys().collect());
-        let lanes = self.hub.lanes.load();
-        let mut found = Vec::new();
-        for entry in &self.hub.links {
-            let link = entry.value();
-            let (state, since) = link.state();
-            let flags = link.flags();
-            if due_only && flags & flag::BLOCKED != 0 {
-                link.post(Command::Probe);
-            }
-            if state != LinkState::IdleInTransaction && state != LinkState::Active {
-                continue;
-            }
-            let generation = u64::from(link.generation());
-            let pid = link.pid.load(Ordering::Relaxed);
-            let stalled = state == LinkState::Active
-                && (flags & flag::STALLED != 0 || flags & flag::MAYBE_STALLED != 0 && reading.contains(&pid));
-            if state != LinkState::IdleInTransaction && !stalled {
-                continue;
-            }
-            let lane = link.with_labels(|labels| labels.lane);
-            let Some(lane) = lanes.get(usize::from(lane.0)) else { continue };
-            let reset_at = link.reset_at.load(Ordering::Relaxed);
-            let earliest = lane.settings.idle_in_transaction.as_ref().and_then(LeakSettings::earliest);
-            let may_be_due = reset_at != 0 || earliest.is_some_and(|age| now.since(since) >= age);
-            if due_only && !may_be_due {
-                continue;
-            }
-            let (application, key) = link.with_labels(|l| (l.application_name.clone(), request_of(l)));
-            let facts = LeakFacts {
-                link: link.id,
-                lane: lane.id,
-                generation,
-                idle_since: since,
-                transaction_since: link.transaction_since(),
-                stalled,
-                exempt: flags & flag::EXEMPT != 0,
-                protected: lane.settings.protected,
-                watch_only: flags & flag::WATCH_ONLY != 0,
-                blocks: blockers.contains(&pid),
-                full_with_waiters: false,
-                usage_above_shed_below: false,
-                reset_at: (reset_at != 0).then(|| Moment::from_micros(reset_at)),
-                process_key: key,
-            };
-            found.push((link.clone(), application, facts, lane.clone()));
-        }
-        // The guard is asked only of those whose time has come.
-        let is_old = |facts: &LeakFacts, lane: &Lane| {
-            let leak = lane.settings.idle_in_transaction.as_ref();
-            leak.and_then(|leak| leak.reset).is_some_and(|reset| now.since(facts.idle_since) >= reset)
-        };
-        let old: Vec<_> = found.iter_mut().filter(|(_, _, facts, lane)| is_old(facts, lane)).collect();
-        if !old.is_empty() {
-            self.hub.guard(|guard, _| {
-                for (_, application, facts, lane) in old {
-                    let harm = guard.harm(lane.id, application);
-                    facts.full_with_waiters = harm.full_with_waiters;
-                    facts.usage_above_shed_below = harm.usage_above_shed_below;
-                }
-            });
-        }
-        found.into_iter().map(|(link, _, facts, _)| (link, facts)).collect()
-    }
-
     /// Judges at once, where a sample was asked for so that this could be done.
-    pub(super) fn judge_by_fresh_sample(&self, sample: &Sample) {
+    pub(super) async fn judge_by_fresh_sample(&self, sample: &Sample) {
         if self.seeks_harm.swap(false, Ordering::Relaxed) {
-            self.judge_leaks(clock::now(), Some(sample));
+            self.judge_leaks(clock::now(), Some(sample)).await;
         }
     }
 
-    fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) {
-        let facts = self.leak_facts(now, sample, true);
+    /// Says how long it worked.
+    async fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) -> Duration {
+        let (facts, worked) = self.leak_facts_due(now, sample).await;
+        let began = clock::now();
         let lanes = self.hub.lanes.load_full();
         let only: Vec<LeakFacts> = facts.iter().map(|(_, facts)| *facts).collect();
         let looked_at = sample.map(|sample| sample.asked_at);
@@ -185,6 +105,7 @@ impl App {
                 self.carry_out_verdict(link, facts, &judged, &lanes);
             }
         }
+        worked + clock::now().since(began)
     }
 
     fn carry_out_verdict(&self, link: &LinkShared, facts: &LeakFacts, judged: &Judged, lanes: &[Arc<Lane>]) {
@@ -318,13 +239,4 @@ impl App {
             }
         }
     }
-}
-
-/// Names a request that may come back: its client process, and the shape of its last statement. Behind one address and
-/// application_name there may be many workers; the shape tells their requests apart.
-fn request_of(labels: &Labels) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    labels.process.as_ref().map(|process| &process.key).hash(&mut hasher);
-    statement::shown(&String::from_utf8_lossy(&labels.statement), false).hash(&mut hasher);
-    hasher.finish().max(1)
 }

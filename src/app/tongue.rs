@@ -11,6 +11,7 @@ use crate::config::settings::Endpoint;
 use crate::config::{default_of, is_changeable};
 use crate::lanes::backends::Backend;
 use crate::lanes::known::Phase;
+use crate::lanes::near::End;
 use crate::link::hub::Stage;
 use crate::link::shared::{LinkShared, LinkState, flag};
 use crate::link::totals::Totals;
@@ -96,7 +97,10 @@ impl App {
 
     pub(super) fn server_rows(&self) -> Vec<ServerRow> {
         let wall = Wall::new(clock::now());
-        let (host, port) = self.upstream_place();
+        let (host, port) = match &self.config.load().upstream.endpoint {
+            Endpoint::Tcp { host, port } => (host.clone(), *port),
+            Endpoint::Unix { port, .. } => ("unix".into(), *port),
+        };
         let links: HashMap<u64, Arc<LinkShared>> =
             self.hub.links.iter().map(|entry| (entry.key().0, entry.value().clone())).collect();
         let backends = self.hub.guard(|guard, _| guard.backends());
@@ -119,7 +123,14 @@ impl App {
                 link_state: link.map_or("", |link| state_word(link)),
                 host: host.clone(),
                 port,
-                local_port: backend.port,
+                local_address: backend.near.map(|end| match end {
+                    End::Tcp(local) => local.ip().to_string(),
+                    End::Unix => "unix".to_owned(),
+                }),
+                local_port: match backend.near {
+                    Some(End::Tcp(local)) => local.port(),
+                    Some(End::Unix) | None => 0,
+                },
                 connected_at: wall.of(backend.dialled_at),
                 requested_at: wall.of(requested),
                 pid: backend.pid,

@@ -48,7 +48,7 @@ impl App {
                     let sample = Arc::new(sample);
                     self.hub.guard(|guard, now| guard.sample(now, &sample));
                     self.sample.store(Some(sample.clone()));
-                    self.judge_by_fresh_sample(&sample);
+                    self.judge_by_fresh_sample(&sample).await;
                     if self.hub.pool.is_enabled() {
                         let active = sample.sessions.iter().filter(|session| &*session.state == "active");
                         active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::console::{Console, Failure};
 use super::print;
 use super::table::{self, Table, printable};
-use super::verdict::{Facts, Finding, judge};
+use super::verdict::{Facts, Finding, Word, judge};
 
 /// Columns of SHOW USAGE and SHOW LANES that fit on a screen at 3 a.m.
 const USAGE_COLUMNS: [&str; 8] = [
@@ -54,7 +54,7 @@ fn for_people(
     lanes: &Table,
     process: &BTreeMap<String, String>,
 ) -> String {
-    let mut out: String = findings.iter().map(|finding| printable(&finding.sentence()) + "\n").collect();
+    let mut out: String = findings.iter().map(|finding| line(finding, findings)).collect();
     if facts.process.mode == "observe" {
         out.push_str("Mode observe: decisions are recorded, nothing is enforced.\n");
     }
@@ -87,6 +87,13 @@ fn for_people(
     out
 }
 
+/// A sentence; that of an incident names its command, where `Try next` names another's.
+fn line(finding: &Finding, all: &[Finding]) -> String {
+    let own = finding.word == Word::Incident && next(all) != Some(finding.next.as_str());
+    let command = if own { format!(" (see {})", finding.next) } else { String::new() };
+    printable(&finding.sentence()) + &command + "\n"
+}
+
 fn next(findings: &[Finding]) -> Option<&str> {
     findings.iter().map(|finding| finding.next.as_str()).find(|next| !next.is_empty())
 }
@@ -104,6 +111,9 @@ fn for_programs(
         "verdict": findings.first().map(|finding| finding.word.text()),
         "sentence": findings.first().map(Finding::sentence),
         "findings": findings.iter().map(found).collect::<Vec<_>>(),
+        "incident": facts.incident.as_ref().map(|open| {
+            json!({ "id": open.id, "since": open.since, "cause": open.cause, "not_met": open.not_met })
+        }),
         "growth": facts.growth,
         "next": next(findings),
         "usage": usage.objects().into_iter().next(),
@@ -180,6 +190,25 @@ pgweir 0.1.0, mode observe, running, up 60 s, clients ? of ?, logins ?, upstream
     }
 
     #[test]
+    fn an_open_incident_names_its_command_beside_what_presses_more() {
+        let (usage, lanes, mut status) = answers();
+        let open =
+            [("", "3"), ("_since", "2026-01-02T02:14:07.250Z"), ("_cause", "FREEZE"), ("_not_met", "usage")];
+        status.extend(open.map(|(name, text)| (format!("incident{name}"), text.to_owned())));
+        let facts = Facts::read(&usage, &lanes, &status);
+        let text = for_people(&facts, &judge(&facts), &usage, &lanes, &status);
+        let told =
+            "INCIDENT: 3, since 2026-01-02T02:14:07.250Z: FREEZE; not met yet: usage (see pgweir exit)";
+        assert_eq!(text.lines().nth(1), Some(told));
+        assert!(text.contains("\nTry next: pgweir clients\n"));
+        let value = for_programs(&facts, &judge(&facts), &usage, &lanes, &status);
+        let expected =
+            json!({ "id": 3, "since": "2026-01-02T02:14:07.250Z", "cause": "FREEZE", "not_met": "usage" });
+        assert_eq!(value["incident"], expected);
+        assert_eq!(value["findings"][1]["next"], "pgweir exit");
+    }
+
+    #[test]
     fn programs_get_everything_with_numbers_as_numbers() {
         let (usage, lanes, status) = answers();
         let facts = Facts::read(&usage, &lanes, &status);
@@ -189,6 +218,7 @@ pgweir 0.1.0, mode observe, running, up 60 s, clients ? of ?, logins ?, upstream
         assert_eq!(value["usage"]["connections"], 33);
         assert_eq!(value["lanes"][0]["priority"], 5);
         assert_eq!(value["process"]["uptime_s"], 60);
+        assert_eq!(value["incident"], Value::Null, "none is open");
         assert_eq!(value["process"]["version"], "0.1.0");
         assert_eq!(
             (typed("usage_stale", "false"), typed("lookups_failed.gone", "3")),

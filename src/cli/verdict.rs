@@ -26,6 +26,8 @@ pub enum Word {
     Pressure,
     /// Lanes are growing back.
     Ramping,
+    /// An incident is not over yet.
+    Incident,
     /// Nothing to do.
     Ok,
 }
@@ -41,6 +43,7 @@ impl Word {
             Self::Paused => "PAUSED",
             Self::Pressure => "PRESSURE",
             Self::Ramping => "RAMPING",
+            Self::Incident => "INCIDENT",
             Self::Ok => "OK",
         }
     }
@@ -97,6 +100,19 @@ pub struct Process {
     pub reserves: String,
 }
 
+/// The open incident, as SHOW STATUS tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Incident {
+    /// Its number.
+    pub id: u64,
+    /// When it began: UTC, RFC 3339.
+    pub since: String,
+    /// Why.
+    pub cause: String,
+    /// Criteria that are not met yet, by commas.
+    pub not_met: String,
+}
+
 /// Everything the verdict is made of.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
@@ -106,6 +122,8 @@ pub struct Facts {
     pub lanes: Vec<Lane>,
     /// pgweir itself.
     pub process: Process,
+    /// None where none is open.
+    pub incident: Option<Incident>,
     /// What grew most; empty if nothing did.
     pub growth: String,
 }
@@ -144,6 +162,12 @@ impl Facts {
                 monitor: word("monitor"),
                 reserves: word("reserves"),
             },
+            incident: word("incident").parse().ok().map(|id| Incident {
+                id,
+                since: word("incident_since"),
+                cause: word("incident_cause"),
+                not_met: word("incident_not_met"),
+            }),
             growth: word("growth"),
         }
     }
@@ -183,7 +207,7 @@ impl Finding {
 
 /// What there is to say, worst first; never empty.
 pub fn judge(facts: &Facts) -> Vec<Finding> {
-    let judges = [draining, down, saturated, blind, paused, pressure, reserves, ramping];
+    let judges = [draining, down, saturated, blind, paused, pressure, reserves, ramping, incident];
     let mut findings: Vec<Finding> = judges.iter().filter_map(|judge| judge(facts)).collect();
     findings.sort_by_key(|finding| finding.word);
     if findings.is_empty() {
@@ -309,6 +333,15 @@ fn ramping(facts: &Facts) -> Option<Finding> {
     (!lanes.is_empty()).then(|| finding(Word::Ramping, text, "pgweir timeline --follow"))
 }
 
+fn incident(facts: &Facts) -> Option<Finding> {
+    let Incident { id, since, cause, not_met } = facts.incident.as_ref()?;
+    let left = match not_met.as_str() {
+        "" => "every criterion is met".to_owned(),
+        names => format!("not met yet: {names}"),
+    };
+    Some(finding(Word::Incident, format!("{id}, since {since}: {cause}; {left}"), "pgweir exit"))
+}
+
 fn finding(word: Word, text: String, next: &str) -> Finding {
     Finding { word, text, next: next.to_owned() }
 }
@@ -365,6 +398,7 @@ mod tests {
                 monitor: "ok".into(),
                 reserves: String::new(),
             },
+            incident: None,
             growth: String::new(),
         }
     }
@@ -491,6 +525,30 @@ mod tests {
         // Said before the first sample.
         facts.usage = Usage { percent: Some(100.0), ..Usage::default() };
         assert_eq!(sentences(&facts), ["SATURATED: usage 100 %, PostgreSQL said \"too many clients\""]);
+    }
+
+    #[test]
+    fn an_open_incident_is_told_until_it_is_over_whatever_else_there_is() {
+        let mut facts = facts(40.0);
+        let open = |not_met: &str| Incident {
+            id: 3,
+            since: "2026-01-02T02:14:07.250Z".into(),
+            cause: "usage 81.5 %, from 75 % on".into(),
+            not_met: not_met.into(),
+        };
+        facts.incident = Some(open("usage, lane web"));
+        let began = "INCIDENT: 3, since 2026-01-02T02:14:07.250Z: usage 81.5 %, from 75 % on";
+        assert_eq!(
+            sentences(&facts),
+            [format!("{began}; not met yet: usage, lane web")],
+            "calm, but not over"
+        );
+        assert_eq!(next(&facts), "pgweir exit");
+        facts.incident = Some(open(""));
+        assert_eq!(sentences(&facts), [format!("{began}; every criterion is met")]);
+        facts.usage.percent = Some(82.5);
+        let words: Vec<Word> = judge(&facts).iter().map(|finding| finding.word).collect();
+        assert_eq!(words, [Word::Pressure, Word::Incident], "what presses comes first");
     }
 
     #[test]

@@ -8,8 +8,9 @@ use hyper::Uri;
 use toml::de::DeValue;
 
 use super::raw::{Fault, Report, Section};
-use super::settings::{Ask, ExitSettings, Expect, ProbeSettings};
+use super::settings::{Ask, ExitSettings, ProbeSettings};
 use super::values;
+use crate::incident::exit::Expect;
 
 /// Probes at most: each costs a query, a request or a process.
 const PROBES_MAX: usize = 50;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::incident::exit::Expect;
 use crate::lanes::settings::Settings;
 
 /// A place to listen at or to connect to.
@@ -229,19 +230,6 @@ pub struct BypassSettings {
     pub after: Duration,
 }
 
-/// How the answer of a probe must be.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Expect {
-    /// An answer at all: a status from 200 to 399, an exit status of 0.
-    Ok,
-    /// A number that goes down.
-    Decreasing,
-    /// No row, or 0.
-    Empty,
-    /// A number below this.
-    Below(f64),
-}
-
 /// What a probe does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -266,17 +254,6 @@ pub enum Ask {
         /// Program and arguments, at least the first.
         argv: Vec<Arc<str>>,
     },
-}
-
-impl fmt::Display for Expect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ok => f.write_str("ok"),
-            Self::Decreasing => f.write_str("decreasing"),
-            Self::Empty => f.write_str("empty"),
-            Self::Below(limit) => write!(f, "< {limit}"),
-        }
-    }
 }
 
 impl fmt::Display for Ask {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::guard::Guard;
 use super::ids::LinkId;
 use super::ledger::Phase;
+use super::near::End;
 use super::pause::Frozen;
 use crate::clock::Moment;
 
@@ -26,8 +27,8 @@ pub struct Backend {
     pub database: Arc<str>,
     /// Backend pid, once known.
     pub pid: Option<i32>,
-    /// Local port; none while unknown, and over a Unix socket.
-    pub port: Option<u16>,
+    /// Our end of it; none while unknown.
+    pub near: Option<End>,
     /// When it was dialled.
     pub dialled_at: Moment,
 }
@@ -58,7 +59,7 @@ impl Guard {
                 user: link.who.user.clone(),
                 database: link.who.database.clone(),
                 pid: link.pid.map(NonZeroI32::get),
-                port: Some(link.port).filter(|port| *port != 0),
+                near: self.ends.of(link.near),
                 dialled_at: link.dialled_at,
             })
             .collect()

@@ -11,6 +11,7 @@ use super::breaker::Breaker;
 use super::gate::LaneGate;
 use super::ids::{LaneId, LinkId};
 use super::ledger::{Ledger, Phase};
+use super::near::Ends;
 use super::pass::Stops;
 use super::pause::{Chain, Pause};
 use super::pool::{Pool, PoolKey};
@@ -245,6 +246,7 @@ pub struct Guard {
     pub(super) file_order: Vec<LaneId>,
     pub(super) default: LaneId,
     pub(super) ledger: Ledger,
+    pub(super) ends: Ends,
     pub(super) usage: Usage,
     pub(super) breaker: Breaker,
     pub(super) pool: Pool,
@@ -273,6 +275,7 @@ impl Guard {
             file_order: Vec::new(),
             default: LaneId(0),
             ledger: Ledger::default(),
+            ends: Ends::default(),
             usage: Usage::new(now),
             breaker: Breaker::default(),
             pool: Pool::default(),

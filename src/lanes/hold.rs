@@ -167,7 +167,7 @@ impl Guard {
         let (old, place, phase) = (known.home, known.extra().place, known.phase);
         let new = if self.lane_ref(lane).retired { old } else { lane };
         if phase != Phase::Waiting {
-            let visiting = known.visiting.filter(|visited| *visited != new);
+            let visiting = known.visiting().filter(|visited| *visited != new);
             return self.relocate(now, link, new, visiting, application);
         }
         self.lane_mut(old).queue.remove(place);
@@ -193,7 +193,7 @@ impl Guard {
         application: Option<Arc<str>>,
     ) {
         let Some(known) = self.ledger.get(link) else { return };
-        let same_place = known.home == home && known.visiting == visiting;
+        let same_place = known.home == home && known.visiting() == visiting;
         if same_place && application.is_none() {
             return;
         }
@@ -204,7 +204,7 @@ impl Guard {
         }
         self.ledger.update(link, |known| {
             known.home = home;
-            known.visiting = visiting;
+            known.visit(visiting);
         });
         self.rename(link, application);
         if moves && was_held {

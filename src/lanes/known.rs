@@ -5,6 +5,7 @@ use std::num::NonZeroI32;
 use std::sync::Arc;
 
 use super::ids::{LaneId, LinkId};
+use super::near::Near;
 use super::pool::PoolKey;
 use super::queue::Place;
 use crate::clock::Moment;
@@ -109,6 +110,9 @@ impl Extra {
     };
 }
 
+/// No lane has this number: see `reload`.
+const NOWHERE: LaneId = LaneId(u16::MAX);
+
 /// A link. Its [`Who`] is shared: [`super::ledger::Ledger`] makes them.
 #[derive(Debug)]
 pub struct Link {
@@ -123,10 +127,10 @@ pub struct Link {
     pub pid: Option<NonZeroI32>,
     /// Where it belongs.
     pub home: LaneId,
-    /// Where its transaction counts, while that is elsewhere.
-    pub visiting: Option<LaneId>,
-    /// Local port of its upstream connection; 0 while unknown, and over a Unix socket.
-    pub port: u16,
+    /// [`Self::visiting`], or [`NOWHERE`].
+    visited: LaneId,
+    /// Our end of its upstream connection.
+    pub near: Near,
     /// Where it is on its way.
     pub phase: Phase,
     /// Whether it was granted once.
@@ -145,8 +149,8 @@ impl Link {
             alone: false,
             pid: None,
             home,
-            visiting: None,
-            port: 0,
+            visited: NOWHERE,
+            near: Near::default(),
             phase: Phase::Waiting,
             admitted: false,
             shed: false,
@@ -155,7 +159,17 @@ impl Link {
 
     /// The lane it counts in now.
     pub fn lane(&self) -> LaneId {
-        self.visiting.unwrap_or(self.home)
+        self.visiting().unwrap_or(self.home)
+    }
+
+    /// Where its transaction counts, while that is elsewhere.
+    pub fn visiting(&self) -> Option<LaneId> {
+        Some(self.visited).filter(|lane| *lane != NOWHERE)
+    }
+
+    /// Its transaction counts elsewhere from now on, or at home.
+    pub fn visit(&mut self, lane: Option<LaneId>) {
+        self.visited = lane.unwrap_or(NOWHERE);
     }
 
     /// What few links have.
@@ -169,9 +183,9 @@ impl Link {
         self.extra.get_or_insert_with(|| Box::new(Extra::NONE))
     }
 
-    /// Its upstream connection's local address is known, or known to be none.
-    pub fn set_local(&mut self, local: Option<SocketAddr>) {
-        self.port = local.map_or(0, |local| local.port());
+    /// Its upstream connection comes from `local`, which is none over a Unix socket and while there is no connection.
+    pub fn set_local(&mut self, local: Option<SocketAddr>, near: Near) {
+        self.near = near;
         self.extra_mut().local = local;
     }
 
@@ -194,6 +208,7 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lanes::near::Ends;
 
     #[test]
     fn an_idle_link_is_small() {
@@ -207,10 +222,15 @@ mod tests {
         };
         let place = Place::new(false, Moment::from_micros(1), 1);
         let mut link = Link::new(Arc::new(who), LaneId(0), place, Moment::from_micros(1));
-        link.set_local(Some(([127, 0, 0, 1], 4000).into()));
+        let local = Some(([127, 0, 0, 1], 4000).into());
+        let near = Ends::default().note(local);
+        link.set_local(local, near);
         link.establish(NonZeroI32::new(7));
         link.tidy();
         assert!(link.extra.is_none());
-        assert_eq!(link.port, 4000);
+        assert_eq!((link.near, link.near.port), (near, 4000));
+        assert_eq!((link.visiting(), link.lane()), (None, LaneId(0)));
+        link.visit(Some(LaneId(3)));
+        assert_eq!((link.visiting(), link.lane()), (Some(LaneId(3)), LaneId(3)));
     }
 }

@@ -252,7 +252,7 @@ struct Standing {
 
 impl Standing {
     fn of(link: &Link) -> Self {
-        Self { home: link.home, visiting: link.visiting, phase: link.phase, alone: link.alone }
+        Self { home: link.home, visiting: link.visiting(), phase: link.phase, alone: link.alone }
     }
 }
 

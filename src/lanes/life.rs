@@ -7,6 +7,7 @@ use super::breaker::Trouble;
 use super::guard::{Action, Arrival, Arrived, DialFailure, Guard, Lane, SELF};
 use super::ids::LinkId;
 use super::ledger::{Phase, Who};
+use super::near::Near;
 use super::queue::Place;
 use crate::clock::Moment;
 use crate::reason::{Reason, Refusal};
@@ -95,10 +96,11 @@ impl Guard {
     /// The TCP connection is there, from `local`; none over a Unix socket.
     pub fn dialling(&mut self, now: Moment, link: LinkId, local: Option<SocketAddr>) {
         let _ = now;
+        let near = self.ends.note(local);
         self.ledger.update(link, |known| {
             if known.phase == Phase::Dialling {
                 known.phase = Phase::Login;
-                known.set_local(local);
+                known.set_local(local, near);
             }
         });
     }
@@ -146,7 +148,7 @@ impl Guard {
         self.ledger.update(link, |known| {
             known.phase = Phase::Waiting;
             known.pid = None;
-            known.set_local(None);
+            known.set_local(None, Near::default());
             let extra = known.extra_mut();
             extra.failures = failures;
             extra.not_before = not_before;
@@ -232,7 +234,7 @@ impl Guard {
                 self.drop_hold(now, link);
                 self.pool.remove(link);
                 self.ledger.update(link, |known| {
-                    known.visiting = None;
+                    known.visit(None);
                     known.phase = phase;
                     if phase == Phase::Zombie {
                         known.extra_mut().zombie_since = now;

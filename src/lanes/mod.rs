@@ -14,6 +14,7 @@ pub mod ids;
 pub mod known;
 pub mod ledger;
 pub mod life;
+pub mod near;
 pub mod needs;
 pub mod pages;
 pub mod pass;

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::guard::{Action, Arrival, Arrived, Guard};
 use super::ids::{LaneId, LinkId};
 use super::ledger::{Link, Phase, Who};
+use super::near::Near;
 use super::needs::{Lack, whose};
 use super::pass::{Claims, Earmarks};
 use super::pool::PoolKey;
@@ -65,7 +66,7 @@ impl Guard {
         self.drop_hold(now, link);
         self.breaker.gone(now, link);
         self.ledger.update(link, |known| {
-            known.visiting = None;
+            known.visit(None);
             known.phase = Phase::Pooled;
         });
         let nobodys = Who { address: None, application: application.clone(), ..(*who).clone() };
@@ -115,11 +116,11 @@ impl Guard {
     /// Moves the slot of `pooled` to `link`, which waits.
     pub(super) fn hand_over(&mut self, now: Moment, link: LinkId, pooled: LinkId) {
         let Some(kept) = self.ledger.get(pooled).filter(|kept| kept.phase == Phase::Pooled) else { return };
-        let (pid, port, dialled_at) = (kept.pid, kept.port, kept.dialled_at);
+        let (pid, near, dialled_at) = (kept.pid, kept.near, kept.dialled_at);
         let granted = self.ledger.update(link, |known| {
             known.phase = Phase::Taken;
             known.pid = pid;
-            known.port = port;
+            known.near = near;
             known.dialled_at = dialled_at;
             known.extra_mut().taken = Some(pooled);
             (known.home, known.extra().place, !std::mem::replace(&mut known.admitted, true))
@@ -156,7 +157,7 @@ impl Guard {
         self.ledger.update(link, |known| {
             known.phase = Phase::Waiting;
             known.pid = None;
-            known.set_local(None);
+            known.set_local(None, Near::default());
             known.extra_mut().taken = None;
         });
         self.lane_mut(home).queue.insert(place, link);
@@ -186,14 +187,14 @@ impl Guard {
     fn give_back(&mut self, now: Moment, link: LinkId, phase: Phase) {
         let Some(known) = self.ledger.get(link) else { return };
         let Some(pooled) = known.extra().taken else { return };
-        let (home, pid, port, dialled_at) = (known.home, known.pid, known.port, known.dialled_at);
+        let (home, pid, near, dialled_at) = (known.home, known.pid, known.near, known.dialled_at);
         let who = Who { address: None, ..(*known.who).clone() };
         self.ledger.update(link, |known| known.pid = None);
         self.ledger.insert(pooled, who, home, Place::NOWHERE, now);
         self.ledger.update(pooled, |kept| {
             kept.phase = phase;
             kept.pid = pid;
-            kept.port = port;
+            kept.near = near;
             kept.dialled_at = dialled_at;
         });
     }

@@ -208,7 +208,9 @@ impl Usage {
 pub fn proven_gone(sample: &Sample, ledger: &Ledger) -> Vec<LinkId> {
     let gone = ledger.iter().filter(|(_, link)| match link.phase {
         Phase::Zombie if sample.asked_at >= link.extra().zombie_since => match link.pid {
-            Some(pid) => !sample.sessions.iter().any(|row| row.pid == pid.get() && may_be(row, link.port)),
+            Some(pid) => {
+                !sample.sessions.iter().any(|row| row.pid == pid.get() && may_be(row, link.near.port))
+            }
             None => {
                 let listed = |local: SocketAddr| {
                     let own = Some((local.ip().to_canonical(), local.port()));

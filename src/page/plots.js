@@ -23,7 +23,7 @@ const Plots = (function () {
       ctx.lineTo(x, u.bbox.top + u.bbox.height);
       ctx.stroke();
       if (x - labelled > 14 * ratio) {
-        ctx.fillText(n + 1, x, u.bbox.top + 22 * ratio);
+        ctx.fillText(n + 1, x, u.bbox.top + 11 * ratio);
         labelled = x;
       }
     });
@@ -64,6 +64,7 @@ const Plots = (function () {
       }] },
     }, [x].concat(series.map(s => s.values)), box);
     plots.push([u, box]);
+    sizes.observe(box);
     return u;
   }
 
@@ -75,7 +76,7 @@ const Plots = (function () {
     const length = Math.max(1e-9, range[1] - range[0]);
     for (const [label, parts] of rows) {
       const name = document.createElement("span"), bar = document.createElement("div");
-      name.textContent = label;
+      name.textContent = name.title = label;
       bar.className = "bar";
       for (const { from, to, state, title } of parts) {
         const part = document.createElement("i");
@@ -90,7 +91,10 @@ const Plots = (function () {
     into.append(box);
   }
 
-  addEventListener("resize", () => plots.forEach(([u, box]) => box.isConnected && u.setSize({ width: width(box), height: HEIGHT })));
+  // A plot is made as wide as its box is then: what comes beside it later makes that narrower, as a window does.
+  const sizes = new ResizeObserver(() => plots.forEach(([u, box]) => {
+    if (box.isConnected && u.width !== width(box)) u.setSize({ width: width(box), height: HEIGHT });
+  }));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.forEach(([u]) => u.redraw()));
   const largest = lists => lists.flat().reduce((a, b) => Math.max(a, b || 0), 0);
   return { COLOURS, colour, css, largest, numbered, plot, strips };

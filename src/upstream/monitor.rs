@@ -38,6 +38,9 @@ const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
+/// A look at a session costs PostgreSQL and us a microsecond: with thousands of them one rests longer than the interval, up to so many times.
+const REST_PER_SESSION: Duration = Duration::from_micros(300);
+const INTERVALS_MAX: u32 = 2;
 /// What only an operator can change is looked at again after this.
 const RECHECK: Duration = Duration::from_secs(10);
 /// Pause before the first redial, and the longest one.
@@ -321,8 +324,9 @@ impl Task {
             match look {
                 Look::Sample(sample) => {
                     self.shared.set_state("ok");
+                    let pause = pause_after(self.settings.interval, sample.sessions.len());
                     self.tell(MonitorEvent::Sample(sample)).await;
-                    self.rest(asked_at).await;
+                    self.rest(asked_at, pause).await;
                 }
                 Look::Blind => {
                     self.shared.set_state(format!(
@@ -393,9 +397,9 @@ impl Task {
         bounded(self.shared.limit, question).await?.map_err(|error| explain(&error))
     }
 
-    /// Until the next look is due or asked for.
-    async fn rest(&self, asked_at: Moment) {
-        let due = tokio::time::sleep(self.settings.interval);
+    /// Until the next look is due after `pause`, or asked for.
+    async fn rest(&self, asked_at: Moment, pause: Duration) {
+        let due = tokio::time::sleep(pause);
         tokio::select! {
             () = due => {}
             () = self.shared.wake.notified() => {
@@ -413,6 +417,12 @@ impl Task {
         // A receiver that is gone ends the task through `closed`.
         let _ = self.events.send(event).await;
     }
+}
+
+/// Between two looks at so many sessions.
+fn pause_after(interval: Duration, sessions: usize) -> Duration {
+    let sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
+    REST_PER_SESSION.saturating_mul(sessions).min(interval * INTERVALS_MAX).max(interval)
 }
 
 /// A pooler announces a pid of its own making, or answers from another backend each time.
@@ -455,6 +465,16 @@ mod tests {
             high.next(0);
         }
         assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_MAX / 2, BACKOFF_MAX));
+    }
+
+    #[test]
+    fn many_sessions_are_looked_at_less_often() {
+        let second = Duration::from_secs(1);
+        assert_eq!(pause_after(second, 0), second);
+        assert_eq!(pause_after(second, 3_000), second);
+        assert_eq!(pause_after(second, 5_000), second * 3 / 2);
+        assert_eq!(pause_after(second, usize::MAX), second * 2);
+        assert_eq!(pause_after(second * 60, 100_000), second * 60);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-"""Drivers of others, each over every way to come in: pgjdbc, node-postgres and psycopg 3 see through pgweir what they see without it.
+"""Clients of others, each over every way to come in: pgjdbc, node-postgres, psycopg 3, psql and tokio-postgres see through pgweir what
+they see without it.
 
-psql, psycopg2, tokio-postgres and openssl have their places in other tests. The programs are in tests/clients, and script/setup
-fetches what they need: what is missing is a failure.
+psycopg2 and openssl have their places in other tests. The programs are in tests/clients, and examples/tokio_client.rs; script/setup
+fetches what they need, and script/test builds the last: what is missing is a failure.
 """
 
 import itertools
@@ -16,13 +17,14 @@ import pytest
 
 from harness import Cluster, background, free_port, lane
 from harness.certs import Authority, for_postgres, run
-from harness.cluster import PASSWORD
+from harness.cluster import PASSWORD, bindir
 from harness.weir import ROOT
 
 pytestmark = pytest.mark.weir
 
 CLIENTS = ROOT / "tests" / "clients"
 JAR = CLIENTS / "jdbc" / "postgresql.jar"
+TOKIO = ROOT / "target" / "debug" / "examples" / "tokio_client"
 ANSWER_S = 60
 
 # By name: how pgweir authenticates, TLS to PostgreSQL, and the lane's pooling. None is PostgreSQL itself: it says what is to be seen.
@@ -43,11 +45,24 @@ COMMON = {
     "prepared": "2 größe €! 0001ff, 3 null 0002ff, 4 größe €! 0003ff", "notify": "pgweir_clients größe € true 1",
     "copy": "1000 true 22P02 1000", "big": "true", "after": "1 2",
 }
+# Nothing but psql's \gdesc prepares.
+TYPED = {step: seen for step, seen in COMMON.items() if step != "prepared"}
+# It tells nobody the pid that it cancels by.
+BLIND = {step: seen for step, seen in COMMON.items() if step != "pid"}
 SEEN = {
     "pgjdbc": {**COMMON, "extended": COMMON["simple"], "batch": "1000 499500", "cursor": "500500", "timeout": "57014 1", "large": "100000"},
     "node-postgres": {**COMMON, "pipeline": "4900 22012"},
     "psycopg": {**COMMON, "pipeline": "4950 22012", "cursor": "500500"},
+    "psql": {**TYPED, "described": "n integer, t text", "cursor": "500500", "reconnect": "true"},
+    "tokio-postgres": {**BLIND, "pipeline": "4900 22012", "cursor": "500500"},
 }
+# They keep the SQLSTATE of a login to themselves, and cannot choose their address.
+LIBPQ = {"psycopg", "psql"}
+
+
+def offers(client, tls):
+    """Whether the client knows this way. psql begins with TLS at once from 17 on."""
+    return (client, tls) != ("psql", "direct")
 
 
 def modes():
@@ -61,7 +76,7 @@ def modes():
         if auth == "scram-default" and (tls != "verify-full" or client == "node-postgres"):
             continue
         # PostgreSQL begins with TLS at once from 17 on.
-        if server == "postgresql" and tls == "direct":
+        if server == "postgresql" and tls == "direct" or not offers(client, tls):
             continue
         made.append(pytest.param(client, server, tls, auth, id=f"{client}-{server}-{tls}-{auth}"))
     return made
@@ -112,9 +127,12 @@ def programs():
         assert shutil.which(tool), f"{tool} is missing: script/setup test"
     for path in (JAR, CLIENTS / "node" / "node_modules" / "pg"):
         assert path.exists(), f"{path} is missing: script/setup test"
+    assert TOKIO.exists(), f"{TOKIO} is not built: cargo build --example {TOKIO.name}"
     made = {"pgjdbc": Program("pgjdbc", ["java", "-Xshare:auto", "-XX:TieredStopAtLevel=1", "-cp", str(JAR), str(CLIENTS / "jdbc" / "Client.java")]),
             "node-postgres": Program("node-postgres", ["node", str(CLIENTS / "node" / "client.mjs")]),
-            "psycopg": Program("psycopg", [sys.executable, str(CLIENTS / "psycopg" / "client.py")])}
+            "psycopg": Program("psycopg", [sys.executable, str(CLIENTS / "psycopg" / "client.py")]),
+            "psql": Program("psql", [sys.executable, str(CLIENTS / "psql" / "client.py"), str(bindir() / "psql")]),
+            "tokio-postgres": Program("tokio-postgres", [str(TOKIO)])}
     yield made
     for program in made.values():
         program.close()
@@ -232,15 +250,24 @@ def guesses(tls, binding):
     return (tls, binding) == ("verify-full", "disable")
 
 
-WORDS = {"pgjdbc": pgjdbc, "node-postgres": node, "psycopg": libpq}
+def tokio(tls, binding, ca, pair):
+    mode = {"plain": {"sslmode": "disable"}}.get(tls, {"sslmode": "require"})
+    if tls not in ("plain", "require"):
+        mode |= {"ca": ca}
+    if tls == "certificate":
+        mode |= {"certificate": pair.certificate, "key": pair.key}
+    return {**mode, **({"sslnegotiation": "direct"} if tls == "direct" else {}), "channel_binding": binding, "source": next(SOURCES)}
+
+
+WORDS = {"pgjdbc": pgjdbc, "node-postgres": node, "psycopg": libpq, "psql": libpq, "tokio-postgres": tokio}
 
 
 def expected(client, tls, auth):
     """What each step must see."""
     mechanism = {"scram-plus": "SCRAM-SHA-256-PLUS", "md5": "none"}.get(auth, "SCRAM-SHA-256")
     encrypted = {"encrypted": str(tls != "plain").lower()}
-    more = {"pgjdbc": {}, "node-postgres": {**encrypted, "login": mechanism}, "psycopg": encrypted}[client]
-    tried = client != "psycopg" or guesses(tls, AUTH[auth])
+    more = {"node-postgres": {**encrypted, "login": mechanism}, **dict.fromkeys(LIBPQ, encrypted)}.get(client, {})
+    tried = client not in LIBPQ or guesses(tls, AUTH[auth])
     return {step: seen for step, seen in {**SEEN[client], **more}.items() if tried or step != "wrong"}
 
 
@@ -250,10 +277,12 @@ def test_a_driver_sees_postgresql(programs, ports, certs, client, server, tls, a
     assert seen == expected(client, tls, auth)
 
 
-# -- what a mode's name promises: libpq keeps the SQLSTATE of a login to itself -----------------------------------
+# -- what a mode's name promises ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("client", SEEN)
-@pytest.mark.parametrize("tls, first", [("plain", b"\0"), ("require", b"\0"), ("direct", b"\x16")])
+FIRST = {"plain": b"\0", "require": b"\0", "direct": b"\x16"}
+
+
+@pytest.mark.parametrize("client, tls, first", [(client, tls, first) for client in SEEN for tls, first in FIRST.items() if offers(client, tls)])
 def test_direct_begins_with_tls(programs, certs, client, tls, first):
     """A handshake record or the length of a packet: the first byte tells whether the modes are what they are called."""
     seen = []
@@ -275,7 +304,7 @@ def test_a_binding_that_does_not_reach_through(programs, ports, certs, client):
     """Pass-through with TLS on both sides and two certificates; the same without the binding logs in."""
     port = ports("pass-through-tls", "verify-full", certs.other)
     refused = programs[client].play(settings(client, port, "verify-full", "scram-plus", certs))
-    assert client == "psycopg" or (refused["wrong"], refused["connect"][:5]) == ("28000", "28000"), refused
+    assert client in LIBPQ or (refused["wrong"], refused["connect"][:5]) == ("28000", "28000"), refused
     assert "pgweir: SCRAM's channel binding does not reach through" in refused["connect"]
     assert programs[client].play(settings(client, port, "verify-full", "md5", certs)) == expected(client, "verify-full", "md5")
 
@@ -284,5 +313,5 @@ def test_a_binding_that_does_not_reach_through(programs, ports, certs, client):
 def test_a_certificate_of_another_user(programs, ports, certs, client):
     mode = settings(client, ports("own", "certificate"), "certificate", "scram", certs)
     refused = programs[client].play({**mode, "user": "u_md5"})
-    assert client == "psycopg" or (refused["wrong"], refused["connect"][:5]) == ("28000", "28000"), refused
+    assert client in LIBPQ or (refused["wrong"], refused["connect"][:5]) == ("28000", "28000"), refused
     assert "the client's certificate does not name the user" in refused["connect"]

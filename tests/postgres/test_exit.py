@@ -6,6 +6,7 @@ import os
 import ssl
 import threading
 import time
+import urllib.request
 
 import psycopg2
 import pytest
@@ -92,6 +93,8 @@ def test_freeze_opens_an_incident_that_survives_kill_9_and_ends_when_all_is_met(
     row = opened(weir, "freeze")
     assert (row["state"], row["closed_at"]) == ("open", None) and "the sale is on" in row["cause"]
     assert weir.timeline_has("incident_opened", "FREEZE by admin")
+    # It is told before the disk has it.
+    eventually((weir.state / "incidents" / "1.json").exists, what="saved")
     weir.kill9()
     weir.start()
     assert incidents(weir)[0]["state"] == "open", "a restart loses no incident"
@@ -389,3 +392,27 @@ def test_the_report_tells_who_did_what_in_both_formats(start, tmp_path):
         assert part in html
     assert "<b>sale" not in html and "src=" not in html and "http://" not in html.split("<script")[0]
     assert weir.cli("report", "--incident", "9").returncode == 1
+
+
+# -- where else it is told ---------------------------------------------------------------------------------------
+
+def test_status_names_the_open_incident_everywhere_alike(start):
+    weir = start(hold_for="1h", critical_lanes=["web"])
+    assert json.loads(weir.cli("status", "--json").stdout)["incident"] is None and "INCIDENT" not in weir.cli("status").stdout
+    weir.admin("FREEZE REASON 'the sale is on'")
+    row = opened(weir, "freeze")
+    open_criteria = ", ".join(name for name, row in criteria(weir).items() if row["state"] != "met")
+    assert "usage" in open_criteria and "lane web" in open_criteria
+    told = {"id": row["id"], "since": row["opened_at"], "cause": row["cause"], "not_met": open_criteria}
+    data = json.loads(weir.cli("status", "--json").stdout)
+    assert data["incident"] == told
+    line = next(line for line in weir.cli("status").stdout.splitlines() if line.startswith("INCIDENT: "))
+    for part in (f"{row['id']}, since {row['opened_at']}", "the sale is on", f"not met yet: {open_criteria}", "pgweir exit"):
+        assert part in line
+    shown = {row["name"]: row["value"] for row in weir.admin("SHOW STATUS")}
+    request = urllib.request.Request(f"http://127.0.0.1:{weir.admin_port}/api/v1/status", headers={"Authorization": f"Bearer {weir.password}"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        served = json.load(reply)
+    keys = {"incident": str(told["id"]), "incident_since": told["since"], "incident_cause": told["cause"], "incident_not_met": told["not_met"]}
+    for answer in (shown, served, data["process"]):
+        assert {key: answer[key] for key in keys} == keys

@@ -41,7 +41,8 @@ def bouncer(cluster, tmp_path_factory):
     base.mkdir()
     (base / "users.txt").write_text('"odoo" ""\n')
     (base / "pgbouncer.ini").write_text(
-        f"[databases]\nodoo = host=127.0.0.1 port={cluster.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        f"[databases]\nodoo = host=127.0.0.1 port={cluster.port}\n"
+        f"by_socket = host={cluster.sockets} port={cluster.port} dbname=odoo\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
         f"unix_socket_dir =\nauth_type = trust\nauth_file = {base}/users.txt\nadmin_users = odoo\n")
     with open(base / "log", "wb") as log:
         process = subprocess.Popen(clusters.as_server_user([PGBOUNCER, base / "pgbouncer.ini"], die_with_parent=True), stdout=log, stderr=log)
@@ -160,6 +161,39 @@ def test_pools_and_servers_show_who_has_what(weir, tidy):
     assert len(ports) == 2 and all(0 < client["port"] < 65536 and client["local_port"] == weir.port for client in clients.values())
     database = next(row for row in rows(weir, "DATABASES") if row["name"] == "odoo")
     assert (database["current_connections"], database["paused"], database["port"]) == (2, 0, weir.cluster.port)
+
+
+def own_ends(cluster, pids):
+    """The far end of each backend's connection, as PostgreSQL sees it."""
+    conn = cluster.direct(user="postgres")
+    try:
+        with conn.cursor() as cur:
+            cur.execute("select pid, host(client_addr), client_port from pg_stat_activity where pid = any(%s)", (list(pids),))
+            return {pid: (address, port) for pid, address, port in cur.fetchall()}
+    finally:
+        conn.close()
+
+
+def test_servers_name_pgweirs_own_end_of_the_connection(weir, tidy, cluster):
+    conns = [tidy(weir.connect("web", dbname="odoo")) for _ in range(3)]
+    pids = {conn.info.backend_pid for conn in conns}
+    told = {row["remote_pid"]: (row["local_addr"], row["local_port"]) for row in rows(weir, "SERVERS") if row["remote_pid"] in pids}
+    assert told == own_ends(cluster, pids) and len(set(told.values())) == 3
+
+
+def test_ends_over_a_unix_socket_are_named_as_pgbouncer_does(make_weir, bouncer, tidy, cluster):
+    # A database of PgBouncer's own that it reaches by the socket.
+    theirs = tidy(psycopg2.connect(host="127.0.0.1", port=bouncer.info.port, user="odoo", dbname="by_socket"))
+    theirs.cursor().execute("select 1")
+    with bouncer.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cur:
+        cur.execute("SHOW SERVERS")
+        (expected,) = (row for row in cur.fetchall() if row["database"] == "by_socket")
+    weir = make_weir(upstream={"address": f"unix:{cluster.sockets}:{cluster.port}", "headroom": 0}, monitor={"address": f"127.0.0.1:{cluster.port}"})
+    conn = tidy(weir.connect("web", dbname="odoo"))
+    (server,) = (row for row in rows(weir, "SERVERS") if row["remote_pid"] == conn.info.backend_pid)
+    for key in ("addr", "port", "local_addr"):
+        assert server[key] == expected[key], key
+    assert (server["local_addr"], server["local_port"]) == ("unix", 0), "PgBouncer tells the port it listens on, where there is none"
 
 
 def test_waiting_clients_are_counted_as_such(weir, tidy):

@@ -99,6 +99,19 @@ def test_the_next_client_gets_the_same_backend_and_sees_its_real_pid(weir):
         assert conn.execute("select pg_backend_pid()").fetchone() == (first,)
 
 
+def test_a_connection_keeps_its_own_end_over_its_clients(weir):
+    def ends():
+        return [(row["remote_pid"], row["local_addr"], row["local_port"]) for row in weir.admin("SHOW SERVERS")]
+    conn = connect(weir)
+    (first,) = ends()
+    assert first[1] == "127.0.0.1" and first[2] > 0
+    conn.close()
+    at_rest(weir)
+    assert ends() == [first], "at rest"
+    with connect(weir):
+        assert ends() == [first], "reused"
+
+
 def test_psql_and_a_client_that_leaves_without_a_word(weir):
     pids = set()
     for _ in range(3):

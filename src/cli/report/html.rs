@@ -85,14 +85,15 @@ fn table_of_lanes(out: &mut String, incident: &Incident) {
 fn criteria(out: &mut String, heading: &str, said: &[Said]) {
     let _ = write!(
         out,
-        "<h2>{heading}</h2><div class=\"wide\"><table class=\"rules\"><tr><th class=\"text\">when<th class=\"text\">criterion\
+        "<h2>{heading}</h2><div class=\"wide\"><table class=\"rules log\"><tr><th class=\"text\">when<th class=\"text\">criterion\
          <th class=\"text\">state<th class=\"text\">measured<th class=\"text\">wanted<th class=\"text\">why</tr>"
     );
     for said in said {
         let class = if said.state == "met" { "good" } else { "bad" };
         let _ = write!(
             out,
-            "<tr><td class=\"when\">{}<td>{}<td class=\"when {class}\">{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td class=\"when\">{}<td>{}<td class=\"when {class}\">{}<td data-of=\"measured\">{}\
+             <td data-of=\"wanted\">{}<td data-of=\"why\">{}</tr>",
             utc(said.at),
             escape(&said.criterion),
             escape(&said.state),
@@ -106,14 +107,14 @@ fn criteria(out: &mut String, heading: &str, said: &[Said]) {
 
 fn timeline(out: &mut String, incident: &Incident) {
     out.push_str(
-        "<h2>Timeline</h2><div class=\"wide\"><table class=\"rules\"><tr><th class=\"text\">when<th class=\"text\">usage\
+        "<h2>Timeline</h2><div class=\"wide\"><table class=\"rules log\"><tr><th class=\"text\">when<th class=\"text\">usage\
          <th class=\"text\">who<th class=\"text\">what<th class=\"text\">lane<th class=\"text\"></tr>",
     );
     for event in &incident.events {
         let usage = event.usage.map_or_else(String::new, |usage| format!("{usage:.1} %"));
         let _ = write!(
             out,
-            "<tr><td class=\"when\">{}<td>{usage}<td>{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td class=\"when\">{}<td class=\"when\">{usage}<td>{}<td>{}<td>{}<td>{}</tr>",
             utc(At(event.at)),
             escape(&event.who),
             escape(&event.event),

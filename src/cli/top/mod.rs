@@ -55,12 +55,30 @@ pub async fn run(endpoint: &AdminEndpoint) -> Result<bool, Failure> {
     let look = Look { color: has_color(), unicode: has_unicode() };
     let broken = |error: io::Error| Failure::Usage(format!("the terminal does not do: {error}"));
     let signals = Signals::new().map_err(broken)?;
-    // From here on a panic restores the terminal, too.
-    let terminal = ratatui::try_init().map_err(broken)?;
-    let done = show(terminal, look, signals, console, endpoint.clone()).await;
-    ratatui::restore();
+    let mut screen = Screen::take().map_err(broken)?;
+    let done = show(&mut screen.0, look, signals, console, endpoint.clone()).await;
+    drop(screen);
     done.map_err(broken)?;
     Ok(true)
+}
+
+/// The terminal while it is ours. Dropped, it is as before; a panic of any thread gives it back first, so that its words can be read.
+struct Screen(DefaultTerminal);
+
+impl Screen {
+    fn take() -> io::Result<Self> {
+        // Installs the panic hook, too.
+        ratatui::try_init().map(Self)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // The hook has done it; twice would put the cursor back over what the panic said.
+        if !std::thread::panicking() {
+            ratatui::restore();
+        }
+    }
 }
 
 /// What ends a program from outside.
@@ -97,7 +115,7 @@ fn has_unicode() -> bool {
 }
 
 async fn show(
-    mut terminal: DefaultTerminal,
+    terminal: &mut DefaultTerminal,
     look: Look,
     mut signals: Signals,
     console: Console,
@@ -117,19 +135,21 @@ async fn show(
         tokio::select! {
             () = signals.any() => return Ok(()),
             _ = ticks.tick() => wants = true,
-            Some(news) = news.recv() => match news {
-                News::Data(data) => {
+            told = news.recv() => match told {
+                Some(News::Data(data)) => {
                     looking = false;
                     model.answered(*data);
                 }
-                News::Lost(why) => {
+                Some(News::Lost(why)) => {
                     looking = false;
                     model.failed(why);
                 }
-                News::Told(lines) => {
+                Some(News::Told(lines)) => {
                     model.told(&lines);
                     wants = true;
                 }
+                // Its panic has given the terminal back: nothing may be drawn there any more.
+                None => return Err(io::Error::other("what talks to pgweir has ended")),
             },
             event = keys.recv() => match event {
                 Some(Event::Key(pressed)) => match key_of(pressed).and_then(|key| model.press(key)) {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -252,4 +253,46 @@ fn help_covers_the_screen_until_a_key_is_pressed() {
     assert!(screen(&model, PLAIN, 40, 12).join("\n").contains("Keys"));
     assert_eq!(press(&mut model, "q"), None, "that key only closes the help");
     assert_eq!(press(&mut model, "q"), Some(Effect::Quit));
+}
+
+/// Set where this test plays the program that panics, in a terminal of its own.
+const PANICS: &str = "PGWEIR_TEST_TOP_PANICS";
+
+#[test]
+fn a_panic_gives_the_terminal_back_before_it_says_why() {
+    match std::env::var(PANICS).as_deref() {
+        Ok("here") => {
+            let _screen = super::Screen::take().expect("a terminal");
+            panic!("words of the panic");
+        }
+        Ok(_) => {
+            let _screen = super::Screen::take().expect("a terminal");
+            let keyboard = std::thread::spawn(|| panic!("words of the panic"));
+            assert!(keyboard.join().is_err());
+            // What `run` does next would come too late for the words.
+            std::process::exit(1);
+        }
+        Err(_) => {}
+    }
+    let own = std::env::current_exe().expect("a test has a file");
+    let name = concat!(module_path!(), "::a_panic_gives_the_terminal_back_before_it_says_why");
+    let name = name.split_once("::").expect("in a crate").1;
+    for place in ["here", "in another thread"] {
+        // util-linux has a terminal for it; the marks stand before and behind what it wrote.
+        let program = format!(
+            "stty cols 80 rows 24; echo \"<$(stty -g)>\"; {PANICS}='{place}' '{}' --exact {name} --nocapture; echo \"<$(stty -g)>\"",
+            own.display()
+        );
+        let mut script = Command::new("script");
+        let done =
+            script.args(["-qec", &program, "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null()).output();
+        let text = String::from_utf8_lossy(&done.expect("script").stdout).into_owned();
+        let settings: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| line.starts_with('<') && line.ends_with('>')).collect();
+        assert_eq!(settings.len(), 2, "{text:?}");
+        assert_eq!(settings[0], settings[1], "echo and line mode are back, {place}");
+        let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("no {what:?} in {text:?}"));
+        assert!(at("\x1b[?1049h") < at("\x1b[?1049l") && at("\x1b[?1049l") < at("words of the panic"));
+        assert_eq!(text.matches("\x1b[?1049l").count(), 1, "{text:?}");
+    }
 }

@@ -83,7 +83,7 @@ fn verdict_line(model: &Model, look: Look) -> Line<'static> {
     let color = match worst.word {
         Word::Ok => Color::Green,
         Word::Draining | Word::Down | Word::Saturated => Color::Red,
-        Word::Blind | Word::Paused | Word::Pressure | Word::Ramping => Color::Yellow,
+        Word::Blind | Word::Paused | Word::Pressure | Word::Ramping | Word::Incident => Color::Yellow,
     };
     Line::styled(printable(&worst.sentence()), look.paint(color).add_modifier(Modifier::BOLD))
 }
