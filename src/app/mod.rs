@@ -8,6 +8,7 @@ mod drain;
 mod drill;
 mod headroom;
 mod incidents;
+mod init;
 mod metrics;
 mod persist;
 mod probes;
@@ -49,6 +50,7 @@ use crate::upstream::monitor::MonitorHandle;
 use incidents::Incidents;
 
 pub use drill::drill;
+pub use init::init;
 pub use setup::{admin_endpoint, check};
 
 /// Shortest and longest pause between two ticks while something waits for time.
