@@ -67,6 +67,8 @@ pub struct App {
     monitor: ArcSwapOption<MonitorHandle>,
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
+    /// Held from looking at links to judging them: whoever judges by an older look would make the judge forget what is newer.
+    judging: tokio::sync::Mutex<()>,
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,
