@@ -1,6 +1,7 @@
 //! pgweir: a guard proxy on the PostgreSQL wire. ARCHITECTURE.md has the map and the import rules.
 
 pub mod admin;
+pub mod advise;
 pub mod app;
 pub mod auth;
 pub mod cli;

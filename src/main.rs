@@ -8,6 +8,7 @@ fn main() -> ExitCode {
     cli::main(&cli::Handlers {
         run: app::run,
         check: app::check,
+        init: app::init,
         admin: app::admin_endpoint,
         drill: app::drill,
     })

@@ -23,6 +23,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/listen/", &["listen", "reason"]),
     ("src/page/", &["page"]),
     ("src/prober/", &["prober", "upstream::connect", "incident::exit"]),
+    ("src/advise/", &["advise"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
     ("src/headroom/", &["headroom", "snapshot"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),
@@ -51,8 +52,8 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "src/app/",
         &[
-            "app", "admin", "auth", "cli", "clock", "config", "drill", "headroom", "incident", "lanes",
-            "leaks", "link", "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
+            "app", "admin", "advise", "auth", "cli", "clock", "config", "drill", "headroom", "incident",
+            "lanes", "leaks", "link", "listen", "prober", "reason", "snapshot", "tls", "upstream", "wire",
         ],
     ),
 ];
@@ -62,6 +63,7 @@ const PURE: &[&str] = &[
     "src/reason.rs",
     "src/snapshot.rs",
     "src/wire/",
+    "src/advise/",
     "src/auth/",
     "src/lanes/",
     "src/leaks/",

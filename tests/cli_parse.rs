@@ -124,7 +124,7 @@ fn exit_and_report_know_their_options() {
 
 #[test]
 fn what_is_still_to_come_is_not_offered() {
-    for command in ["drill", "init"] {
+    for command in ["drill", "init", "suggest"] {
         assert!(parse(command).is_err(), "{command}");
     }
 }

@@ -122,6 +122,7 @@ fn new_app(
         monitor: ArcSwapOption::empty(),
         sample: ArcSwapOption::empty(),
         judge: Mutex::new(judge),
+        judging: tokio::sync::Mutex::default(),
         seeks_harm: AtomicBool::new(false),
         growth: Mutex::new(Growth::new()),
         history: Mutex::default(),

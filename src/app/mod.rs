@@ -8,6 +8,7 @@ mod drain;
 mod drill;
 mod headroom;
 mod incidents;
+mod init;
 mod metrics;
 mod persist;
 mod probes;
@@ -49,6 +50,7 @@ use crate::upstream::monitor::MonitorHandle;
 use incidents::Incidents;
 
 pub use drill::drill;
+pub use init::init;
 pub use setup::{admin_endpoint, check};
 
 /// Shortest and longest pause between two ticks while something waits for time.
@@ -65,6 +67,8 @@ pub struct App {
     monitor: ArcSwapOption<MonitorHandle>,
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
+    /// Held from looking at links to judging them: whoever judges by an older look would make the judge forget what is newer.
+    judging: tokio::sync::Mutex<()>,
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,

@@ -195,6 +195,10 @@ fn check_postgres(
     };
     let found = check_against(config, facts.max_connections, facts.reserved);
     problems.extend(found.iter().map(ToString::to_string));
+    let timeouts = facts.idle_timeouts.into_iter();
+    let timeouts: Vec<_> =
+        timeouts.map(|(role, database, value)| config::RoleTimeout { role, database, value }).collect();
+    warnings.extend(config::check_timeouts(config, &timeouts).iter().map(ToString::to_string));
     let user = &monitor.user;
     if !facts.is_postgres {
         problems.push(

@@ -1,5 +1,6 @@
 //! Four times a second: judge what is idle in transaction, find idle links for those who wait, look after clients not being read.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use super::App;
 use super::rows::policy;
 use crate::clock::{self, Moment};
 use crate::config::settings::BypassAction;
+use crate::lanes::ids::LinkId;
 use crate::lanes::sample::Sample;
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
 use crate::leaks::reclaim::{self, BusyLink, IdleLink};
@@ -21,12 +23,34 @@ const EVERY_WITH_WAITERS: Duration = Duration::from_millis(50);
 /// So many times as long as it worked it rests.
 const REST_PER_WORK: u32 = 200;
 const EVERY_AT_MOST: Duration = Duration::from_secs(1);
+/// Leaks told of one by one, of each kind and lane in each sweep.
+const TOLD_MAX: u32 = 20;
 /// Growth is recorded once in so many sweeps.
 const GROWTH_EVERY: u32 = 20;
 /// Links reclaimed are put on record once in so many sweeps.
 const RECLAIMED_EVERY: u32 = 4;
 /// Sessions that bypass pgweir terminated for one sample.
 const TERMINATIONS_MAX: usize = 5;
+
+/// What one sweep has told of leaks that nothing is done about. A thousand of them at once would push everything else out of the timeline.
+#[derive(Default)]
+struct Told(BTreeMap<(&'static str, Arc<str>), u32>);
+
+impl Told {
+    /// Counts it, and says whether it is one of the first.
+    fn may_tell(&mut self, event: &'static str, lane: &Arc<str>) -> bool {
+        let told = self.0.entry((event, Arc::clone(lane))).or_default();
+        *told += 1;
+        *told <= TOLD_MAX
+    }
+
+    /// How many more there were, by event and lane.
+    fn untold(&self) -> impl Iterator<Item = (&'static str, &str, u32)> {
+        let more =
+            self.0.iter().map(|((event, lane), count)| (*event, &**lane, count.saturating_sub(TOLD_MAX)));
+        more.filter(|(_, _, more)| *more > 0)
+    }
+}
 
 impl App {
     /// Sweeps until the process ends.
@@ -71,7 +95,7 @@ impl App {
     /// Whether somebody waits whom closing an idle link would help, and how long it worked.
     async fn sweep_once(&self) -> (bool, Duration) {
         let sample = self.sample.load_full();
-        let worked = self.judge_leaks(clock::now(), sample.as_deref()).await;
+        let worked = self.judge_leaks(sample.as_deref()).await;
         let began = clock::now();
         let busy = self.reclaim(began, sample.as_deref());
         (busy, worked + clock::now().since(began))
@@ -82,12 +106,14 @@ impl App {
     /// Judges at once, where a sample was asked for so that this could be done.
     pub(super) async fn judge_by_fresh_sample(&self, sample: &Sample) {
         if self.seeks_harm.swap(false, Ordering::Relaxed) {
-            self.judge_leaks(clock::now(), Some(sample)).await;
+            self.judge_leaks(Some(sample)).await;
         }
     }
 
     /// Says how long it worked.
-    async fn judge_leaks(&self, now: Moment, sample: Option<&Sample>) -> Duration {
+    async fn judge_leaks(&self, sample: Option<&Sample>) -> Duration {
+        let _alone = self.judging.lock().await;
+        let now = clock::now();
         let (facts, worked) = self.leak_facts_due(now, sample).await;
         let began = clock::now();
         let lanes = self.hub.lanes.load_full();
@@ -100,23 +126,48 @@ impl App {
             monitor.sample_now();
         }
         let verdicts = self.judge.lock().sweep(now, &only, |lane| policy(&lanes, lane));
+        let by_link: HashMap<LinkId, _> = facts.iter().map(|found| (found.0.id, found)).collect();
+        let mut told = Told::default();
         for judged in verdicts {
-            if let Some((link, facts)) = facts.iter().find(|(link, _)| link.id == judged.link) {
-                self.carry_out_verdict(link, facts, &judged, &lanes);
+            if let Some((link, facts)) = by_link.get(&judged.link) {
+                self.carry_out_verdict(link, facts, &judged, &lanes, &mut told);
             }
+        }
+        for (event, lane, more) in told.untold() {
+            self.note(event, lane, None, &format!("{more} more at the same time: SHOW LEAKS lists them"));
         }
         worked + clock::now().since(began)
     }
 
-    fn carry_out_verdict(&self, link: &LinkShared, facts: &LeakFacts, judged: &Judged, lanes: &[Arc<Lane>]) {
+    fn carry_out_verdict(
+        &self,
+        link: &LinkShared,
+        facts: &LeakFacts,
+        judged: &Judged,
+        lanes: &[Arc<Lane>],
+        told: &mut Told,
+    ) {
         let literals = self.hub.settings.load().log_literals;
         let lane = lanes.get(usize::from(facts.lane.0)).map_or_else(|| "".into(), |lane| lane.name.clone());
+        let event = match judged.verdict {
+            Verdict::Warn => Some("leak_warn"),
+            Verdict::WouldReset => Some("would_reset"),
+            Verdict::WouldDisconnect => Some("would_disconnect"),
+            Verdict::LimitReached | Verdict::Reset { .. } | Verdict::Disconnect => None,
+        };
+        if let Some(event) = event {
+            if told.may_tell(event, &lane) {
+                let text = format!("{}; {}", judged.text, link.describe(literals));
+                self.note(event, &lane, Some(link.id.0), &text);
+            }
+            return;
+        }
         let text = format!("{}; {}", judged.text, link.describe(literals));
         let id = Some(link.id.0);
         let hint = "keep transactions short: no waiting for people or other services inside one";
         let generation = u32::try_from(judged.generation).ok();
         match judged.verdict {
-            Verdict::Warn => self.note("leak_warn", &lane, id, &text),
+            Verdict::Warn | Verdict::WouldReset | Verdict::WouldDisconnect => {}
             Verdict::LimitReached => {
                 tracing::error!(client = link.id.0, lane = %lane, "max_resets_per_minute is reached: a leak is left to the operator");
                 if let Some(lane) = lanes.get(usize::from(facts.lane.0)) {
@@ -124,8 +175,6 @@ impl App {
                 }
                 self.note("reset_limit", &lane, id, &text);
             }
-            Verdict::WouldReset => self.note("would_reset", &lane, id, &text),
-            Verdict::WouldDisconnect => self.note("would_disconnect", &lane, id, &text),
             Verdict::Reset { sqlstate } => {
                 let refusal = Refusal::new(Reason::LeakReset, judged.text.clone(), hint);
                 link.post(Command::Reset { generation, sqlstate, refusal });
@@ -238,5 +287,20 @@ impl App {
                 Err(error) => self.note("terminate_failed", "bypass", None, &format!("{who}: {error}")),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_leaks_at_once_are_told_of_as_a_number() {
+        let (web, cron): (Arc<str>, Arc<str>) = ("web".into(), "cron".into());
+        let mut told = Told::default();
+        let first: Vec<bool> = (0..TOLD_MAX + 3).map(|_| told.may_tell("leak_warn", &web)).collect();
+        assert_eq!(first.iter().filter(|may| **may).count(), TOLD_MAX as usize);
+        assert!(told.may_tell("leak_warn", &cron) && told.may_tell("would_reset", &web));
+        assert_eq!(told.untold().collect::<Vec<_>>(), [("leak_warn", "web", 3)]);
     }
 }

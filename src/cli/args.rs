@@ -42,6 +42,11 @@ pub enum Command {
     Run,
     /// Check a configuration file
     Check,
+    /// Propose a configuration for an Odoo, with its arithmetic, from its odoo.conf and PostgreSQL's limits
+    #[command(
+        after_help = "Exit status: 0 written, 1 refused (odoo.conf is broken, nothing fits, or FILE exists), 2 usage error."
+    )]
+    Init(Init),
     /// How things are, what grew most, and what to try next
     Status,
     /// The same live, with lists of lanes, clients and leaks, and keys to pause, resume and reset
@@ -112,6 +117,36 @@ pub enum Command {
     Drill(Drill),
     /// Print the version of this program
     Version,
+}
+
+/// `init`'s options.
+#[derive(Clone, PartialEq, Eq, Args)]
+pub struct Init {
+    /// Odoo's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub odoo_conf: PathBuf,
+    /// PostgreSQL: HOST:PORT, postgres://user:password@host:port/database, or `none`: do not ask it [default: as odoo.conf says]
+    #[arg(long, value_name = "URL", env = "PGWEIR_INIT_UPSTREAM", hide_env_values = true)]
+    pub upstream: Option<String>,
+    /// Write the configuration there, the monitor's password beside it [default: pgweir.toml]
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Where pgweir is to listen for TCP; its socket has the same number, its admin port the next
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6432")]
+    pub listen: String,
+    /// Directory for socket and state, to try it without root [default: /run/pgweir and /var/lib/pgweir]
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Init {
+    /// Without the URL, which may carry a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Init").field("odoo_conf", &self.odoo_conf).finish_non_exhaustive()
+    }
 }
 
 /// `timeline`'s options.

@@ -1,4 +1,4 @@
-//! The operator's commands. All but `run`, `check` and `version` talk to a running pgweir's console like any other client.
+//! The operator's commands. All but `run`, `check`, `init` and `version` talk to a running pgweir's console like any other client.
 //!
 //! Nothing here decides or knows the configuration: what a command needs of it is passed in as [`Handlers`].
 
@@ -22,7 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, Drill, Global};
+use args::{Cli, Command, Drill, Global, Init};
 use console::{Console, Failure};
 use endpoint::AdminEndpoint;
 
@@ -33,6 +33,8 @@ pub struct Handlers {
     pub run: fn(&Path) -> ExitCode,
     /// Checks this configuration file; prints its findings, as JSON if told so.
     pub check: fn(&Path, bool) -> ExitCode,
+    /// Writes a configuration for an Odoo to this file; tells about it, as JSON if told so.
+    pub init: fn(&Init, &Path, bool) -> ExitCode,
     /// Where the console is and how to log in, by this configuration file. An error is shown as it is.
     pub admin: fn(&Path) -> Result<AdminEndpoint, String>,
     /// Carries a drill out; as JSON if told so; with the console, if one is named.
@@ -58,6 +60,10 @@ pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) 
         Command::Run => endpoint::config_file(&cli.global).map(|file| (handlers.run)(&file)),
         Command::Check => {
             endpoint::config_file(&cli.global).map(|file| (handlers.check)(&file, cli.global.json))
+        }
+        Command::Init(init) => {
+            let output = init.output.as_deref().or(cli.global.config.as_deref());
+            Ok((handlers.init)(init, output.unwrap_or(Path::new("pgweir.toml")), cli.global.json))
         }
         Command::Drill(drill) => console_of_drill(&cli.global, handlers)
             .map(|console| (handlers.drill)(drill, cli.global.json, console)),

@@ -9,6 +9,7 @@ pub mod glob;
 pub mod problem;
 pub mod secret;
 pub mod settings;
+pub mod timeouts;
 pub mod units;
 
 mod cross;
@@ -31,6 +32,7 @@ pub use lines::{default_of, is_changeable};
 pub use problem::{Problem, Warning};
 pub use secret::{Secret, read_password, read_users};
 pub use settings::Config;
+pub use timeouts::{RoleTimeout, check_timeouts};
 
 /// Bytes of a configuration file at most: far above any honest one, far below what would make checking slow.
 pub const FILE_BYTES_MAX: usize = 1 << 20;

@@ -1,6 +1,7 @@
 //! How full PostgreSQL is: one connection that looks, and speaks for the operator to sessions that bypass pgweir.
 
 pub mod connect;
+pub mod limits;
 pub mod monitor;
 pub mod probe;
 pub mod query;

@@ -4,7 +4,7 @@ use super::connect::{MonitorSettings, explain, open};
 use super::query::BACKEND_PID;
 
 /// What `check` needs to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// max_connections.
     pub max_connections: u32,
@@ -16,6 +16,8 @@ pub struct Facts {
     pub may_signal: bool,
     /// Whether PostgreSQL itself answered, rather than a pooler with pids of its own.
     pub is_postgres: bool,
+    /// Every idle_in_transaction_session_timeout: role and database, each empty where it is for all, and the value as it is set.
+    pub idle_timeouts: Vec<(String, String, String)>,
 }
 
 const LOOK: &str = "
@@ -24,6 +26,19 @@ select current_setting('max_connections')::int4,
            + coalesce(current_setting('reserved_connections', true), '0')::int4,
        pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
        pg_catalog.pg_has_role(current_user, 'pg_signal_backend', 'usage')";
+
+/// What is set for the monitor's own role hides what holds for everybody.
+const IDLE_TIMEOUTS: &str = "
+select coalesce(r.rolname::text, ''), coalesce(d.datname::text, ''), split_part(o.setting, '=', 2)
+  from pg_catalog.pg_db_role_setting s
+       cross join unnest(s.setconfig) o(setting)
+       left join pg_catalog.pg_roles r on r.oid = s.setrole
+       left join pg_catalog.pg_database d on d.oid = s.setdatabase
+ where o.setting like 'idle\\_in\\_transaction\\_session\\_timeout=%'
+union all
+select '', '', setting from pg_catalog.pg_settings
+ where name = 'idle_in_transaction_session_timeout' and source in ('configuration file', 'command line', 'default')
+ order by 1, 2 limit 1000";
 
 /// Looks once.
 ///
@@ -35,6 +50,9 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
     let looked = async {
         let pid: i32 = opened.client.query_one(BACKEND_PID, &[]).await?.try_get(0)?;
         let row = opened.client.query_one(LOOK, &[]).await?;
+        let timeouts = opened.client.query(IDLE_TIMEOUTS, &[]).await?;
+        let timeouts = timeouts.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
+        let idle_timeouts = timeouts.collect::<Result<_, tokio_postgres::Error>>()?;
         let count = |column| row.try_get::<_, i32>(column).map(|n| u32::try_from(n).unwrap_or(0));
         Ok(Facts {
             max_connections: count(0)?,
@@ -42,6 +60,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
             may_read: row.try_get(2)?,
             may_signal: row.try_get(3)?,
             is_postgres: pid == opened.announced_pid,
+            idle_timeouts,
         })
     };
     let facts = tokio::time::timeout(settings.connect_timeout, looked).await;
