@@ -520,7 +520,13 @@ async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Ar
         (None, Some(peer), Some(local)) if same_host(peer.ip(), local.ip()) => {
             hub.lookups.owner_of_loopback(peer, local).await
         }
-        _ => Err(LookupError::NotLocal),
+        // Of another machine: nobody expects a process.
+        (None, Some(_), _) => Err(LookupError::NotLocal),
+        // A socket that a container shares, without its pid namespace: rules on `process` cannot work, which must show somewhere.
+        (None, None, _) => {
+            hub.lookups.failed(LookupError::NotLocal);
+            Err(LookupError::NotLocal)
+        }
     };
     let Ok(pid) = pid else { return (None, None) };
     let line = hub.lookups.command_line(pid).await.ok();

@@ -1,14 +1,16 @@
 //! The process behind a client on this machine: by the peer credentials of a Unix socket, or by the owner of a loopback connection
 //! (proc(5): `/proc/net/tcp` names the socket's inode, `/proc/PID/fd` who has it open).
 //!
-//! The second way reads other processes' descriptors, which the kernel allows for the same user or with CAP_SYS_PTRACE only. Every look-up
-//! is bounded and says why it failed; none is ever needed for a link to work.
+//! The second way reads other processes' descriptors, which the kernel allows for the same user or with CAP_SYS_PTRACE only (before Linux
+//! 5.14: and CAP_DAC_READ_SEARCH). Every look-up is bounded and says why it failed; none is ever needed for a link to work.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,6 +23,8 @@ use super::socket::same_host;
 const COMMAND_LINE_MAX: u64 = 4096;
 /// Bytes read of each of `/proc/net/tcp` and `tcp6`: over 100,000 sockets.
 const TABLE_BYTES_MAX: u64 = 16 << 20;
+/// Bytes read of what /proc tells of one descriptor: what is wanted stands in its first four lines.
+const DESCRIPTION_MAX: u64 = 512;
 /// Descriptors looked at in one search.
 const DESCRIPTORS_MAX: usize = 200_000;
 /// Look-ups at a time, each on a thread of its own.
@@ -203,7 +207,6 @@ fn parse_end(text: &str) -> Option<(IpAddr, u16)> {
 
 /// Looks through the descriptors of the socket's user's processes.
 fn owner_of(socket: SocketRow) -> Result<i32, LookupError> {
-    let wanted = format!("socket:[{}]", socket.inode);
     let mut failure = LookupError::Gone;
     let mut left = DESCRIPTORS_MAX;
     for entry in fs::read_dir("/proc").map_err(|error| LookupError::of(&error))? {
@@ -215,7 +218,7 @@ fn owner_of(socket: SocketRow) -> Result<i32, LookupError> {
         if !entry.metadata().is_ok_and(|meta| meta.uid() == socket.uid) {
             continue;
         }
-        match has_open(pid, &wanted, &mut left) {
+        match has_open(pid, socket.inode, &mut left) {
             Ok(true) => return Ok(pid),
             Ok(false) | Err(LookupError::Gone) => {}
             Err(LookupError::Bound) => return Err(LookupError::Bound),
@@ -225,16 +228,46 @@ fn owner_of(socket: SocketRow) -> Result<i32, LookupError> {
     Err(failure)
 }
 
-fn has_open(pid: i32, wanted: &str, left: &mut usize) -> Result<bool, LookupError> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|error| LookupError::of(&error))?;
+fn has_open(pid: i32, inode: u64, left: &mut usize) -> Result<bool, LookupError> {
+    let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return has_described(pid, inode, left);
+        }
+        Err(error) => return Err(LookupError::of(&error)),
+    };
+    let wanted = format!("socket:[{inode}]");
     for entry in descriptors {
         *left = left.checked_sub(1).ok_or(LookupError::Bound)?;
         let target = entry.and_then(|entry| fs::read_link(entry.path()));
-        if target.is_ok_and(|target| target.as_os_str() == wanted) {
+        if target.is_ok_and(|target| target.as_os_str() == &*wanted) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// The same by what /proc tells of the descriptors: /proc/PID/fd is its owner's directory, which CAP_SYS_PTRACE does not open, while fdinfo
+/// asks for nothing else. An inode's number is unique among sockets only, so the mount has to be that of sockets.
+fn has_described(pid: i32, inode: u64, left: &mut usize) -> Result<bool, LookupError> {
+    let (own, _peer) = std::os::unix::net::UnixStream::pair().map_err(|error| LookupError::of(&error))?;
+    let own = format!("/proc/self/fdinfo/{}", own.as_raw_fd());
+    let (mount, _) = described(Path::new(&own)).ok_or(LookupError::Denied)?;
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).map_err(|error| LookupError::of(&error))? {
+        *left = left.checked_sub(1).ok_or(LookupError::Bound)?;
+        if entry.is_ok_and(|entry| described(&entry.path()) == Some((mount, inode))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Mount and inode of a descriptor; none where it is gone, or the kernel does not tell (before Linux 5.14).
+fn described(path: &Path) -> Option<(u64, u64)> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(DESCRIPTION_MAX).read_to_string(&mut text).ok()?;
+    let number = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+    Some((number("mnt_id:")?, number("ino:")?))
 }
 
 /// The same look-ups for async code: on threads, at most four at a time, failures counted by cause. Those that wait do so without a
@@ -272,6 +305,11 @@ impl Lookups {
         self.run(move || owner_of_loopback(client, server)).await
     }
 
+    /// Counts a failure that was known without looking.
+    pub fn failed(&self, cause: LookupError) {
+        self.failed[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Failures since start by cause, those that happened only.
     pub fn failures(&self) -> Vec<(&'static str, u64)> {
         LookupError::ALL
@@ -288,7 +326,7 @@ impl Lookups {
     ) -> Result<T, LookupError> {
         let result = self.on_a_thread(look_up).await;
         if let Err(cause) = &result {
-            self.failed[*cause as usize].fetch_add(1, Ordering::Relaxed);
+            self.failed(*cause);
         }
         result
     }
@@ -381,6 +419,21 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_known_by_its_description_as_well() {
+        let (stream, ..) = pair("127.0.0.1:0", None);
+        let link = fs::read_link(format!("/proc/self/fd/{}", stream.as_raw_fd())).expect("open");
+        let link = link.to_string_lossy().into_owned();
+        let inode: u64 = link.trim_start_matches("socket:[").trim_end_matches(']').parse().expect("a number");
+        let (file, mut left) = (File::open("/proc/self/status").expect("open"), 1000);
+        assert_eq!(has_described(me(), inode, &mut left), Ok(true));
+        let file_inode = file.metadata().expect("open").ino();
+        assert_eq!(has_described(me(), file_inode, &mut left), Ok(false), "a file's number is no socket's");
+        assert_eq!(has_described(me(), inode, &mut 0), Err(LookupError::Bound));
+        drop(stream);
+        assert_eq!(has_described(me(), inode, &mut left), Ok(false));
+    }
+
+    #[test]
     fn what_cannot_be_found_says_why() {
         let (stream, client, server) = pair("127.0.0.1:0", None);
         drop(stream);
@@ -414,6 +467,8 @@ mod tests {
         assert_eq!(lookups.failures(), []);
         assert_eq!(lookups.command_line(i32::MAX).await, Err(LookupError::Gone));
         assert_eq!(lookups.failures(), [("gone", 1)]);
+        lookups.failed(LookupError::NotLocal);
+        assert_eq!(lookups.failures(), [("not_local", 1), ("gone", 1)]);
     }
 
     #[tokio::test]
