@@ -67,10 +67,18 @@ fn shipped(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn the_shipped_files_pass_without_a_warning() {
-    for name in ["pgweir.toml", "odoo.toml", "odoo-pooled.toml", "../tests/contract.toml"] {
+    for (name, max_connections) in [
+        ("pgweir.toml", 100),
+        ("odoo.toml", 100),
+        ("odoo-pooled.toml", 100),
+        ("odoo-compose.toml", 100),
+        ("odoo-hosts.toml", 200),
+        ("odoo-databases.toml", 200),
+        ("../tests/contract.toml", 100),
+    ] {
         let (config, warnings) = load(&shipped(name)).unwrap_or_else(|problems| panic!("{problems:#?}"));
         assert_eq!(warnings, Vec::new(), "{name}");
-        assert_eq!(check_against(&config, 100, 3), Vec::new(), "{name}");
+        assert_eq!(check_against(&config, max_connections, 3), Vec::new(), "{name}");
     }
 }
 
@@ -89,6 +97,27 @@ fn the_pooled_file_is_odoos_and_pooling() {
     assert_eq!(rest.lines().filter(is_pooling).count(), 9, "web, live and notify");
     let rest: Vec<_> = rest.lines().filter(|line| !is_pooling(line)).collect();
     assert_eq!(rest, body(&plain).lines().collect::<Vec<_>>());
+}
+
+/// What the heads of Odoo's files say of reserves is what their lanes add up to.
+#[test]
+fn the_arithmetic_in_odoos_files_is_that_of_their_lanes() {
+    for (name, reserved) in [
+        ("odoo.toml", "26 are reserved"),
+        ("odoo-compose.toml", "26 are reserved"),
+        ("odoo-hosts.toml", "62 are reserved"),
+        ("odoo-databases.toml", "54 are reserved"),
+    ] {
+        let (config, _) = load(&shipped(name)).expect("it passes");
+        let sum: u32 = config.settings.lanes.iter().map(|lane| lane.reserve).sum();
+        let head: Vec<_> = std::fs::read_to_string(shipped(name))
+            .expect("shipped")
+            .lines()
+            .take_while(|line| line.starts_with('#'))
+            .map(|line| line.trim_start_matches(['#', ' ']).to_owned())
+            .collect();
+        assert!(reserved.starts_with(&sum.to_string()) && head.join(" ").contains(reserved), "{name}: {sum}");
+    }
 }
 
 #[test]

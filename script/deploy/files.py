@@ -14,6 +14,8 @@ def checks(root, binary):
     configurations = [*sorted((root / "config").glob("*.toml")), *sorted((root / "deploy").rglob("*.toml"))]
     return [(f"pgweir check {file.relative_to(root)}", configuration(file, binary)) for file in configurations] + [
         ("systemd takes deploy/systemd/pgweir.service", unit(root, binary)),
+        ("systemd takes deploy/odoo/odoo-lane@.service", odoo_unit(root)),
+        ("deploy/odoo: a service for each upstream of deploy/nginx, on ports of its own", odoo_services(root)),
     ]
 
 
@@ -50,3 +52,32 @@ def unit(root, binary):
         complaints = [line for line in (done.stdout + done.stderr).splitlines() if "pgweir" in line]
         if complaints or done.returncode != 0:
             yield "\n".join(complaints) or done.stderr
+
+
+def odoo_unit(root):
+    """The same of the unit of Odoo's further services, with a program that is there."""
+    if not shutil.which("systemd-analyze"):
+        raise Skip("there is no systemd-analyze here")
+    with tempfile.TemporaryDirectory(prefix="pgweir-unit-") as place:
+        file = pathlib.Path(place) / "odoo-lane@.service"
+        file.write_text((root / "deploy/odoo/odoo-lane@.service").read_text().replace("/usr/bin/odoo ", "/usr/bin/env "))
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=60)
+        complaints = [line for line in (done.stdout + done.stderr).splitlines() if "odoo-lane" in line]
+        if complaints or done.returncode != 0:
+            yield "\n".join(complaints) or done.stderr
+
+
+def odoo_services(root):
+    """What nginx leads to listens there; no port is anybody else's."""
+    upstreams = dict(re.findall(r"upstream odoo_(\w+) +\{ server 127\.0\.0\.1:(\d+);", (root / "deploy/nginx/odoo-upstreams.conf").read_text()))
+    ports = [upstreams["web"], upstreams["live"]]
+    for file in sorted((root / "deploy/odoo").glob("lane-*.env")):
+        name, options = file.stem.removeprefix("lane-"), file.read_text()
+        found = re.findall(r"--(?:http|gevent)-port=(\d+)", options)
+        if name != "cron" and (len(found) != 2 or found[0] != upstreams.get(name)):
+            yield f"{file.name} listens on {found}, nginx leads to {upstreams.get(name)}"
+        if "--no-http" not in options and "--max-cron-threads=0" not in options:
+            yield f"{file.name} runs cron jobs under its own name"
+        ports += found
+    if len(set(ports)) != len(ports):
+        yield f"ports twice: {sorted(ports)}"
