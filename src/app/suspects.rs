@@ -240,8 +240,8 @@ mod tests {
     #[test]
     fn all_links_are_looked_at_first_and_then_as_often_as_they_are_few() {
         assert!(Watched::default().wants_scan(at(0), None));
-        assert!(scanned(Duration::from_micros(30)).wants_scan(at(30), None));
-        assert!(!scanned(3 * MS).wants_scan(at(2_999), None) && scanned(3 * MS).wants_scan(at(3_000), None));
+        assert!(scanned(Duration::from_micros(30)).wants_scan(at(60), None));
+        assert!(!scanned(2 * MS).wants_scan(at(3_999), None) && scanned(2 * MS).wants_scan(at(4_000), None));
         assert!(
             scanned(60 * MS).wants_scan(at(5_000), None),
             "clients gone behind unread bytes are looked for"
