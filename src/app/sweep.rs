@@ -80,6 +80,7 @@ impl App {
         let now = clock::now();
         let sample = self.sample.load_full();
         self.judge_leaks(now, sample.as_deref());
+        self.end_left_links(now);
         self.reclaim(now, sample.as_deref())
     }
 

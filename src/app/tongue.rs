@@ -37,7 +37,10 @@ impl App {
 
     /// PostgreSQL's host, or its socket's directory, and port.
     fn upstream_place(&self) -> (Arc<str>, u16) {
-        match &self.config.load().upstream.endpoint {
+        let config = self.config.load();
+        let current = self.targets.lock().current_index().unwrap_or(0);
+        let endpoints = &config.upstream.endpoints;
+        match endpoints.get(current).unwrap_or(&endpoints[0]) {
             Endpoint::Tcp { host, port } => (host.clone(), *port),
             Endpoint::Unix { directory, port } => (directory.display().to_string().into(), *port),
         }

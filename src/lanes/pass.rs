@@ -291,7 +291,10 @@ impl Guard {
             match stop {
                 // Those behind it may use a connection that it cannot.
                 Some(Stop::Lane(
-                    reason @ (Reason::LaneFull | Reason::UpstreamFull | Reason::UpstreamDown),
+                    reason @ (Reason::LaneFull
+                    | Reason::UpstreamFull
+                    | Reason::UpstreamDown
+                    | Reason::NoPrimary),
                 )) if looks => lane_stopped = Some(reason),
                 // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
                 Some(Stop::Lane(_)) => break,
@@ -391,6 +394,8 @@ impl Guard {
         }
         if own_slot > 0 {
             // Nobody dials.
+        } else if self.breaker.is_homeless() {
+            return Some(Stop::Lane(Reason::NoPrimary));
         } else if !lane.settings.protected {
             if let Some(reason) = self.breaker.stops(now) {
                 return Some(Stop::Lane(reason));

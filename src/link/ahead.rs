@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::binding::Binding;
 use super::closing;
-use super::dial::dial;
+use super::dial::{Dialled, dial};
 use super::hub::{Hub, Slot, Stage};
 use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Resting, Ticket};
@@ -119,6 +119,8 @@ async fn make(
     (lane, key): &(LaneId, PoolKey),
     guest: &Guest,
 ) -> Option<Result<(), Duration>> {
+    let epoch = hub.pool.epoch();
+    let server = hub.server.borrow().clone()?;
     let known = hub.lane(*lane)?;
     known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
@@ -138,9 +140,8 @@ async fn make(
         return None;
     }
     let mut slot = Slot::new(hub.clone(), id);
-    let epoch = hub.pool.epoch();
     let settings = hub.settings.load_full();
-    let (mut upstream, local) = match dial(&settings).await {
+    let Dialled { stream: mut upstream, local, server } = match dial(&settings, &server).await {
         Ok(dialled) => dialled,
         Err(error) => {
             slot.forget();
@@ -182,6 +183,7 @@ async fn make(
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
             let (application, tag) = (guest.application.clone(), guest.tag.clone());
+            let keys = keys.at(server);
             let ticket = Ticket::new(epoch, key.clone(), *lane, application, parameters, tag);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(Ok(()))

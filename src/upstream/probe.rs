@@ -1,7 +1,8 @@
 //! One look at PostgreSQL for `pgweir check`: limits and the monitor role's rights.
 
 use super::connect::{MonitorSettings, explain, open};
-use super::query::BACKEND_PID;
+use super::query::{self, BACKEND_PID, ROLE};
+use super::targets::Role;
 
 /// What `check` needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Facts {
     pub may_signal: bool,
     /// Whether PostgreSQL itself answered, rather than a pooler with pids of its own.
     pub is_postgres: bool,
+    /// What the server calls itself.
+    pub role: Role,
 }
 
 const LOOK: &str = "
@@ -34,6 +37,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
     let connection = tokio::spawn(opened.connection);
     let looked = async {
         let pid: i32 = opened.client.query_one(BACKEND_PID, &[]).await?.try_get(0)?;
+        let role = query::role_of(&opened.client.query_one(ROLE, &[]).await?)?;
         let row = opened.client.query_one(LOOK, &[]).await?;
         let count = |column| row.try_get::<_, i32>(column).map(|n| u32::try_from(n).unwrap_or(0));
         Ok(Facts {
@@ -42,6 +46,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
             may_read: row.try_get(2)?,
             may_signal: row.try_get(3)?,
             is_postgres: pid == opened.announced_pid,
+            role,
         })
     };
     let facts = tokio::time::timeout(settings.connect_timeout, looked).await;
