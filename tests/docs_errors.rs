@@ -59,6 +59,13 @@ const END: &str = "quota = 5\n";
 const MONITOR: &str = "[monitor]\nuser = \"pgweir\"\n";
 
 const MISTAKES: &[Mistake] = &[
+    (
+        "several servers",
+        "[upstream]\naddress = \"127.0.0.1:5432\"\n[monitor]\nuser = \"pgweir\"\n",
+        "[upstream]\naddress = [\"127.0.0.1:5432\", \"127.0.0.1:5433\"]\n",
+        "problem",
+        "needs a [monitor]",
+    ),
     ("broken syntax", WEB, "quota =\n", "problem", "pgweir.toml:9: "),
     ("broken syntax", WEB, "quota = 10\nquota = 10\n", "problem", "duplicate key"),
     ("unknown key", WEB, "qouta = 10\n", "problem", "did you mean `quota`?"),
