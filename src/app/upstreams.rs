@@ -38,6 +38,11 @@ impl App {
             (targets.current_index(), targets.current_at())
         };
         let endpoint = current.and_then(|current| config.upstream.endpoints.get(current));
+        let old = self.hub.server.borrow().clone();
+        let is_same = |old: &Server, endpoint| old.place == setup::place(endpoint) && old.at == at;
+        if old.zip(endpoint).is_some_and(|(old, endpoint)| is_same(&old, endpoint)) {
+            return;
+        }
         self.hub.dial_only(endpoint.map(|endpoint| self.server(endpoint, at)));
         if config.upstream.is_watched() && current.is_none() {
             self.unreachable.store(None);
@@ -79,6 +84,11 @@ impl App {
             tracing::info!(upstream = name, seen = text, "a server was looked at");
             self.note("upstream_seen", "", None, &format!("{name} is {text}"));
         }
+        self.carry_out_decisions(decisions, monitors);
+        monitors.iter().for_each(|monitor| monitor.hurry(!settled));
+    }
+
+    pub(super) fn carry_out_decisions(&self, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
         for decision in decisions {
             match decision {
                 Decision::Serve { target, at, lost } => self.serve(target, at, lost, monitors),
@@ -87,7 +97,6 @@ impl App {
                 Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
             }
         }
-        monitors.iter().for_each(|monitor| monitor.hurry(!settled));
     }
 
     fn serve(&self, target: usize, at: Option<std::net::IpAddr>, lost: bool, monitors: &[MonitorHandle]) {

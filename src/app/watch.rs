@@ -1,6 +1,7 @@
 //! The monitors' word: samples for the guard, everything else for the timeline, and what each server is for who decides which one is
 //! dialled.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +12,7 @@ use super::{App, setup};
 use crate::clock;
 use crate::lanes::sample::Sample;
 use crate::upstream::monitor::{Monitor, MonitorEvent, MonitorHandle, MonitorSettings, Scouting};
-use crate::upstream::targets::Seen;
+use crate::upstream::targets::{GRACE, Seen};
 
 /// Events of all monitors not yet taken.
 const EVENTS_MAX: usize = 4;
@@ -79,7 +80,19 @@ impl App {
 
     async fn hear(&self, mut events: mpsc::Receiver<(usize, MonitorEvent)>, monitors: &[MonitorHandle]) {
         let mut trouble = false;
-        while let Some((index, event)) = events.recv().await {
+        let mut early = pin!(tokio::time::sleep(GRACE));
+        let mut is_early = true;
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = &mut early, if is_early => {
+                    is_early = false;
+                    let decisions = self.targets.lock().tick(clock::now());
+                    self.carry_out_decisions(decisions, monitors);
+                    continue;
+                }
+            };
+            let Some((index, event)) = event else { return };
             let seen = match &event {
                 MonitorEvent::Role { role, at } => Some(Seen::Is(*role, *at)),
                 MonitorEvent::Down { cause, answers: true } => Some(Seen::Mute(cause.clone())),

@@ -390,7 +390,9 @@ impl Guard {
         let known = self.ledger.get(link)?;
         let lane = self.lane_ref(known.home);
         if let Some(reason) = self.lane_stop(now, known, lane, own_slot) {
-            return Some(Stop::Lane(reason));
+            // Without a server there is nobody to sample: that is the cause.
+            let homeless = reason == Reason::MonitorStale && self.breaker.is_homeless();
+            return Some(Stop::Lane(if homeless { Reason::NoPrimary } else { reason }));
         }
         if own_slot > 0 {
             // Nobody dials.

@@ -20,8 +20,12 @@
 //! Deliberately absent: when to look, and how links leave a server.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::clock::Moment;
+
+/// The first choice waits so long for those that were not seen yet: the first to answer need not be the first in the list, nor the only one.
+pub const GRACE: Duration = Duration::from_secs(1);
 
 /// What a server must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +187,8 @@ pub struct Targets {
     /// Where the current one was when it was chosen.
     at: Option<IpAddr>,
     split: bool,
+    /// When it was begun to look.
+    began: Moment,
     /// Nothing is decided: there is one address, and it is dialled whatever it is.
     fixed: bool,
 }
@@ -192,7 +198,7 @@ impl Targets {
     pub fn new(wants: Wants, names: Vec<String>, now: Moment) -> Self {
         let target = |name| Target { name, seen: Seen::Unseen, since: now };
         let all = names.into_iter().map(target).collect();
-        Self { wants, all, current: None, at: None, split: false, fixed: false }
+        Self { wants, all, current: None, at: None, split: false, began: now, fixed: false }
     }
 
     /// The only server, dialled whatever it is: it is watched to be shown.
@@ -270,9 +276,23 @@ impl Targets {
         let mut decisions = Vec::new();
         if !self.fixed {
             self.look_for_split(&mut decisions);
-            self.decide(was_silent, &mut decisions);
+            self.decide(now, was_silent, &mut decisions);
         }
         (changed, decisions)
+    }
+
+    /// Time has passed: to be called once, [`GRACE`] after the beginning.
+    pub fn tick(&mut self, now: Moment) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        if !self.fixed && self.current.is_none() {
+            self.decide(now, false, &mut decisions);
+        }
+        decisions
+    }
+
+    /// Whether a choice must wait for those that were not seen yet.
+    fn is_early(&self, now: Moment) -> bool {
+        now.since(self.began) < GRACE && self.all.iter().any(|target| target.seen == Seen::Unseen)
     }
 
     fn look_for_split(&mut self, decisions: &mut Vec<Decision>) {
@@ -284,7 +304,7 @@ impl Targets {
         }
     }
 
-    fn decide(&mut self, was_silent: bool, decisions: &mut Vec<Decision>) {
+    fn decide(&mut self, now: Moment, was_silent: bool, decisions: &mut Vec<Decision>) {
         let lost = match self.current().map(|target| &target.seen) {
             Some(Seen::Is(role, at)) if self.wants.suits(*role) => {
                 if *at == self.at {
@@ -295,7 +315,9 @@ impl Targets {
             }
             Some(Seen::Mute(_) | Seen::Unseen) => return,
             Some(Seen::Silent(_)) => true,
-            Some(Seen::Is(..)) | None => false,
+            Some(Seen::Is(..)) => false,
+            None if self.is_early(now) => return,
+            None => false,
         };
         match self.best() {
             Some((target, at)) => self.serve(Some(target), at, lost, decisions),
@@ -374,7 +396,7 @@ mod tests {
         Decision::Serve { target, at: ip(last), lost }
     }
 
-    /// Two servers, as seen one after the other.
+    /// Two servers, as seen one after the other, a second each.
     struct Pair(Targets, u64);
 
     impl Pair {
@@ -448,10 +470,16 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_first_to_two_primaries_takes_the_later_timeline() {
-        let mut pair = Pair::new(Wants::ReadWrite);
-        pair.0.all[A].seen = primary(1, 3);
-        pair.saw(B, primary(2, 4), &[Decision::Split(vec![A, B]), serve(B, 2, false)]);
+    fn the_first_choice_waits_for_all_to_be_seen_but_not_for_long() {
+        let names = vec!["a:5432".to_owned(), "b:5432".to_owned()];
+        let mut targets = Targets::new(Wants::ReadWrite, names.clone(), at(0));
+        assert_eq!(targets.saw(at(0), A, primary(1, 3)).1, []);
+        let both = targets.saw(at(0), B, primary(2, 4)).1;
+        assert_eq!(both, [Decision::Split(vec![A, B]), serve(B, 2, false)], "promoted last");
+        let mut targets = Targets::new(Wants::Any, names, at(0));
+        assert_eq!(targets.saw(at(0), B, standby(2)).1, []);
+        assert_eq!(targets.tick(at(1)), [serve(B, 2, false)]);
+        assert_eq!(targets.saw(at(2), A, primary(1, 1)).1, []);
     }
 
     #[test]
