@@ -169,9 +169,6 @@ def test_the_primary_is_killed(pair, weir_at):
     assert weir.timeline_has("upstream_switched", str(pair.b.port))
     assert weir.metric("pgweir_upstream_switches_total") == 1
     assert weir.metric("pgweir_upstream_current", address=f"127.0.0.1:{pair.b.port}") == 1
-    print("\n".join(line for line in weir.timeline() if "upstream" in line))
-    print(weir.admin("SHOW UPSTREAMS"))
-    print("slowest transaction:", [round(worker.slowest, 2) for worker in crew])
     # Its usage is that of the new server.
     eventually(lambda: weir.usage()["sampled_ms_ago"] < 2000 and weir.usage()["own_slots"] == pair.b.count("web%"))
 
