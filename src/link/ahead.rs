@@ -120,7 +120,8 @@ async fn make(
     guest: &Guest,
 ) -> Option<Result<(), Duration>> {
     let epoch = hub.pool.epoch();
-    let server = hub.server.borrow().clone()?;
+    let mut chosen = hub.server.subscribe();
+    let server = chosen.borrow_and_update().clone()?;
     let known = hub.lane(*lane)?;
     known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
@@ -173,10 +174,11 @@ async fn make(
         bound: settings.startup_timeout,
         own: Some((&credentials, &[])),
         tag: guest.tag.as_deref(),
+        chosen,
     };
     let sent = login::send_startup(&mut upstream, &guest.startup).await;
     let logged_in = match sent {
-        Ok(()) => login.relay(&mut nobody, &mut upstream, Vec::new()).await,
+        Ok(()) => login.relay(&mut nobody, &mut upstream, &server, Vec::new()).await,
         Err(_) => Err(LoginError::ClientGone),
     };
     match logged_in {
@@ -190,7 +192,7 @@ async fn make(
         }
         Err(error) => {
             give_up(hub, id, &error, upstream, slot).await;
-            let is_later = matches!(error, LoginError::NotNow { .. });
+            let is_later = matches!(error, LoginError::NotNow { .. } | LoginError::Moved { .. });
             Some(Err(if is_later { AFTER_NOT_NOW } else { AFTER_FAILURE }))
         }
     }

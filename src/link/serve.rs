@@ -471,9 +471,10 @@ impl<'a> Newcomer<'a> {
             bound: settings.startup_timeout,
             own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
             tag: self.tag.as_deref(),
+            chosen,
         };
         let logged_in = tokio::select! {
-            done = login.relay(&mut self.client, &mut upstream, behind) => done,
+            done = login.relay(&mut self.client, &mut upstream, &server, behind) => done,
             refusal = closing::killed(&shared) => Err(LoginError::Refuse(refusal)),
         };
         match logged_in {

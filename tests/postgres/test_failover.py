@@ -9,7 +9,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from harness import Cluster, Weir, background, eventually, lane, never
+from harness import Cluster, ServerError, Weir, background, eventually, lane, never
 
 pytestmark = pytest.mark.weir
 
@@ -171,6 +171,30 @@ def test_the_primary_is_killed(pair, weir_at):
     assert weir.metric("pgweir_upstream_current", address=f"127.0.0.1:{pair.b.port}") == 1
     # Its usage is that of the new server.
     eventually(lambda: weir.usage()["sampled_ms_ago"] < 2000 and weir.usage()["own_slots"] == pair.b.count("web%"))
+
+
+def test_the_primary_hangs(pair, weir_at, tidy):
+    """It accepts connections and says nothing any more: links to it end with the switch, logins under way are begun anew."""
+    weir = weir_at(pair.a, pair.b)
+    inside = tidy(weir.raw("web-inside"))
+    inside.ok("begin")
+    pair.a.freeze()
+    try:
+        busy = background(lambda: inside.ok("select 1"))
+        logins = [background(weir.connect, "web-new") for _ in range(3)]
+        eventually(lambda: upstreams(weir)[pair.a.port]["role"] == "down")
+        never(lambda: busy.done() or any(login.done() for login in logins), 0.5)
+        pair.b.promote()
+        with pytest.raises(ServerError) as error:
+            busy.result(5)
+        assert error.value.sqlstate == "57P01" and "does not answer" in error.value.fields["D"]
+        for login in logins:
+            assert port_of(tidy(login.result(5))) == pair.b.port
+        # Its slots are nothing to the new server.
+        eventually(lambda: weir.lane("web")["slots"] == 3, timeout=3)
+        assert port_of(tidy(weir.connect("web"))) == pair.b.port
+    finally:
+        pair.a.freeze(False)
 
 
 def test_a_planned_switchover(pair, weir_at):

@@ -173,6 +173,13 @@ class Cluster:
         self.process = None
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
+    def freeze(self, on=True):
+        """Stops all its processes where they are, as seen from the network a host that hangs; or lets them go on."""
+        pid = self.process.pid
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in [pid, *map(int, children)]:
+            os.kill(one, signal.SIGSTOP if on else signal.SIGCONT)
+
     def promote(self):
         """Makes a standby the primary, and waits until it is."""
         self._run([self.bin / "pg_ctl", "promote", "-D", self.data, "-w", "-t", "60"])
