@@ -248,6 +248,7 @@ const MISTAKES: &[Mistake] = &[
 const NOT_OF_THE_TEXT: &[&str] = &[
     "reserves of all lanes",
     "the monitor's role",
+    "no server that is",
     "PostgreSQL cannot be reached",
     "a password file",
     "a certificate or key",

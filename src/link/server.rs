@@ -44,11 +44,9 @@ impl Server {
 
     /// The same where its name was looked up by a dial, and led to `ip`: cancels must go to the very server.
     pub(super) fn found_at(self: &Arc<Self>, ip: Option<IpAddr>) -> Arc<Self> {
-        let is_number = matches!(&self.place, Upstream::Tcp(host, _) if host.parse::<IpAddr>().is_ok());
+        let is_name = matches!(&self.place, Upstream::Tcp(host, _) if host.parse::<IpAddr>().is_err());
         match ip {
-            Some(ip) if self.at.is_none() && !is_number => {
-                Self::new(self.number, self.place.clone(), Some(ip))
-            }
+            Some(ip) if self.at.is_none() && is_name => Self::new(self.number, self.place.clone(), Some(ip)),
             _ => self.clone(),
         }
     }
