@@ -155,7 +155,7 @@ async fn it_survives_its_own_end_and_a_restart() {
 }
 
 fn down(event: &MonitorEvent) -> Option<String> {
-    if let MonitorEvent::Down { cause } = event { Some(cause.clone()) } else { None }
+    if let MonitorEvent::Down { cause, .. } = event { Some(cause.clone()) } else { None }
 }
 
 #[tokio::test]

@@ -205,7 +205,7 @@ impl App {
             )));
         }
         self.note_by(by, "cancel", &lane_of(&link), Some(id), "its running query");
-        match cancel::cancel(&self.hub, &link, pid, keys.upstream()).await {
+        match cancel::cancel(&self.hub, &link, pid, &keys).await {
             Ok(()) => said(format!("client {id}: PostgreSQL was asked to cancel its query")),
             Err(refusal) => {
                 link.post(Order::Close { generation: None, refusal });

@@ -20,13 +20,14 @@ mod suspects;
 mod sweep;
 mod tls;
 mod tongue;
+mod upstreams;
 mod watch;
 mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -46,6 +47,7 @@ use crate::link::hub::{Event, Hub};
 use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
+use crate::upstream::targets::Targets;
 
 use incidents::Incidents;
 
@@ -87,6 +89,14 @@ pub struct App {
     admin_hosts: Arc<ArcSwap<Vec<String>>>,
     /// Why the monitor cannot reach PostgreSQL, as long as it cannot.
     unreachable: ArcSwapOption<String>,
+    /// What each server was seen as, and which one is dialled.
+    targets: Mutex<Targets>,
+    /// How often another one was.
+    switches: AtomicU64,
+    /// Numbers of those chosen.
+    servers: AtomicU32,
+    /// Since when links are on servers that are not dialled any more; none where none are left.
+    left: Mutex<Option<Moment>>,
     notifier: Notifier,
     started: Moment,
 }

@@ -97,6 +97,7 @@ impl App {
         let sample = self.sample.load_full();
         let worked = self.judge_leaks(sample.as_deref()).await;
         let began = clock::now();
+        self.end_left_links(began);
         let busy = self.reclaim(began, sample.as_deref());
         (busy, worked + clock::now().since(began))
     }

@@ -1,81 +1,157 @@
-//! The monitor's word: samples for the guard, everything else for the timeline.
+//! The monitors' word: samples for the guard, everything else for the timeline, and what each server is for who decides which one is
+//! dialled.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::{App, setup};
 use crate::clock;
-use crate::upstream::monitor::{Monitor, MonitorEvent};
+use crate::lanes::sample::Sample;
+use crate::upstream::monitor::{Monitor, MonitorEvent, MonitorHandle, MonitorSettings, Scouting};
+use crate::upstream::targets::{GRACE, Seen};
+
+/// Events of all monitors not yet taken.
+const EVENTS_MAX: usize = 4;
 
 impl App {
-    /// Keeps a monitor running with the settings in force.
+    /// Keeps monitors running with the settings in force, one a server.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
             let tls = self.hub.settings.load().upstream_tls.clone();
-            let settings = match setup::monitor_settings(&self.config.load(), tls) {
+            let settings = match setup::monitors(&self.config.load(), tls) {
                 Ok(settings) => settings,
                 Err(error) => {
                     tracing::error!("monitor: {error:#}");
                     self.note("monitor_error", "", None, &format!("{error:#}"));
-                    None
+                    Vec::new()
                 }
             };
-            let Some(settings) = settings else {
+            if settings.is_empty() {
                 self.monitor.store(None);
                 self.restart_monitor.notified().await;
                 continue;
-            };
-            let (handle, events) = Monitor::spawn(settings, clock::now);
-            self.monitor.store(Some(Arc::new(handle)));
+            }
+            // Dropped with the turn: monitors end with those who hear them.
+            let mut ears = JoinSet::new();
+            let (monitors, events) = self.start_monitors(settings, &mut ears);
             tokio::select! {
-                () = self.take_samples(events) => {}
+                () = self.hear(events, &monitors) => {}
                 () = self.restart_monitor.notified() => {}
             }
         }
     }
 
-    async fn take_samples(&self, mut events: mpsc::Receiver<MonitorEvent>) {
+    fn start_monitors(
+        &self,
+        settings: Vec<MonitorSettings>,
+        ears: &mut JoinSet<()>,
+    ) -> (Vec<MonitorHandle>, mpsc::Receiver<(usize, MonitorEvent)>) {
+        let upstream = self.config.load().upstream.clone();
+        let scouting =
+            Scouting { resolve_interval: upstream.resolve_interval, wants: setup::wants(upstream.session) };
+        let current = self.targets.lock().current_index();
+        let (said, heard) = mpsc::channel(EVENTS_MAX);
+        let mut monitors = Vec::new();
+        for (index, settings) in settings.into_iter().enumerate() {
+            let (monitor, mut events) = if upstream.is_watched() {
+                Monitor::scout(settings, clock::now, scouting)
+            } else {
+                Monitor::spawn(settings, clock::now)
+            };
+            monitor.sample(current == Some(index));
+            monitors.push(monitor);
+            let said = said.clone();
+            ears.spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if said.send((index, event)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        self.monitor
+            .store(current.and_then(|at| monitors.get(at)).or(monitors.first()).cloned().map(Arc::new));
+        (monitors, heard)
+    }
+
+    async fn hear(&self, mut events: mpsc::Receiver<(usize, MonitorEvent)>, monitors: &[MonitorHandle]) {
         let mut trouble = false;
-        while let Some(event) = events.recv().await {
-            match event {
-                MonitorEvent::Sample(sample) => {
-                    if std::mem::take(&mut trouble) {
-                        self.note("monitor_ok", "", None, "PostgreSQL's usage is known again");
-                    }
-                    self.unreachable.store(None);
-                    let sample = Arc::new(sample);
-                    self.hub.guard(|guard, now| guard.sample(now, &sample));
-                    self.sample.store(Some(sample.clone()));
-                    self.judge_by_fresh_sample(&sample).await;
-                    if self.hub.pool.is_enabled() {
-                        let active = sample.sessions.iter().filter(|session| &*session.state == "active");
-                        active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));
-                    }
-                    self.terminate_bypass_leaks(&sample).await;
+        let mut early = pin!(tokio::time::sleep(GRACE));
+        let mut is_early = true;
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = &mut early, if is_early => {
+                    is_early = false;
+                    let decisions = self.targets.lock().tick(clock::now());
+                    self.carry_out_decisions(decisions, monitors);
+                    continue;
                 }
-                MonitorEvent::Down { cause } => {
-                    trouble = true;
-                    if cause.contains("53300") {
-                        self.incidents.monitor_full.fetch_add(1, Ordering::Relaxed);
-                    }
-                    self.note("monitor_down", "", None, &cause);
-                    self.unreachable.store(Some(Arc::new(cause)));
-                }
-                MonitorEvent::Blind => {
-                    trouble = true;
-                    self.unreachable.store(None);
-                    let text = "the monitor's role lacks pg_read_all_stats: GRANT pg_monitor TO it";
-                    tracing::error!("{text}");
-                    self.note("monitor_blind", "", None, text);
-                }
-                MonitorEvent::Pooler(cause) => {
-                    trouble = true;
-                    tracing::error!("monitor: {cause}");
-                    self.note("monitor_pooler", "", None, &cause);
-                }
+            };
+            let Some((index, event)) = event else { return };
+            let seen = match &event {
+                MonitorEvent::Role { role, at } => Some(Seen::Is(*role, *at)),
+                MonitorEvent::Down { cause, answers: true } => Some(Seen::Mute(cause.clone())),
+                MonitorEvent::Down { cause, answers: false } => Some(Seen::Silent(cause.clone())),
+                MonitorEvent::Pooler(cause) => Some(Seen::Mute(cause.clone())),
+                MonitorEvent::Sample(_) | MonitorEvent::Blind => None,
+            };
+            if let Some(seen) = seen {
+                self.saw(index, seen, monitors);
+            }
+            // Of the others no more is of interest than what they are.
+            if self.targets.lock().current_index() == Some(index) {
+                self.take(event, &mut trouble).await;
             }
         }
+    }
+
+    async fn take(&self, event: MonitorEvent, trouble: &mut bool) {
+        match event {
+            MonitorEvent::Sample(sample) => {
+                if std::mem::take(trouble) {
+                    self.note("monitor_ok", "", None, "PostgreSQL's usage is known again");
+                }
+                self.take_sample(sample).await;
+            }
+            MonitorEvent::Down { cause, .. } => {
+                *trouble = true;
+                if cause.contains("53300") {
+                    self.incidents.monitor_full.fetch_add(1, Ordering::Relaxed);
+                }
+                self.note("monitor_down", "", None, &cause);
+                self.unreachable.store(Some(Arc::new(cause)));
+            }
+            MonitorEvent::Blind => {
+                *trouble = true;
+                self.unreachable.store(None);
+                let text = "the monitor's role lacks pg_read_all_stats: GRANT pg_monitor TO it";
+                tracing::error!("{text}");
+                self.note("monitor_blind", "", None, text);
+            }
+            MonitorEvent::Pooler(cause) => {
+                *trouble = true;
+                tracing::error!("monitor: {cause}");
+                self.note("monitor_pooler", "", None, &cause);
+            }
+            MonitorEvent::Role { .. } => {}
+        }
+    }
+
+    async fn take_sample(&self, sample: Sample) {
+        self.unreachable.store(None);
+        let sample = Arc::new(sample);
+        self.hub.guard(|guard, now| guard.sample(now, &sample));
+        self.sample.store(Some(sample.clone()));
+        self.judge_by_fresh_sample(&sample).await;
+        if self.hub.pool.is_enabled() {
+            let active = sample.sessions.iter().filter(|session| &*session.state == "active");
+            active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));
+        }
+        self.terminate_bypass_leaks(&sample).await;
     }
 }

@@ -75,6 +75,8 @@ pub enum DialFailure {
     Full,
     /// A CONNECTION LIMIT of role or database was reached, and room has been made.
     Limited,
+    /// Another server is dialled by now, or none.
+    Moved,
 }
 
 /// Whether a transaction may begin.
@@ -249,6 +251,8 @@ pub struct Guard {
     pub(super) ends: Ends,
     pub(super) usage: Usage,
     pub(super) breaker: Breaker,
+    /// Whose dial began before is on another server than the one that is dialled now.
+    pub(super) moved_at: Moment,
     pub(super) pool: Pool,
     pub(super) jitter: Jitter,
     pub(super) chain: Option<Chain>,
@@ -278,6 +282,7 @@ impl Guard {
             ends: Ends::default(),
             usage: Usage::new(now),
             breaker: Breaker::default(),
+            moved_at: Moment::default(),
             pool: Pool::default(),
             jitter: Jitter::new(seed),
             chain: None,

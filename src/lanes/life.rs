@@ -115,6 +115,32 @@ impl Guard {
         }
     }
 
+    /// Another server is dialled from now on; with `held` none is. Slots are one server's: those that are ending on another one are not
+    /// counted any more, and the others until they end.
+    pub fn server_changed(&mut self, now: Moment, held: bool) {
+        self.moved_at = now;
+        let phase_is = |wanted: fn(Phase) -> bool| {
+            let links = self.ledger.iter().filter(|(_, known)| wanted(known.phase));
+            links.map(|(link, _)| link).collect::<Vec<_>>()
+        };
+        let (dialling, ending) = (phase_is(|phase| phase == Phase::Dialling), phase_is(Phase::is_ending));
+        for link in dialling {
+            // It dials the new one, or gives up by itself.
+            self.ledger.update(link, |known| known.dialled_at = now);
+        }
+        for link in ending {
+            self.forget_quietly(now, link);
+        }
+        self.usage.forget_latch();
+        self.breaker.set_homeless(held);
+        self.settle(now);
+    }
+
+    /// Whether a link's slot is on a server that is not dialled any more.
+    fn is_elsewhere(&self, link: LinkId) -> bool {
+        self.ledger.get(link).is_some_and(|known| known.dialled_at < self.moved_at)
+    }
+
     fn upstream_is_well(&mut self) {
         if self.breaker.trouble() == Some(Trouble::Down) {
             self.timeline("upstream_up", None, None, "PostgreSQL answers again".to_owned(), SELF);
@@ -127,6 +153,7 @@ impl Guard {
         let reason = match why {
             DialFailure::Down(_) => Reason::UpstreamDown,
             DialFailure::Full | DialFailure::Limited => Reason::UpstreamFull,
+            DialFailure::Moved => Reason::NoPrimary,
         };
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else {
             return Arrived::Refused(Refusal::new(reason, "", ""));
@@ -166,7 +193,9 @@ impl Guard {
         match why {
             DialFailure::Full => self.upstream_said_full(now, link),
             // PostgreSQL is well: it has looked at role and database.
-            DialFailure::Limited => link.into_iter().for_each(|link| self.breaker.gone(now, link)),
+            DialFailure::Limited | DialFailure::Moved => {
+                link.into_iter().for_each(|link| self.breaker.gone(now, link))
+            }
             DialFailure::Down(cause) => {
                 if self.breaker.failed(now, link, Trouble::Down, &mut self.jitter) {
                     let text = format!("PostgreSQL cannot be reached: {cause}");
@@ -229,6 +258,8 @@ impl Guard {
         match self.ledger.get(link).map(|known| known.phase) {
             None | Some(Phase::Zombie) => return,
             Some(Phase::Waiting) => self.forget(now, link),
+            // It is nothing to the server that slots are counted of, and its own may never answer.
+            Some(_) if self.is_elsewhere(link) => self.forget_quietly(now, link),
             Some(_) => {
                 self.breaker.gone(now, link);
                 self.drop_hold(now, link);

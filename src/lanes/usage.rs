@@ -109,6 +109,11 @@ impl Usage {
         self.latched_at.replace(now).is_none()
     }
 
+    /// Who said so is not dialled any more.
+    pub fn forget_latch(&mut self) {
+        self.latched_at = None;
+    }
+
     /// Whether "too many clients" still counts.
     pub fn is_latched(&self) -> bool {
         self.latched_at.is_some()

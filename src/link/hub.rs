@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,13 +9,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::pool::Pool;
+use super::server::Server;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
@@ -32,21 +32,10 @@ use crate::listen::process::Lookups;
 use crate::reason::Reason;
 use crate::tls::client::ClientTls;
 
-/// Where PostgreSQL is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstream {
-    /// Host (name or address) and port.
-    Tcp(String, u16),
-    /// Path of the socket file.
-    Unix(PathBuf),
-}
-
 /// What links need of the configuration.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
-    /// Where to dial.
-    pub upstream: Upstream,
-    /// TLS asked of it; none where there can be none.
+    /// TLS asked of PostgreSQL; none where there can be none.
     pub upstream_tls: Option<ClientTls>,
     /// Listeners with TLS.
     pub doors: Vec<DoorTls>,
@@ -170,6 +159,8 @@ pub struct Hub {
     pub lanes: ArcSwap<Vec<Arc<Lane>>>,
     /// What links need of the configuration.
     pub settings: ArcSwap<LinkSettings>,
+    /// Which server is dialled; none while none is known that will do.
+    pub server: watch::Sender<Option<Arc<Server>>>,
     /// Figures.
     pub counters: Counters,
     /// What links that are gone did.
@@ -205,6 +196,7 @@ impl Hub {
             epoch: AtomicU32::new(0),
             lanes: ArcSwap::from_pointee(Vec::new()),
             settings: ArcSwap::from_pointee(settings),
+            server: watch::Sender::new(None),
             counters: Counters::default(),
             gone: Gone::default(),
             pool: Pool::default(),
@@ -379,6 +371,18 @@ impl Hub {
         if processes.get(key).is_some_and(|known| known.strong_count() == 0) {
             processes.remove(key);
         }
+    }
+
+    /// Another server, or none, is dialled from now on. What was dialled before is not pooled any more, nor counted where it ends.
+    pub fn dial_only(&self, server: Option<Arc<Server>>) {
+        let held = server.is_none();
+        // The server before the epoch, see [`Pool::epoch`]; the guard last, who lets those go that wait for it.
+        self.server.send_replace(server);
+        self.pool.upstream_changed();
+        self.guard(|guard, now| {
+            guard.server_changed(now, held);
+            guard.drain_pool(now, None, false);
+        });
     }
 
     /// How far a shutdown has come.

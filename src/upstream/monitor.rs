@@ -1,31 +1,40 @@
 //! The monitor: one session that looks at PostgreSQL again and again, and survives whatever happens to it.
 //!
 //! ```text
-//! dialling ─► checked (pid as announced: no pooler) ─► looking ⇄ resting
+//! [resolved ─►] dialling ─► checked (pid as announced: no pooler) ─► looking ⇄ resting
 //!    ▲  │ refused, timeout         │ pooler              │ lost, no answer in time
 //!    └──┴──── back-off ◄───────────┴─────────────────────┘
 //! ```
 //! Invariants: no transaction stays open; every wait is bounded; a low reading (a role that sees only itself, a pooler) is never
 //! passed on as a sample. Deliberately absent: what a sample means.
+//!
+//! Where there are several servers each has a monitor, and only that of the server in use takes samples; the others ask for no more than
+//! what the server is ([`Scouting`]).
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use zeroize::Zeroizing;
 
-use super::connect::{self, Opened, explain};
+use super::connect::{self, Failed, Opened, explain};
+use super::names::Names;
 use super::query;
 use super::roster::{Answer, Roster};
 use super::row::Known;
+use super::targets::{Role, Wants};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
@@ -46,6 +55,8 @@ const RECHECK: Duration = Duration::from_secs(10);
 /// Pause before the first redial, and the longest one.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Time between two looks at what a server is while none is known that suits, where the interval is longer.
+const HURRIED: Duration = Duration::from_millis(200);
 /// Events not yet taken. A consumer that is slower stops the monitor, whose samples then grow stale: as they should.
 const EVENTS_MAX: usize = 4;
 
@@ -54,6 +65,8 @@ enum Look {
     Sample(Sample),
     /// The role would see itself only.
     Blind,
+    /// Nothing was asked but what the server is.
+    Role,
 }
 
 /// What the monitor has to say. Everything but samples is said once, when it becomes so.
@@ -65,11 +78,29 @@ pub enum MonitorEvent {
     Down {
         /// For the operator: PostgreSQL's words with SQLSTATE, or the system's.
         cause: String,
+        /// Whether it is PostgreSQL that refuses, so that it runs.
+        answers: bool,
+    },
+    /// What the server is, and where it was reached by TCP; said behind the look in which it became so.
+    Role {
+        /// What it calls itself.
+        role: Role,
+        /// Where its name led, if that is looked up beforehand ([`Scouting`]).
+        at: Option<IpAddr>,
     },
     /// The role lacks pg_read_all_stats: it would see itself only.
     Blind,
     /// Something that is not PostgreSQL answers.
     Pooler(String),
+}
+
+/// How one of several servers is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scouting {
+    /// How often the server's name is looked up again.
+    pub resolve_interval: Duration,
+    /// What is looked for: where a name leads to several servers, one that will do.
+    pub wants: Wants,
 }
 
 /// Starts monitors.
@@ -82,16 +113,37 @@ impl Monitor {
         settings: MonitorSettings,
         clock: fn() -> Moment,
     ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
+        Self::start(settings, clock, None)
+    }
+
+    /// The same for one of several servers: until [`MonitorHandle::sample`] it only asks what the server is.
+    pub fn scout(
+        settings: MonitorSettings,
+        clock: fn() -> Moment,
+        scouting: Scouting,
+    ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
+        Self::start(settings, clock, Some(scouting))
+    }
+
+    fn start(
+        settings: MonitorSettings,
+        clock: fn() -> Moment,
+        scouting: Option<Scouting>,
+    ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let limit = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
         let shared = Arc::new(Shared {
             wake: Notify::new(),
             user: settings.user.clone(),
             limit,
+            samples: AtomicBool::new(scouting.is_none()),
+            hurries: AtomicBool::new(false),
             now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
         });
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
-        tokio::spawn(Task { settings, clock, shared, events, told: None }.run());
+        let name = scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval));
+        let wants = scouting.map(|scouting| scouting.wants);
+        tokio::spawn(Task { settings, clock, shared, events, told: None, role: None, name, wants }.run());
         (handle, receiver)
     }
 }
@@ -106,6 +158,9 @@ struct Shared {
     user: String,
     /// Bound of each query.
     limit: Duration,
+    /// Whether sessions are listed, or only the server's role is asked for.
+    samples: AtomicBool,
+    hurries: AtomicBool,
     now: Mutex<Now>,
 }
 
@@ -125,6 +180,20 @@ impl MonitorHandle {
     /// Asks for a sample at once. Requests that come while one is under way are served together by the next.
     pub fn sample_now(&self) {
         self.shared.wake.notify_one();
+    }
+
+    /// Whether to list sessions, or only to ask what the server is; from the next look on, which is at once.
+    pub fn sample(&self, on: bool) {
+        if self.shared.samples.swap(on, Ordering::Relaxed) != on {
+            self.sample_now();
+        }
+    }
+
+    /// Whether to look more often: no server is known that suits.
+    pub fn hurry(&self, on: bool) {
+        if self.shared.hurries.swap(on, Ordering::Relaxed) != on && on {
+            self.sample_now();
+        }
     }
 
     /// For `status`: `connecting`, `ok`, `blind: …`, `down: …`, `pooler: …`.
@@ -229,8 +298,67 @@ async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, Strin
 
 /// Why a session ended.
 enum End {
-    Lost(String),
+    Lost(Failed),
     Pooler(String),
+    /// The server's name leads elsewhere, or it is the next address' turn.
+    Moved,
+}
+
+impl End {
+    fn silent(cause: impl Into<String>) -> Self {
+        Self::Lost(Failed::silent(cause.into()))
+    }
+}
+
+/// A server's name, looked up beside the looking.
+struct Name {
+    host: String,
+    port: u16,
+    names: Names,
+    /// One at a time, however long it takes.
+    asked: Option<JoinHandle<io::Result<Vec<IpAddr>>>>,
+}
+
+impl Name {
+    /// None where there is nothing to look up.
+    fn of(settings: &MonitorSettings, every: Duration) -> Option<Self> {
+        let MonitorAddress::Tcp { host, port } = &settings.address else { return None };
+        let mut names = Names::new(every);
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            names = Names::new(Duration::MAX);
+            names.answered([ip]);
+            names.asked(Moment::default());
+        }
+        Some(Self { host: host.clone(), port: *port, names, asked: None })
+    }
+
+    /// Asks where it is time, and takes the answer where it is there.
+    async fn look(&mut self, now: Moment) {
+        if self.asked.is_none() && self.names.is_due(now) {
+            self.names.asked(now);
+            let (host, port) = (self.host.clone(), self.port);
+            self.asked = Some(tokio::spawn(async move {
+                let found = tokio::net::lookup_host((host, port)).await?;
+                Ok(found.map(|address| address.ip()).collect())
+            }));
+        }
+        if self.asked.as_ref().is_some_and(JoinHandle::is_finished) {
+            let _ = self.answer().await;
+        }
+    }
+
+    /// Waits for the answer.
+    async fn answer(&mut self) -> Result<(), String> {
+        let Some(asked) = &mut self.asked else { return Ok(()) };
+        let answer = asked.await;
+        self.asked = None;
+        match answer {
+            Ok(Ok(found)) => self.names.answered(found),
+            Ok(Err(error)) => return Err(format!("{}: {error}", self.host)),
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(())
+    }
 }
 
 /// What one connection has seen.
@@ -248,6 +376,11 @@ struct Task {
     events: mpsc::Sender<MonitorEvent>,
     /// The last event, where it was not a sample: it is not repeated.
     told: Option<MonitorEvent>,
+    /// What was said last of the server, on this connection.
+    role: Option<Role>,
+    /// Where it is to be looked up.
+    name: Option<Name>,
+    wants: Option<Wants>,
 }
 
 impl Task {
@@ -268,9 +401,10 @@ impl Task {
             let end = self.session(&mut backoff).await;
             self.shared.now.lock().client = None;
             let pause = match end {
-                End::Lost(cause) => {
+                End::Moved => continue,
+                End::Lost(Failed { cause, answers }) => {
                     self.shared.set_state(format!("down: {cause}"));
-                    self.tell(MonitorEvent::Down { cause }).await;
+                    self.tell(MonitorEvent::Down { cause, answers }).await;
                     // Without randomness only the spreading is lost.
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
@@ -284,30 +418,66 @@ impl Task {
         }
     }
 
+    /// Where the server's name leads; none where that is left to the dial.
+    async fn resolve(&mut self) -> Result<Option<IpAddr>, Failed> {
+        let Some(name) = &mut self.name else { return Ok(None) };
+        name.look((self.clock)()).await;
+        if name.names.candidate().is_none() {
+            let bound = self.settings.connect_timeout;
+            match tokio::time::timeout(bound, name.answer()).await {
+                Ok(answered) => answered.map_err(Failed::silent)?,
+                Err(_) => {
+                    let text = format!("{}: no address within {} ms", name.host, bound.as_millis());
+                    return Err(Failed::silent(text));
+                }
+            }
+        }
+        match name.names.candidate() {
+            Some(ip) => Ok(Some(ip)),
+            None => Err(Failed::silent(format!("{} has no address", name.host))),
+        }
+    }
+
     /// One connection from dial to loss.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
-        let Opened { client, connection, announced_pid } = match connect::open(&self.settings).await {
+        self.role = None;
+        let at = match self.resolve().await {
+            Ok(at) => at,
+            Err(failed) => return End::Lost(failed),
+        };
+        let Opened { client, connection, announced_pid } = match connect::open_at(&self.settings, at).await {
             Ok(opened) => opened,
-            Err(cause) => return End::Lost(cause),
+            Err(failed) => {
+                if let Some(name) = &mut self.name {
+                    name.names.skip();
+                }
+                return End::Lost(failed);
+            }
         };
         let mut connection = pin!(connection);
-        let mut watch = pin!(self.watch(Arc::new(client), announced_pid, backoff));
+        let mut watch = pin!(self.watch(Arc::new(client), announced_pid, at, backoff));
         tokio::select! {
             biased;
             closed = &mut connection => {
                 // A FATAL goes to the query in flight, if there is one; else the connection itself has it.
                 match (closed, watch.now_or_never()) {
-                    (Err(error), _) if error.as_db_error().is_some() => End::Lost(explain(&error)),
+                    (Err(error), _) if error.as_db_error().is_some() => End::silent(explain(&error)),
                     (_, Some(end)) => end,
-                    (Err(error), None) => End::Lost(explain(&error)),
-                    (Ok(()), None) => End::Lost("PostgreSQL closed the connection".to_owned()),
+                    (Err(error), None) => End::silent(explain(&error)),
+                    (Ok(()), None) => End::silent("PostgreSQL closed the connection"),
                 }
             }
             end = &mut watch => end,
         }
     }
 
-    async fn watch(&mut self, client: Arc<Client>, announced_pid: i32, backoff: &mut Backoff) -> End {
+    async fn watch(
+        &mut self,
+        client: Arc<Client>,
+        announced_pid: i32,
+        at: Option<IpAddr>,
+        backoff: &mut Backoff,
+    ) -> End {
         if let Err(end) = self.prepare(&client, announced_pid).await {
             return end;
         }
@@ -315,18 +485,23 @@ impl Task {
         let mut seen = Seen { pid: announced_pid, roster: Roster::default(), known: Known::default() };
         loop {
             let asked_at = (self.clock)();
-            let look = match bounded(self.shared.limit, self.look(&client, &mut seen)).await {
-                Ok(Ok(look)) => look,
+            let (look, role) = match bounded(self.shared.limit, self.look(&client, &mut seen)).await {
+                Ok(Ok(looked)) => looked,
                 Ok(Err(end)) => return end,
-                Err(cause) => return End::Lost(cause),
+                Err(cause) => return End::silent(cause),
             };
             *backoff = Backoff::default();
+            let is_blind = matches!(look, Look::Blind);
+            let mut pause = self.settings.interval;
             match look {
                 Look::Sample(sample) => {
                     self.shared.set_state("ok");
-                    let pause = pause_after(self.settings.interval, sample.sessions.len());
+                    pause = pause_after(self.settings.interval, sample.sessions.len());
                     self.tell(MonitorEvent::Sample(sample)).await;
-                    self.rest(asked_at, pause).await;
+                }
+                Look::Role => {
+                    self.shared.set_state("ok");
+                    self.told = None;
                 }
                 Look::Blind => {
                     self.shared.set_state(format!(
@@ -334,72 +509,102 @@ impl Task {
                         self.settings.user
                     ));
                     self.tell(MonitorEvent::Blind).await;
-                    tokio::time::sleep(RECHECK).await;
                 }
             }
+            if self.role.replace(role) != Some(role) {
+                self.tell(MonitorEvent::Role { role, at }).await;
+            }
+            if is_blind && self.wants.is_none() {
+                tokio::time::sleep(RECHECK).await;
+            } else {
+                self.rest(asked_at, pause).await;
+            }
+            if self.is_elsewhere(role, at).await {
+                return End::Moved;
+            }
         }
+    }
+
+    /// Whether another address of the server's name is to be dialled: it does not lead to this one any more, or to others too, of which
+    /// one may be what is looked for.
+    async fn is_elsewhere(&mut self, role: Role, at: Option<IpAddr>) -> bool {
+        let (Some(name), Some(at), Some(wants)) = (&mut self.name, at, self.wants) else { return false };
+        name.look((self.clock)()).await;
+        !name.names.leads_to(at) || !wants.suits(role) && name.names.skip()
     }
 
     /// Makes sure PostgreSQL itself answers, then sets the session up.
     async fn prepare(&self, client: &Client, announced_pid: i32) -> Result<(), End> {
         let row = self.ask(client.query_typed_one(query::BACKEND_PID, &[])).await.map_err(End::Lost)?;
-        let pid: i32 = row.try_get(0).map_err(|error| End::Lost(explain(&error)))?;
+        let pid: i32 = row.try_get(0).map_err(|error| End::Lost(Failed::of(&error)))?;
         same_backend(announced_pid, pid)?;
         let settings = query::session_settings(self.shared.limit);
         self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
     }
 
     /// Looks; and once more, at everything, where what was found does not go with what was known.
-    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<Look, End> {
+    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(Look, Role), End> {
+        if !self.shared.samples.load(Ordering::Relaxed) {
+            // What was known of its sessions will be old when it is asked for them again.
+            seen.roster = Roster::default();
+            let row = self.ask(client.query_typed_one(query::ROLE, &[])).await.map_err(End::Lost)?;
+            let role = query::role_of(&row).map_err(|error| End::Lost(Failed::of(&error)))?;
+            return Ok((Look::Role, role));
+        }
         loop {
             let answer = self.question(client, seen).await.map_err(End::Lost)?;
             same_backend(seen.pid, answer.facts.monitor_pid)?;
+            let role = answer.facts.role;
             if !answer.facts.may_read {
                 // Nothing of what such a role is shown may be taken for known later.
                 seen.roster = Roster::default();
-                return Ok(Look::Blind);
+                return Ok((Look::Blind, role));
             }
             if let Some(sample) = seen.roster.take(answer) {
-                return Ok(Look::Sample(sample));
+                return Ok((Look::Sample(sample), role));
             }
         }
     }
 
     /// Asks, and reads the answer in portions with a rest between them: with thousands of sessions to read it takes milliseconds, in which a
     /// worker would wait for the core.
-    async fn question(&self, client: &Client, seen: &mut Seen) -> Result<Answer, String> {
+    async fn question(&self, client: &Client, seen: &mut Seen) -> Result<Answer, Failed> {
         let asked_at = (self.clock)();
         let question = seen.roster.question(asked_at);
         let [since, locks] = query::SAMPLE_TYPES;
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&question.quiet_since, since), (&question.locks, locks)];
-        let row = client.query_typed_one(query::SAMPLE, &parameters).await.map_err(|e| explain(&e))?;
+        let row = client.query_typed_one(query::SAMPLE, &parameters).await.map_err(|e| Failed::of(&e))?;
         let taken_at = (self.clock)();
-        let facts = query::facts(&row).map_err(|e| explain(&e))?;
+        let facts = query::facts(&row).map_err(|e| Failed::of(&e))?;
+        let odd = |cause| Failed { cause, answers: true };
         let mut others = Vec::new();
-        for (n, record) in query::others(&row).map_err(|e| explain(&e))?.into_iter().enumerate() {
+        for (n, record) in query::others(&row).map_err(|e| Failed::of(&e))?.into_iter().enumerate() {
             if n > 0 && n % PORTION == 0 {
                 tokio::time::sleep(PORTION_REST).await;
             }
-            others.push(query::session(record, facts.clock, taken_at, &mut seen.known)?);
+            others.push(query::session(record, facts.clock, taken_at, &mut seen.known).map_err(odd)?);
         }
-        let quiet = query::quiet(&row).map_err(|e| explain(&e))?;
-        let holders = query::lock_holders(&row).map_err(|e| explain(&e))?.into_iter();
+        let quiet = query::quiet(&row).map_err(|e| Failed::of(&e))?;
+        let holders = query::lock_holders(&row).map_err(|e| Failed::of(&e))?.into_iter();
         let lock_holders =
-            holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>()?;
+            holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>().map_err(odd)?;
         Ok(Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others })
     }
 
     async fn ask<T>(
         &self,
         question: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, String> {
-        bounded(self.shared.limit, question).await?.map_err(|error| explain(&error))
+    ) -> Result<T, Failed> {
+        let answer = bounded(self.shared.limit, question).await.map_err(Failed::silent)?;
+        answer.map_err(|error| Failed::of(&error))
     }
 
     /// Until the next look is due after `pause`, or asked for.
     async fn rest(&self, asked_at: Moment, pause: Duration) {
-        let due = tokio::time::sleep(pause);
+        let hurried =
+            self.shared.hurries.load(Ordering::Relaxed) && !self.shared.samples.load(Ordering::Relaxed);
+        let due = tokio::time::sleep(if hurried { pause.min(HURRIED) } else { pause });
         tokio::select! {
             () = due => {}
             () = self.shared.wake.notified() => {
@@ -413,7 +618,9 @@ impl Task {
         if self.told.as_ref() == Some(&event) {
             return;
         }
-        self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
+        if !matches!(event, MonitorEvent::Role { .. }) {
+            self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
+        }
         // A receiver that is gone ends the task through `closed`.
         let _ = self.events.send(event).await;
     }

@@ -1,7 +1,8 @@
 //! One look at PostgreSQL for `pgweir check`: limits and the monitor role's rights.
 
 use super::connect::{MonitorSettings, explain, open};
-use super::query::BACKEND_PID;
+use super::query::{self, BACKEND_PID, ROLE};
+use super::targets::Role;
 
 /// What `check` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Facts {
     pub is_postgres: bool,
     /// Every idle_in_transaction_session_timeout: role and database, each empty where it is for all, and the value as it is set.
     pub idle_timeouts: Vec<(String, String, String)>,
+    /// What the server calls itself.
+    pub role: Role,
 }
 
 const LOOK: &str = "
@@ -49,6 +52,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
     let connection = tokio::spawn(opened.connection);
     let looked = async {
         let pid: i32 = opened.client.query_one(BACKEND_PID, &[]).await?.try_get(0)?;
+        let role = query::role_of(&opened.client.query_one(ROLE, &[]).await?)?;
         let row = opened.client.query_one(LOOK, &[]).await?;
         let timeouts = opened.client.query(IDLE_TIMEOUTS, &[]).await?;
         let timeouts = timeouts.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
@@ -61,6 +65,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
             may_signal: row.try_get(3)?,
             is_postgres: pid == opened.announced_pid,
             idle_timeouts,
+            role,
         })
     };
     let facts = tokio::time::timeout(settings.connect_timeout, looked).await;

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::roster::Facts;
 use super::row::{Known, Record, Records, Timestamp};
+use super::targets::Role;
 use crate::clock::Moment;
 use crate::lanes::sample::{LockHolder, Session};
 
@@ -19,7 +20,7 @@ use crate::lanes::sample::{LockHolder, Session};
 /// last look. Nothing of such a session can have changed but by a statement of its own, so of these only the pids are asked
 /// ([`super::roster`] knows the rest); a full row costs PostgreSQL two and pgweir one microsecond. The first parameter says since when. What is not
 /// idle is listed in full whatever its age: its wait and its blockers change without it. NULL, as at first, makes nobody quiet.
-/// A role may be renamed beneath its sessions: the last column changes with any role's name.
+/// A role may be renamed beneath its sessions: the column behind them changes with any role's name. The last three are those of [`ROLE`].
 ///
 /// pg_locks goes through the locks of all *possible* backends, so the second parameter says whether to. pg_blocking_pids locks the
 /// whole lock table for a moment: it is called for waiting sessions only. `textsend` with client_encoding SQL_ASCII passes bytes unseen: names and
@@ -58,7 +59,13 @@ select pg_backend_pid(),
            substr(textsend(a.query), 1, 1000),
            case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) end
        )) filter (where not a.quiet),
-       (select coalesce(sum(hashtext(r.rolname::text || ' ' || r.oid)::int8), 0)::int8 from pg_roles r)
+       (select coalesce(sum(hashtext(r.rolname::text || ' ' || r.oid)::int8), 0)::int8 from pg_roles r),
+       pg_is_in_recovery(),
+       coalesce(current_setting('default_transaction_read_only') = 'on'
+           and (select source not in ('database', 'user', 'database user', 'client', 'session')
+                  from pg_settings where name = 'default_transaction_read_only'), false),
+       case when pg_is_in_recovery() then 0
+            else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 end
   from (select *,
                coalesce(state in ('idle', 'idle in transaction', 'idle in transaction (aborted)')
                    and wait_event_type = 'Client' and backend_type = 'client backend'
@@ -75,6 +82,16 @@ pub const SAMPLE_TYPES: [Type; 2] = [Type::TIMESTAMPTZ, Type::BOOL];
 
 /// The pid of the session that answers.
 pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
+
+/// Whether the server is in recovery; whether it makes transactions read-only by default, for all and not only for the monitor's role; its
+/// timeline, which each promotion raises (0 in recovery).
+pub const ROLE: &str = "
+select pg_is_in_recovery(),
+       coalesce(current_setting('default_transaction_read_only') = 'on'
+           and (select source not in ('database', 'user', 'database user', 'client', 'session')
+                  from pg_settings where name = 'default_transaction_read_only'), false),
+       case when pg_is_in_recovery() then 0
+            else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 end";
 
 /// Settings that say what backends may take of memory, in bytes where they are sizes. A negative one means another setting's value, and
 /// is left out; so is what this PostgreSQL does not know.
@@ -116,6 +133,25 @@ pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
         reserved_connections: count(row.try_get(3)?),
         clock: row.try_get(4)?,
         roles: row.try_get(8)?,
+        role: role(row, 9)?,
+    })
+}
+
+/// What the server calls itself, in a row of [`ROLE`].
+///
+/// # Errors
+/// As [`facts`].
+pub fn role_of(row: &Row) -> Result<Role, tokio_postgres::Error> {
+    role(row, 0)
+}
+
+fn role(row: &Row, first: usize) -> Result<Role, tokio_postgres::Error> {
+    let (standby, read_only): (bool, bool) = (row.try_get(first)?, row.try_get(first + 1)?);
+    let timeline = count(row.try_get(first + 2)?);
+    Ok(match (standby, read_only) {
+        (true, _) => Role::Standby,
+        (false, true) => Role::ReadOnly { timeline },
+        (false, false) => Role::Primary { timeline },
     })
 }
 

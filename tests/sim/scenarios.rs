@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgweir::lanes::guard::{Action, Arrived, Begun};
+use pgweir::lanes::guard::{Action, Arrived, Begun, DialFailure, Guard};
 use pgweir::lanes::ids::LinkId;
 use pgweir::lanes::settings::{ApplicationSettings, Disposition, Glob};
 use pgweir::reason::Reason;
@@ -331,6 +331,55 @@ fn a_redial_keeps_its_place_and_probes_one_at_a_time() {
         .expect_grants(&[1, 1])
         .call(|guard, now| guard.upstream_answered(now, LinkId(1)))
         .expect_grants(&[1, 1, 2, 4]);
+}
+
+#[test]
+fn without_a_server_all_wait_and_dial_at_once_when_there_is_one() {
+    Sim::new(vec![lane("admin", 4, |lane| lane.protected = true), lane("web", 40, |_| {})])
+        .call(|guard, now| guard.server_changed(now, true))
+        .arrive("admin", 1)
+        .arrive("web", 2)
+        .expect_waiting(Reason::NoPrimary)
+        .advance_ms(5000)
+        .expect_grants(&[])
+        .call(|guard, now| guard.server_changed(now, false))
+        .expect_grants(&[1, 2, 3]);
+}
+
+#[test]
+fn nobody_waits_for_a_server_longer_than_for_anything_else() {
+    let sim = Sim::new(vec![lane("web", 40, |lane| lane.wait_timeout = ms(1000))])
+        .call(|guard, now| guard.server_changed(now, true))
+        .arrive("web", 1);
+    sim.advance_ms(999).expect_refusals(&[]).advance_ms(1).expect_refusals(&[(1, Reason::NoPrimary)]);
+}
+
+#[test]
+fn a_dial_that_was_given_up_keeps_its_place_and_opens_no_breaker() {
+    let moved = |guard: &mut Guard, now| guard.dial_failed(now, LinkId(1), DialFailure::Moved, true);
+    Sim::new(vec![lane("web", 40, |_| {})])
+        .arrive("web", 1)
+        .call(|guard, now| guard.server_changed(now, false))
+        .call(moved)
+        .expect("web", 1, 0)
+        .arrive("web", 1)
+        .expect("web", 2, 0);
+}
+
+#[test]
+fn what_ends_on_another_server_is_not_counted() {
+    Sim::new(vec![lane("web", 3, |_| {})])
+        .connect("web", 3)
+        .call(|guard, now| guard.closing(now, LinkId(1)))
+        .expect("web", 3, 0)
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, false))
+        .expect("web", 2, 0)
+        .call(|guard, now| guard.zombie(now, LinkId(2)))
+        .expect("web", 1, 0)
+        .connect("web", 1)
+        .call(|guard, now| guard.closing(now, LinkId(4)))
+        .expect("web", 2, 0);
 }
 
 #[test]

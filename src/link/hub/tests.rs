@@ -16,7 +16,6 @@ pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
     let mut settings = settings();
     let (events, queue) = mpsc::unbounded_channel();
     let link_settings = LinkSettings {
-        upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
         upstream_tls: None,
         doors: Vec::new(),
         connect_timeout: Duration::from_secs(1),

@@ -42,6 +42,16 @@ impl Newcomer<'_> {
                 let detail = format!("PostgreSQL said: {error}");
                 Failure::Refuse(Refusal::new(reason, detail, "pgweir usage"))
             }
+            LoginError::Moved { told: false } => {
+                if let Some(slot) = slot.take() {
+                    slot.forget();
+                }
+                return Failure::Again(DialFailure::Moved);
+            }
+            LoginError::Moved { told: true } => {
+                let detail = "its server was lost during the login";
+                Failure::Refuse(Refusal::new(Reason::UpstreamSwitched, detail, "connect again"))
+            }
             LoginError::ClientGone => Failure::Told,
             LoginError::Limited { limit, words } => {
                 if self.relieve(limit, &mut upstream).await {

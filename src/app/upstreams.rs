@@ -1,0 +1,220 @@
+//! Several servers: which one is dialled, and how links leave one that is not any more. `upstream/targets` decides; this does it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{App, setup};
+use crate::clock::{self, Moment};
+use crate::config::checked::Config;
+use crate::config::settings::Endpoint;
+use crate::link::server::Server;
+use crate::link::shared::Command;
+use crate::reason::{Reason, Refusal};
+use crate::snapshot::UpstreamRow;
+use crate::upstream::monitor::MonitorHandle;
+use crate::upstream::targets::{Decision, Seen, Targets};
+
+/// The servers of a configuration, of which nothing is known yet.
+pub(super) fn targets_of(config: &Config) -> Targets {
+    let now = clock::now();
+    if config.upstream.is_watched() {
+        let names = config.upstream.endpoints.iter().map(ToString::to_string).collect();
+        Targets::new(setup::wants(config.upstream.session), names, now)
+    } else {
+        Targets::fixed(config.upstream.addresses(), now)
+    }
+}
+
+impl App {
+    /// Begins with the servers of the configuration in force. One that is dialled and still among them stays until more is known.
+    pub(super) fn choose_servers(&self) {
+        let config = self.config.load();
+        let (current, at) = {
+            let mut targets = self.targets.lock();
+            let mut new = targets_of(&config);
+            new.inherit(&targets);
+            *targets = new;
+            (targets.current_index(), targets.current_at())
+        };
+        let endpoint = current.and_then(|current| config.upstream.endpoints.get(current));
+        let old = self.hub.server.borrow().clone();
+        let is_same = |old: &Server, endpoint| old.place == setup::place(endpoint) && old.at == at;
+        if old.zip(endpoint).is_some_and(|(old, endpoint)| is_same(&old, endpoint)) {
+            return;
+        }
+        self.hub.dial_only(endpoint.map(|endpoint| self.server(endpoint, at)));
+        if config.upstream.is_watched() && current.is_none() {
+            self.unreachable.store(None);
+        }
+    }
+
+    fn server(&self, endpoint: &Endpoint, at: Option<std::net::IpAddr>) -> Arc<Server> {
+        let number = self.servers.fetch_add(1, Ordering::Relaxed);
+        Server::new(number, setup::place(endpoint), at)
+    }
+
+    /// The server that is sampled, and where probes ask; none while none is known that will do.
+    pub(super) fn monitored(&self, config: &Config) -> Option<Endpoint> {
+        if !config.upstream.is_watched() {
+            return config.monitor.as_ref().map(|monitor| monitor.endpoint.clone());
+        }
+        config.upstream.endpoints.get(self.targets.lock().current_index()?).cloned()
+    }
+
+    /// Why nobody is dialled, for people.
+    pub(super) fn no_server(&self) -> String {
+        let targets = self.targets.lock();
+        format!("no server is {} ({})", targets.wants().word(), targets.summary())
+    }
+
+    /// A monitor has seen its server.
+    pub(super) fn saw(&self, index: usize, seen: Seen, monitors: &[MonitorHandle]) {
+        let text = match seen.cause() {
+            "" => seen.word().to_owned(),
+            cause => format!("{}: {cause}", seen.word()),
+        };
+        let (changed, decisions, name, several, settled) = {
+            let mut targets = self.targets.lock();
+            let (changed, decisions) = targets.saw(clock::now(), index, seen);
+            let name = targets.all().get(index).map(|target| target.name.clone()).unwrap_or_default();
+            (changed, decisions, name, targets.all().len() > 1, targets.is_settled())
+        };
+        if changed && several {
+            tracing::info!(upstream = name, seen = text, "a server was looked at");
+            self.note("upstream_seen", "", None, &format!("{name} is {text}"));
+        }
+        self.carry_out_decisions(decisions, monitors);
+        monitors.iter().for_each(|monitor| monitor.hurry(!settled));
+    }
+
+    pub(super) fn carry_out_decisions(&self, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
+        for decision in decisions {
+            match decision {
+                Decision::Serve { target, at, lost } => self.serve(target, at, lost, monitors),
+                Decision::Hold => self.hold(monitors),
+                Decision::Split(which) => self.split(&which),
+                Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
+            }
+        }
+    }
+
+    fn serve(&self, target: usize, at: Option<std::net::IpAddr>, lost: bool, monitors: &[MonitorHandle]) {
+        let config = self.config.load();
+        let Some(endpoint) = config.upstream.endpoints.get(target) else { return };
+        let old = self.hub.server.borrow().clone();
+        if let Some(old) = old.as_ref().filter(|_| lost) {
+            old.mark_lost();
+        }
+        // Sampled by the time its first link is there.
+        for (index, monitor) in monitors.iter().enumerate() {
+            monitor.sample(index == target);
+        }
+        self.monitor.store(monitors.get(target).cloned().map(Arc::new));
+        self.unreachable.store(None);
+        let server = self.server(endpoint, at);
+        let first = server.number == 0;
+        self.hub.dial_only(Some(server));
+        let shown = match at {
+            Some(ip) if !matches!(endpoint, Endpoint::Tcp { host, .. } if **host == ip.to_string()) => {
+                format!("{endpoint} ({ip})")
+            }
+            _ => endpoint.to_string(),
+        };
+        let text = {
+            let targets = self.targets.lock();
+            format!("{shown} is dialled from now on: {}", targets.summary())
+        };
+        if first {
+            tracing::info!("{text}");
+            self.note("upstream", "", None, &text);
+        } else {
+            self.switches.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!("switched: {text}");
+            self.note("upstream_switched", "", None, &text);
+        }
+        self.leave(clock::now());
+    }
+
+    fn hold(&self, monitors: &[MonitorHandle]) {
+        monitors.iter().for_each(|monitor| monitor.sample(false));
+        self.hub.dial_only(None);
+        self.unreachable.store(None);
+        let text = format!("{}: newcomers wait", self.no_server());
+        tracing::warn!("{text}");
+        self.note("upstream_hold", "", None, &text);
+        self.leave(clock::now());
+    }
+
+    fn split(&self, which: &[usize]) {
+        let targets = self.targets.lock();
+        let names: Vec<&str> =
+            which.iter().filter_map(|at| Some(targets.all().get(*at)?.name.as_str())).collect();
+        let stays = targets.current().map_or("none yet", |target| &target.name);
+        let text = format!(
+            "SPLIT BRAIN: {} both take writes. Clients stay with {stays} while it answers; stop the one that should not be primary",
+            names.join(" and ")
+        );
+        drop(targets);
+        tracing::error!("{text}");
+        self.note("upstream_split", "", None, &text);
+    }
+
+    /// Links on servers that are not dialled any more are to end.
+    fn leave(&self, now: Moment) {
+        *self.left.lock() = Some(now);
+        self.end_left_links(now);
+    }
+
+    /// Tells links on servers that are not dialled any more to end: outside a transaction at once, else with it. PostgreSQL refuses writes
+    /// on them for ever, and Odoo repeats what is refused on the same connection. Where the server is silent and was replaced, nothing can come
+    /// of a transaction: it ends at once, not when the network gives up. Repeated, for links may have been logging in when they were told.
+    pub(super) fn end_left_links(&self, now: Moment) {
+        let Some(since) = *self.left.lock() else { return };
+        let current = self.hub.server.borrow().as_ref().map(|server| server.number);
+        let mut found = false;
+        for link in self.links() {
+            let Some(server) = link.cancel_keys().and_then(|keys| keys.server()) else { continue };
+            if Some(server.number) == current {
+                continue;
+            }
+            found = true;
+            let detail = if server.is_lost() { "its server does not answer" } else { "its server was left" };
+            let refusal = Refusal::new(Reason::UpstreamSwitched, detail, "connect again");
+            link.post(if server.is_lost() {
+                Command::Close { generation: None, refusal }
+            } else {
+                Command::Leave(refusal)
+            });
+        }
+        let logins = {
+            let settings = self.hub.settings.load();
+            settings.connect_timeout + settings.startup_timeout + Duration::from_secs(1)
+        };
+        if !found && now.since(since) > logins {
+            *self.left.lock() = None;
+        }
+    }
+
+    pub(super) fn upstream_rows(&self) -> Vec<UpstreamRow> {
+        let now = clock::now();
+        let targets = self.targets.lock();
+        let current = targets.current_index();
+        let row = |(index, target): (usize, &crate::upstream::targets::Target)| UpstreamRow {
+            address: target.name.clone(),
+            ip: match target.seen {
+                Seen::Is(_, Some(ip)) => ip.to_string(),
+                _ => String::new(),
+            },
+            role: target.seen.word(),
+            current: current == Some(index),
+            since_ms: u64::try_from(now.since(target.since).as_millis()).unwrap_or(u64::MAX),
+            timeline: match target.seen {
+                Seen::Is(role, _) => Some(role.timeline()).filter(|timeline| *timeline > 0),
+                _ => None,
+            },
+            cause: target.seen.cause().to_owned(),
+        };
+        targets.all().iter().enumerate().map(row).collect()
+    }
+}
