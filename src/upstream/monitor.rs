@@ -13,7 +13,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,15 +22,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use zeroize::Zeroizing;
 
 use super::connect::{self, Failed, Opened, explain};
-use super::names::Names;
+use super::pace::{Backoff, pause_after};
 use super::query;
+use super::resolve::Name;
 use super::roster::{Answer, Roster};
 use super::row::Known;
 use super::targets::{Role, Wants};
@@ -47,14 +46,8 @@ const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
-/// A look at a session costs PostgreSQL and us a microsecond: with thousands of them one rests longer than the interval, up to so many times.
-const REST_PER_SESSION: Duration = Duration::from_micros(300);
-const INTERVALS_MAX: u32 = 2;
 /// What only an operator can change is looked at again after this.
 const RECHECK: Duration = Duration::from_secs(10);
-/// Pause before the first redial, and the longest one.
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Time between two looks at what a server is while none is known that suits, where the interval is longer.
 const HURRIED: Duration = Duration::from_millis(200);
 /// Events not yet taken. A consumer that is slower stops the monitor, whose samples then grow stale: as they should.
@@ -307,57 +300,6 @@ enum End {
 impl End {
     fn silent(cause: impl Into<String>) -> Self {
         Self::Lost(Failed::silent(cause.into()))
-    }
-}
-
-/// A server's name, looked up beside the looking.
-struct Name {
-    host: String,
-    port: u16,
-    names: Names,
-    /// One at a time, however long it takes.
-    asked: Option<JoinHandle<io::Result<Vec<IpAddr>>>>,
-}
-
-impl Name {
-    /// None where there is nothing to look up.
-    fn of(settings: &MonitorSettings, every: Duration) -> Option<Self> {
-        let MonitorAddress::Tcp { host, port } = &settings.address else { return None };
-        let mut names = Names::new(every);
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            names = Names::new(Duration::MAX);
-            names.answered([ip]);
-            names.asked(Moment::default());
-        }
-        Some(Self { host: host.clone(), port: *port, names, asked: None })
-    }
-
-    /// Asks where it is time, and takes the answer where it is there.
-    async fn look(&mut self, now: Moment) {
-        if self.asked.is_none() && self.names.is_due(now) {
-            self.names.asked(now);
-            let (host, port) = (self.host.clone(), self.port);
-            self.asked = Some(tokio::spawn(async move {
-                let found = tokio::net::lookup_host((host, port)).await?;
-                Ok(found.map(|address| address.ip()).collect())
-            }));
-        }
-        if self.asked.as_ref().is_some_and(JoinHandle::is_finished) {
-            let _ = self.answer().await;
-        }
-    }
-
-    /// Waits for the answer.
-    async fn answer(&mut self) -> Result<(), String> {
-        let Some(asked) = &mut self.asked else { return Ok(()) };
-        let answer = asked.await;
-        self.asked = None;
-        match answer {
-            Ok(Ok(found)) => self.names.answered(found),
-            Ok(Err(error)) => return Err(format!("{}: {error}", self.host)),
-            Err(error) => return Err(error.to_string()),
-        }
-        Ok(())
     }
 }
 
@@ -626,12 +568,6 @@ impl Task {
     }
 }
 
-/// Between two looks at so many sessions.
-fn pause_after(interval: Duration, sessions: usize) -> Duration {
-    let sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
-    REST_PER_SESSION.saturating_mul(sessions).min(interval * INTERVALS_MAX).max(interval)
-}
-
 /// A pooler announces a pid of its own making, or answers from another backend each time.
 fn same_backend(announced: i32, answered: i32) -> Result<(), End> {
     if announced == answered {
@@ -642,47 +578,9 @@ fn same_backend(announced: i32, answered: i32) -> Result<(), End> {
     )))
 }
 
-/// Doubles from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`], the upper half of each step left to chance, so that several pgweir
-/// do not redial in step.
-#[derive(Debug, Default)]
-struct Backoff {
-    step: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, chance: u32) -> Duration {
-        let full = BACKOFF_FIRST.saturating_mul(1 << self.step.min(8)).min(BACKOFF_MAX);
-        self.step = self.step.saturating_add(1);
-        full / 2 + (full / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn back_off_grows_jitters_and_is_bounded() {
-        let mut low = Backoff::default();
-        let mut high = Backoff::default();
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST / 2, BACKOFF_FIRST));
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST, BACKOFF_FIRST * 2));
-        for _ in 0..100 {
-            low.next(0);
-            high.next(0);
-        }
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_MAX / 2, BACKOFF_MAX));
-    }
-
-    #[test]
-    fn many_sessions_are_looked_at_less_often() {
-        let second = Duration::from_secs(1);
-        assert_eq!(pause_after(second, 0), second);
-        assert_eq!(pause_after(second, 3_000), second);
-        assert_eq!(pause_after(second, 5_000), second * 3 / 2);
-        assert_eq!(pause_after(second, usize::MAX), second * 2);
-        assert_eq!(pause_after(second * 60, 100_000), second * 60);
-    }
 
     #[test]
     fn another_backend_than_announced_is_a_pooler() {
