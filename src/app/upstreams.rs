@@ -95,6 +95,7 @@ impl App {
                 Decision::Hold => self.hold(monitors),
                 Decision::Split(which) => self.split(&which),
                 Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
+                Decision::Stale(which) => self.stale(&which),
             }
         }
     }
@@ -147,17 +148,31 @@ impl App {
     }
 
     fn split(&self, which: &[usize]) {
+        let text = format!(
+            "SPLIT BRAIN: {} both take writes. Clients are led to the one promoted last, and stay where they are if none is known to be that; \
+             stop the one that should not be primary",
+            self.names(which)
+        );
+        tracing::error!("{text}");
+        self.note("upstream_split", "", None, &text);
+    }
+
+    fn stale(&self, which: &[usize]) {
+        let text = format!(
+            "{} would take writes but was left behind: another server was promoted after it, and what is written there would be thrown away. \
+             It is not dialled ({}). If it is the one to go on with, make it the only [upstream] address and reload",
+            self.names(which),
+            self.targets.lock().summary()
+        );
+        tracing::error!("{text}");
+        self.note("upstream_stale", "", None, &text);
+    }
+
+    fn names(&self, which: &[usize]) -> String {
         let targets = self.targets.lock();
         let names: Vec<&str> =
             which.iter().filter_map(|at| Some(targets.all().get(*at)?.name.as_str())).collect();
-        let stays = targets.current().map_or("none yet", |target| &target.name);
-        let text = format!(
-            "SPLIT BRAIN: {} both take writes. Clients stay with {stays} while it answers; stop the one that should not be primary",
-            names.join(" and ")
-        );
-        drop(targets);
-        tracing::error!("{text}");
-        self.note("upstream_split", "", None, &text);
+        names.join(" and ")
     }
 
     /// Links on servers that are not dialled any more are to end.

@@ -12,8 +12,10 @@
 //! ```
 //! Invariants:
 //! - At most one server is dialled at any time.
-//! - Who suits and answers stays, whatever others say of themselves. When two call themselves the primary, nobody here can know which one is
-//!   meant to be; changing sides would add commits to both histories, and going back and forth would be worse. It is said aloud instead.
+//! - Who suits and answers stays, whatever others say of themselves, but for one thing:
+//! - Where there can be only one, nobody is served whose timeline is lower than one that was seen: each promotion makes a higher one, so this is a
+//!   primary that was left behind, and what is written there will be thrown away. Clients wait rather than write there. Going over for this
+//!   happens once a promotion, so two primaries cannot make clients go back and forth.
 //! - A current one that is silent stays while nobody else suits: it may only be restarting, and links find out as soon as the monitor does.
 //! - One that answers, but not the monitor (a wrong password, no connection left), stays as well: that is trouble of the monitor's.
 //!
@@ -176,6 +178,8 @@ pub enum Decision {
     Split(Vec<usize>),
     /// No longer.
     SplitOver,
+    /// Nobody suits but primaries that were left behind; these. They are not served.
+    Stale(Vec<usize>),
 }
 
 /// See the module.
@@ -187,6 +191,12 @@ pub struct Targets {
     /// Where the current one was when it was chosen.
     at: Option<IpAddr>,
     split: bool,
+    /// What the current one's timeline was when it was seen last; 0 where it is not known.
+    timeline: u32,
+    /// The highest timeline of a server that suited, wherever it was seen; 0 where there can be more than one.
+    highest: u32,
+    /// Whether it was said that nobody suits but those left behind.
+    only_stale: bool,
     /// When it was begun to look.
     began: Moment,
     /// Nothing is decided: there is one address, and it is dialled whatever it is.
@@ -198,7 +208,18 @@ impl Targets {
     pub fn new(wants: Wants, names: Vec<String>, now: Moment) -> Self {
         let target = |name| Target { name, seen: Seen::Unseen, since: now };
         let all = names.into_iter().map(target).collect();
-        Self { wants, all, current: None, at: None, split: false, began: now, fixed: false }
+        Self {
+            wants,
+            all,
+            current: None,
+            at: None,
+            split: false,
+            timeline: 0,
+            highest: 0,
+            only_stale: false,
+            began: now,
+            fixed: false,
+        }
     }
 
     /// The only server, dialled whatever it is: it is watched to be shown.
@@ -206,15 +227,22 @@ impl Targets {
         Self { current: Some(0), fixed: true, ..Self::new(Wants::Any, vec![name], now) }
     }
 
-    /// Goes on with the server that `old` has served, where it is among these: it is dialled on until more is known.
+    /// Goes on with the server that `old` has served, where it is among these: it is dialled on until more is known. Who was left behind
+    /// stays so; an operator who means a server of a lower timeline configures it as the only one, which is dialled whatever it is.
     pub fn inherit(&mut self, old: &Self) {
+        if self.fixed {
+            return;
+        }
+        if self.wants.is_unique() {
+            self.highest = old.highest;
+        }
         let name = old.current().map(|target| &target.name);
         if let Some(at) = self.all.iter().position(|target| Some(&target.name) == name)
-            && !self.fixed
             && !old.fixed
         {
             self.current = Some(at);
             self.at = old.at;
+            self.timeline = old.timeline;
         }
     }
 
@@ -245,7 +273,7 @@ impl Targets {
 
     /// Whether the current one is known to be well: others need not be looked at in a hurry.
     pub fn is_settled(&self) -> bool {
-        let suits = |target: &Target| target.seen.role().is_some_and(|role| self.wants.suits(role));
+        let suits = |target: &Target| target.seen.role().is_some_and(|role| self.will_do(role));
         self.fixed
             || self.current().is_some_and(|target| suits(target) || matches!(target.seen, Seen::Mute(_)))
     }
@@ -258,6 +286,13 @@ impl Targets {
     /// What each one is, in one line, for people.
     pub fn summary(&self) -> String {
         let line = |target: &Target| match target.seen.cause() {
+            "" if self.is_stale(target) => format!(
+                "{}: {} on timeline {}, left behind by {}",
+                target.name,
+                target.seen.word(),
+                target.seen.role().map_or(0, Role::timeline),
+                self.highest
+            ),
             "" => format!("{}: {}", target.name, target.seen.word()),
             cause => format!("{}: {} ({cause})", target.name, target.seen.word()),
         };
@@ -273,10 +308,13 @@ impl Targets {
             target.since = now;
         }
         target.seen = seen;
+        let role = target.seen.role();
         let mut decisions = Vec::new();
         if !self.fixed {
+            self.note_timeline(index, role);
             self.look_for_split(&mut decisions);
             self.decide(now, was_silent, &mut decisions);
+            self.look_for_stale(&mut decisions);
         }
         (changed, decisions)
     }
@@ -295,6 +333,45 @@ impl Targets {
         now.since(self.began) < GRACE && self.all.iter().any(|target| target.seen == Seen::Unseen)
     }
 
+    fn note_timeline(&mut self, index: usize, role: Option<Role>) {
+        let Some(role) = role.filter(|role| self.wants.is_unique() && self.wants.suits(*role)) else {
+            return;
+        };
+        self.highest = self.highest.max(role.timeline());
+        if self.current == Some(index) {
+            self.timeline = role.timeline();
+        }
+    }
+
+    /// Whether a timeline is known to have been left behind.
+    fn is_behind(&self, timeline: u32) -> bool {
+        0 < timeline && timeline < self.highest
+    }
+
+    /// Whether one may be dialled that calls itself this.
+    fn will_do(&self, role: Role) -> bool {
+        self.wants.suits(role) && !self.is_behind(role.timeline())
+    }
+
+    fn is_stale(&self, target: &Target) -> bool {
+        target.seen.role().is_some_and(|role| self.wants.suits(role) && !self.will_do(role))
+    }
+
+    fn look_for_stale(&mut self, decisions: &mut Vec<Decision>) {
+        let stale: Vec<usize> = self
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(_, target)| self.is_stale(target))
+            .map(|(at, _)| at)
+            .collect();
+        let only = !stale.is_empty() && !self.is_settled() && self.best().is_none();
+        if only && !self.only_stale {
+            decisions.push(Decision::Stale(stale));
+        }
+        self.only_stale = only;
+    }
+
     fn look_for_split(&mut self, decisions: &mut Vec<Decision>) {
         let primaries: Vec<usize> =
             self.all.iter().enumerate().filter(|(_, target)| is_primary(target)).map(|(at, _)| at).collect();
@@ -306,15 +383,17 @@ impl Targets {
 
     fn decide(&mut self, now: Moment, was_silent: bool, decisions: &mut Vec<Decision>) {
         let lost = match self.current().map(|target| &target.seen) {
-            Some(Seen::Is(role, at)) if self.wants.suits(*role) => {
+            Some(Seen::Is(role, at)) if self.will_do(*role) => {
                 if *at == self.at {
                     return;
                 }
                 // Its name leads elsewhere: the same server for the operator, another one for links.
                 return self.serve(self.current, *at, was_silent, decisions);
             }
-            Some(Seen::Mute(_) | Seen::Unseen) => return,
             Some(Seen::Silent(_)) => true,
+            // Another one was promoted since it was seen last: whether it answers or not is nothing any more.
+            Some(_) if self.is_behind(self.timeline) => false,
+            Some(Seen::Mute(_) | Seen::Unseen) => return,
             Some(Seen::Is(..)) => false,
             None if self.is_early(now) => return,
             None => false,
@@ -340,13 +419,15 @@ impl Targets {
         let Some(target) = target else { return };
         self.current = Some(target);
         self.at = at;
+        let role = self.all.get(target).and_then(|target| target.seen.role());
+        self.timeline = role.filter(|_| self.wants.is_unique()).map_or(0, Role::timeline);
         decisions.push(Decision::Serve { target, at, lost });
     }
 
-    /// The first that suits; of primaries the one promoted last, whose history is the longest.
+    /// The first that suits; of primaries the one promoted last.
     fn best(&self) -> Option<(usize, Option<IpAddr>)> {
         let suiting = self.all.iter().enumerate().filter_map(|(index, target)| match target.seen {
-            Seen::Is(role, at) if self.wants.suits(role) => Some((index, role, at)),
+            Seen::Is(role, at) if self.will_do(role) => Some((index, role, at)),
             _ => None,
         });
         let rank = |role: Role| if self.wants.is_unique() { role.timeline() } else { 0 };
@@ -459,14 +540,46 @@ mod tests {
     }
 
     #[test]
-    fn of_two_primaries_the_current_one_stays_while_it_answers() {
+    fn of_two_primaries_of_one_timeline_the_current_one_stays_while_it_answers() {
         let mut pair = Pair::running();
-        pair.saw(B, primary(2, 2), &[Decision::Split(vec![A, B])]).saw(B, primary(2, 2), &[]);
+        pair.saw(B, primary(2, 1), &[Decision::Split(vec![A, B])]).saw(B, primary(2, 1), &[]);
         assert_eq!((pair.0.current_index(), pair.0.primaries()), (Some(A), 2));
         pair.saw(A, silent(), &[Decision::SplitOver, serve(B, 2, true)]);
-        // The old one comes back and believes itself the primary.
         pair.saw(A, primary(1, 1), &[Decision::Split(vec![A, B])]);
         assert_eq!(pair.0.current_index(), Some(B));
+    }
+
+    #[test]
+    fn a_primary_promoted_later_shows_that_the_current_one_was_left_behind() {
+        let mut pair = Pair::running();
+        pair.saw(B, primary(2, 2), &[Decision::Split(vec![A, B]), serve(B, 2, false)]);
+        pair.saw(A, primary(1, 1), &[]);
+        // Seen only after the first choice.
+        let mut late = Pair::new(Wants::ReadWrite);
+        late.saw(A, primary(1, 1), &[serve(A, 1, false)]);
+        late.saw(B, primary(2, 2), &[Decision::Split(vec![A, B]), serve(B, 2, false)]);
+    }
+
+    #[test]
+    fn an_old_primary_that_returns_is_never_served_whatever_becomes_of_the_new_one() {
+        let mut pair = Pair::running();
+        pair.saw(A, silent(), &[]).saw(B, primary(2, 2), &[serve(B, 2, true)]);
+        pair.saw(A, primary(1, 1), &[Decision::Split(vec![A, B])]);
+        pair.saw(B, silent(), &[Decision::SplitOver, Decision::Stale(vec![A])]).saw(A, primary(1, 1), &[]);
+        assert_eq!(pair.0.current_index(), Some(B), "it may only be restarting");
+        assert!(pair.0.summary().contains("timeline 1, left behind by 2"), "{}", pair.0.summary());
+        pair.saw(B, standby(2), &[Decision::Hold]).saw(A, primary(1, 1), &[]);
+        // Nor behind a change of the configuration.
+        let mut new = Pair(Targets::new(Wants::Primary, vec!["a:5432".to_owned()], at(9)), 9);
+        new.0.inherit(&pair.0);
+        new.saw(A, primary(1, 1), &[Decision::Stale(vec![A])]).saw(A, primary(1, 3), &[serve(A, 1, false)]);
+    }
+
+    #[test]
+    fn a_timeline_that_is_not_known_leaves_nobody_behind() {
+        let mut pair = Pair::new(Wants::ReadWrite);
+        pair.saw(A, primary(1, 2), &[serve(A, 1, false)]).saw(A, silent(), &[]);
+        pair.saw(B, primary(2, 0), &[serve(B, 2, true)]);
     }
 
     #[test]
@@ -485,9 +598,11 @@ mod tests {
     #[test]
     fn a_server_that_does_not_tell_the_monitor_stays() {
         let mut pair = Pair::running();
-        pair.saw(A, mute(), &[]).saw(B, primary(2, 2), &[]);
+        pair.saw(A, mute(), &[]).saw(B, primary(2, 1), &[]);
         assert_eq!(pair.0.current_index(), Some(A));
         pair.saw(A, silent(), &[serve(B, 2, true)]);
+        let mut pair = Pair::running();
+        pair.saw(A, mute(), &[]).saw(B, primary(2, 2), &[serve(B, 2, false)]);
     }
 
     #[test]
@@ -533,8 +648,8 @@ mod tests {
 
     fn any_seen() -> impl Strategy<Value = Seen> {
         let role = prop_oneof![
-            (1_u32..4).prop_map(|timeline| Role::Primary { timeline }),
-            (1_u32..4).prop_map(|timeline| Role::ReadOnly { timeline }),
+            (0_u32..4).prop_map(|timeline| Role::Primary { timeline }),
+            (0_u32..4).prop_map(|timeline| Role::ReadOnly { timeline }),
             Just(Role::Standby),
         ];
         prop_oneof![
@@ -556,6 +671,7 @@ mod tests {
             let mut targets = Targets::new(wants, names, at(0));
             // What a shell that does as it is told would dial.
             let mut dialled: Option<(usize, Option<IpAddr>)> = None;
+            let mut highest = 0;
             for (n, (index, seen)) in events.into_iter().enumerate() {
                 let before = dialled;
                 let (_, decisions) = targets.saw(at(n as u64 + 1), index, seen);
@@ -563,12 +679,16 @@ mod tests {
                     match decision {
                         Decision::Serve { target, at, .. } => dialled = Some((*target, *at)),
                         Decision::Hold => dialled = None,
-                        Decision::Split(_) | Decision::SplitOver => {}
+                        Decision::Split(_) | Decision::SplitOver | Decision::Stale(_) => {}
                     }
                 }
                 prop_assert_eq!(dialled.map(|(target, _)| target), targets.current_index());
+                let seen_now = targets.all()[index].seen.role();
+                if let Some(role) = seen_now.filter(|role| wants.is_unique() && wants.suits(*role)) {
+                    highest = highest.max(role.timeline());
+                }
                 let suits = |target: usize| match &targets.all()[target].seen {
-                    Seen::Is(role, _) => wants.suits(*role),
+                    Seen::Is(role, _) => wants.suits(*role) && (role.timeline() == 0 || role.timeline() >= highest),
                     _ => false,
                 };
                 let seen_of = |target: usize| &targets.all()[target].seen;
@@ -576,16 +696,17 @@ mod tests {
                 if let Some((target, at)) = dialled
                     && let Seen::Is(role, there) = seen_of(target)
                 {
-                    prop_assert!(wants.suits(*role) && *there == at, "{}", targets.summary());
+                    prop_assert!(suits(target) && *there == at, "{role:?} {}", targets.summary());
                 }
                 // Where one suits, one is dialled that suits, or that does not tell.
                 if (0..3).any(suits) {
                     let ok = dialled.is_some_and(|(t, _)| suits(t) || matches!(seen_of(t), Seen::Mute(_)));
                     prop_assert!(ok, "{}", targets.summary());
                 }
-                // Who suits, or does not tell, is left for nobody else.
+                // Who suits is left for nobody else; nor who does not tell, but for one promoted later.
+                let promoted = seen_now.is_some_and(|role| wants.is_unique() && role.timeline() >= highest);
                 if let Some((target, _)) = before
-                    && (suits(target) || matches!(seen_of(target), Seen::Mute(_)))
+                    && (suits(target) || matches!(seen_of(target), Seen::Mute(_)) && !promoted)
                 {
                     prop_assert_eq!(dialled.map(|(target, _)| target), Some(target));
                 }

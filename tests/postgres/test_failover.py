@@ -262,27 +262,55 @@ def test_a_cancel_after_the_switch_goes_to_the_links_own_server(pair, weir_at, t
 
 
 def test_split_brain(pair, weir_at, tidy):
-    """Two primaries: clients stay where they are while that one answers."""
+    """Two primaries: clients are led to the one promoted last, once, and stay there."""
     weir = weir_at(pair.a, pair.b)
+    before = tidy(weir.connect("web-before", autocommit=False))
+    before.cursor().execute("select 1")
     pair.b.promote()
-    eventually(lambda: weir.timeline_has("upstream_split", "split brain"))
-    never(lambda: current(weir) != pair.a.port, 1)
-    assert port_of(tidy(weir.connect("web"))) == pair.a.port
+    eventually(lambda: weir.timeline_has("upstream_split", "split brain") and current(weir) == pair.b.port)
+    before.commit()
+    assert port_of(tidy(weir.connect("web"))) == pair.b.port
     assert sum(weir.metric("pgweir_upstream_role", role="primary", address=f"127.0.0.1:{c.port}") for c in (pair.a, pair.b)) == 2
     check = weir.cli("check")
     assert "more than one server is a primary" in check.stdout + check.stderr
-    # Who starts now has no side to stay on: it takes the one promoted last.
+    never(lambda: current(weir) != pair.b.port, 1)
+    assert weir.metric("pgweir_upstream_switches_total") == 1
     late = Weir(pair.a, lanes=LANES, upstream={"address": [f"127.0.0.1:{c.port}" for c in (pair.a, pair.b)]})
     try:
         late.start()
         assert current(late) == pair.b.port
     finally:
         late.close()
-    pair.a.stop()
-    eventually(lambda: current(weir) == pair.b.port)
-    pair.a.start()
-    eventually(lambda: upstreams(weir)[pair.a.port]["role"] == "primary")
-    never(lambda: current(weir) != pair.b.port, 1)
+
+
+def end_monitor(cluster):
+    """Ends the monitor's session, and nothing else."""
+    return cluster.value("select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'pgweir monitor'")
+
+
+def test_an_old_primary_that_returns_is_not_served(pair, weir_at, tidy):
+    """Not rewound, it still calls itself the primary. Whatever becomes of the new one, and of the monitor's session there."""
+    a, b = pair.a, pair.b
+    weir = weir_at(a, b)
+    a.crash()
+    b.promote()
+    eventually(lambda: current(weir) == b.port)
+    a.start(wait=False)
+    eventually(lambda: upstreams(weir)[a.port]["role"] == "primary")
+    never(lambda: current(weir) != b.port, 1)
+    assert end_monitor(b) == 1
+    never(lambda: current(weir) != b.port, 2)
+    b.crash()
+    eventually(lambda: upstreams(weir)[b.port]["role"] == "down")
+    eventually(lambda: weir.timeline_has("upstream_stale", "left behind"))
+    waiting = background(weir.connect, "web")
+    eventually(lambda: weir.lane("web")["waiting"] == 1)
+    never(lambda: current(weir) != b.port, 1)
+    weir.reload()
+    never(lambda: current(weir) != b.port, 1)
+    b.start(wait=False)
+    assert port_of(tidy(waiting.result(20))) == b.port
+    assert weir.metric("pgweir_upstream_switches_total") == 1
 
 
 def test_a_restart_of_the_primary_switches_nothing(pair, weir_at, tidy):
