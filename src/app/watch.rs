@@ -1,17 +1,17 @@
 //! The monitors' word: samples for the guard, everything else for the timeline, and what each server is for who decides which one is
 //! dialled.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use super::{App, setup};
 use crate::clock;
 use crate::lanes::sample::Sample;
-use crate::upstream::monitor::{Monitor, MonitorEvent, MonitorHandle, MonitorSettings, Scouting};
+use crate::upstream::monitor::{Monitor, MonitorEvent, MonitorHandle, MonitorSettings, Scouting, Sign};
 use crate::upstream::targets::{GRACE, Seen};
 
 /// Events of all monitors not yet taken.
@@ -80,13 +80,12 @@ impl App {
 
     async fn hear(&self, mut events: mpsc::Receiver<(usize, MonitorEvent)>, monitors: &[MonitorHandle]) {
         let mut trouble = false;
-        let mut early = pin!(tokio::time::sleep(GRACE));
-        let mut is_early = true;
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + GRACE, GRACE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                () = &mut early, if is_early => {
-                    is_early = false;
+                _ = ticks.tick() => {
                     let decisions = self.targets.lock().tick(clock::now());
                     self.carry_out_decisions(decisions, monitors);
                     continue;
@@ -95,8 +94,11 @@ impl App {
             let Some((index, event)) = event else { return };
             let seen = match &event {
                 MonitorEvent::Role { role, at } => Some(Seen::Is(*role, *at)),
-                MonitorEvent::Down { cause, answers: true } => Some(Seen::Mute(cause.clone())),
-                MonitorEvent::Down { cause, answers: false } => Some(Seen::Silent(cause.clone())),
+                MonitorEvent::Down { cause, sign } => Some(match sign {
+                    Sign::Answers | Sign::Suspect => Seen::Mute(cause.clone()),
+                    Sign::Hung => Seen::Hung(cause.clone()),
+                    Sign::Silent => Seen::Silent(cause.clone()),
+                }),
                 MonitorEvent::Pooler(cause) => Some(Seen::Mute(cause.clone())),
                 MonitorEvent::Sample(_) | MonitorEvent::Blind => None,
             };

@@ -41,8 +41,12 @@ pub use super::connect::{MonitorAddress, MonitorSettings};
 
 /// Least time from one look to the next, however often one is asked for.
 const GAP_MIN: Duration = Duration::from_millis(20);
-/// A look that is not answered within this (or twice the interval) costs the connection.
+/// PostgreSQL gives a statement of ours up after this, or twice the interval.
 const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// What is not answered so long after that costs the connection: PostgreSQL's own word, which shows that it lives, comes first.
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+/// A server that lets the monitor in again and again, and does not answer, counts as lost after this.
+const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
@@ -71,8 +75,8 @@ pub enum MonitorEvent {
     Down {
         /// For the operator: PostgreSQL's words with SQLSTATE, or the system's.
         cause: String,
-        /// Whether it is PostgreSQL that refuses, so that it runs.
-        answers: bool,
+        /// What it says of the server.
+        sign: Sign,
     },
     /// What the server is, and where it was reached by TCP; said behind the look in which it became so.
     Role {
@@ -85,6 +89,19 @@ pub enum MonitorEvent {
     Blind,
     /// Something that is not PostgreSQL answers.
     Pooler(String),
+}
+
+/// What the monitor's trouble says of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It is PostgreSQL that refuses, so it runs.
+    Answers,
+    /// A session ended or was not answered in time, and it was not tried yet to get another.
+    Suspect,
+    /// So it goes for [`HUNG_AFTER`] already.
+    Hung,
+    /// No session is to be had.
+    Silent,
 }
 
 /// How one of several servers is watched.
@@ -124,11 +141,12 @@ impl Monitor {
         scouting: Option<Scouting>,
     ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let limit = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
+        let statement_timeout = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
         let shared = Arc::new(Shared {
             wake: Notify::new(),
             user: settings.user.clone(),
-            limit,
+            statement_timeout,
+            limit: statement_timeout + ANSWER_MARGIN,
             samples: AtomicBool::new(scouting.is_none()),
             hurries: AtomicBool::new(false),
             now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
@@ -136,7 +154,20 @@ impl Monitor {
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
         let name = scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval));
         let wants = scouting.map(|scouting| scouting.wants);
-        tokio::spawn(Task { settings, clock, shared, events, told: None, role: None, name, wants }.run());
+        tokio::spawn(
+            Task {
+                settings,
+                clock,
+                shared,
+                events,
+                told: None,
+                role: None,
+                failing_since: None,
+                name,
+                wants,
+            }
+            .run(),
+        );
         (handle, receiver)
     }
 }
@@ -149,7 +180,9 @@ struct Now {
 struct Shared {
     wake: Notify,
     user: String,
-    /// Bound of each query.
+    /// PostgreSQL's bound of each query.
+    statement_timeout: Duration,
+    /// Ours.
     limit: Duration,
     /// Whether sessions are listed, or only the server's role is asked for.
     samples: AtomicBool,
@@ -291,6 +324,8 @@ async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, Strin
 
 /// Why a session ended.
 enum End {
+    /// There was none.
+    NoSession(Failed),
     Lost(Failed),
     Pooler(String),
     /// The server's name leads elsewhere, or it is the next address' turn.
@@ -320,6 +355,8 @@ struct Task {
     told: Option<MonitorEvent>,
     /// What was said last of the server, on this connection.
     role: Option<Role>,
+    /// Since when sessions are lost without an answer between.
+    failing_since: Option<Moment>,
     /// Where it is to be looked up.
     name: Option<Name>,
     wants: Option<Wants>,
@@ -344,9 +381,14 @@ impl Task {
             self.shared.now.lock().client = None;
             let pause = match end {
                 End::Moved => continue,
-                End::Lost(Failed { cause, answers }) => {
-                    self.shared.set_state(format!("down: {cause}"));
-                    self.tell(MonitorEvent::Down { cause, answers }).await;
+                End::NoSession(failed) => {
+                    let sign = if failed.answers { Sign::Answers } else { Sign::Silent };
+                    self.tell_down(failed.cause, sign).await;
+                    backoff.next(getrandom::u32().unwrap_or(0))
+                }
+                End::Lost(failed) => {
+                    let sign = self.sign_of(&failed);
+                    self.tell_down(failed.cause, sign).await;
                     // Without randomness only the spreading is lost.
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
@@ -358,6 +400,21 @@ impl Task {
             };
             tokio::time::sleep(pause).await;
         }
+    }
+
+    fn sign_of(&mut self, failed: &Failed) -> Sign {
+        if failed.answers {
+            self.failing_since = None;
+            return Sign::Answers;
+        }
+        let now = (self.clock)();
+        let since = *self.failing_since.get_or_insert(now);
+        if now.since(since) < HUNG_AFTER { Sign::Suspect } else { Sign::Hung }
+    }
+
+    async fn tell_down(&mut self, cause: String, sign: Sign) {
+        self.shared.set_state(format!("down: {cause}"));
+        self.tell(MonitorEvent::Down { cause, sign }).await;
     }
 
     /// Where the server's name leads; none where that is left to the dial.
@@ -385,7 +442,7 @@ impl Task {
         self.role = None;
         let at = match self.resolve().await {
             Ok(at) => at,
-            Err(failed) => return End::Lost(failed),
+            Err(failed) => return End::NoSession(failed),
         };
         let Opened { client, connection, announced_pid } = match connect::open_at(&self.settings, at).await {
             Ok(opened) => opened,
@@ -393,7 +450,7 @@ impl Task {
                 if let Some(name) = &mut self.name {
                     name.names.skip();
                 }
-                return End::Lost(failed);
+                return End::NoSession(failed);
             }
         };
         let mut connection = pin!(connection);
@@ -427,12 +484,21 @@ impl Task {
         let mut seen = Seen { pid: announced_pid, roster: Roster::default(), known: Known::default() };
         loop {
             let asked_at = (self.clock)();
-            let (look, role) = match bounded(self.shared.limit, self.look(&client, &mut seen)).await {
-                Ok(Ok(looked)) => looked,
-                Ok(Err(end)) => return end,
-                Err(cause) => return End::silent(cause),
+            let (look, role) = match self.look(&client, &mut seen).await {
+                Ok(looked) => looked,
+                // The session lives, and another may not be had as long as PostgreSQL is so busy.
+                Err(End::Lost(failed)) if failed.answers && !client.is_closed() => {
+                    self.failing_since = None;
+                    self.role = None;
+                    seen.roster = Roster::default();
+                    self.tell_down(failed.cause, Sign::Answers).await;
+                    self.rest(asked_at, self.settings.interval).await;
+                    continue;
+                }
+                Err(end) => return end,
             };
             *backoff = Backoff::default();
+            self.failing_since = None;
             let is_blind = matches!(look, Look::Blind);
             let mut pause = self.settings.interval;
             match look {
@@ -480,7 +546,7 @@ impl Task {
         let row = self.ask(client.query_typed_one(query::BACKEND_PID, &[])).await.map_err(End::Lost)?;
         let pid: i32 = row.try_get(0).map_err(|error| End::Lost(Failed::of(&error)))?;
         same_backend(announced_pid, pid)?;
-        let settings = query::session_settings(self.shared.limit);
+        let settings = query::session_settings(self.shared.statement_timeout);
         self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
     }
 
@@ -516,7 +582,7 @@ impl Task {
         let [since, locks] = query::SAMPLE_TYPES;
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&question.quiet_since, since), (&question.locks, locks)];
-        let row = client.query_typed_one(query::SAMPLE, &parameters).await.map_err(|e| Failed::of(&e))?;
+        let row = self.ask(client.query_typed_one(query::SAMPLE, &parameters)).await?;
         let taken_at = (self.clock)();
         let facts = query::facts(&row).map_err(|e| Failed::of(&e))?;
         let odd = |cause| Failed { cause, answers: true };

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 
@@ -311,6 +312,43 @@ def test_an_old_primary_that_returns_is_not_served(pair, weir_at, tidy):
     b.start(wait=False)
     assert port_of(tidy(waiting.result(20))) == b.port
     assert weir.metric("pgweir_upstream_switches_total") == 1
+
+
+@pytest.fixture
+def two(template):
+    """Two servers that have nothing to do with each other."""
+    a, b = Cluster(template=template).start(), Cluster(template=template).start()
+    yield a, b
+    a.close()
+    b.close()
+
+
+def test_trouble_of_the_monitor_is_not_the_servers(two, weir_at, tidy):
+    """A session that is ended, one that hangs, one that waits for a lock: the server is overloaded at most, and lives."""
+    a, b = two
+    weir = weir_at(a, b, upstream={"target_session_attrs": "any"})
+    assert current(weir) == a.port
+    conn = tidy(weir.connect("web", autocommit=False))
+    conn.cursor().execute("select 1")
+    assert end_monitor(a) == 1
+    never(lambda: current(weir) != a.port, 1.5)
+    pid = a.value("select pid from pg_stat_activity where application_name = 'pgweir monitor'")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: "did not answer" in upstreams(weir)[a.port]["cause"])
+        eventually(lambda: upstreams(weir)[a.port]["role"] == "primary")
+        assert a.value("select pid from pg_stat_activity where application_name = 'pgweir monitor' and pid <> %s", pid)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    lock = tidy(a.direct(autocommit=False))
+    lock.cursor().execute("lock table pg_authid in access exclusive mode")
+    eventually(lambda: "55P03" in upstreams(weir)[a.port]["cause"])
+    # Longer than a login may take.
+    never(lambda: current(weir) != a.port, 6)
+    lock.rollback()
+    eventually(lambda: upstreams(weir)[a.port]["role"] == "primary")
+    conn.cursor().execute("select 2")
+    assert weir.metric("pgweir_upstream_switches_total") == 0
 
 
 def test_a_restart_of_the_primary_switches_nothing(pair, weir_at, tidy):
