@@ -212,7 +212,7 @@ fn check_postgres(
     let mut roles = Vec::new();
     for monitor in monitors {
         let looked = match &runtime {
-            Ok(runtime) => runtime.block_on(probe::look(monitor)),
+            Ok(runtime) => runtime.block_on(probe::look(monitor, config.upstream.is_watched())),
             Err(error) => Err(error.to_string()),
         };
         let at = if several { format!("{}: ", monitor.address) } else { String::new() };
@@ -226,7 +226,7 @@ fn check_postgres(
                     .collect();
                 let found = config::check_timeouts(config, &timeouts);
                 warnings.extend(found.iter().map(|warning| format!("{at}{warning}")));
-                roles.push((monitor.address.to_string(), facts.role));
+                roles.extend(facts.role.map(|role| (monitor.address.to_string(), role)));
             }
             Err(error) => warnings.push(format!(
                 "warning: {at}PostgreSQL was not reached, so limits and rights are not checked: {error}. Hint: run check again when it is up"

@@ -79,6 +79,7 @@ impl App {
     }
 
     async fn hear(&self, mut events: mpsc::Receiver<(usize, MonitorEvent)>, monitors: &[MonitorHandle]) {
+        let is_watched = self.config.load().upstream.is_watched();
         let mut trouble = false;
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + GRACE, GRACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,6 +101,10 @@ impl App {
                     Sign::Silent => Seen::Silent(cause.clone()),
                 }),
                 MonitorEvent::Pooler(cause) => Some(Seen::Mute(cause.clone())),
+                // The only one is not asked what it is.
+                MonitorEvent::Sample(_) | MonitorEvent::Blind if !is_watched => {
+                    Some(Seen::Mute(String::new()))
+                }
                 MonitorEvent::Sample(_) | MonitorEvent::Blind => None,
             };
             if let Some(seen) = seen {

@@ -150,19 +150,23 @@ pub struct Failed {
     pub cause: String,
     /// Whether PostgreSQL runs, and only does not let this role in.
     pub answers: bool,
+    /// Whether it says that it has no such thing, or not for this role (SQLSTATE classes 0A and 42).
+    pub lacks: bool,
 }
 
 impl Failed {
     /// There was no answer.
     pub fn silent(cause: String) -> Self {
-        Self { cause, answers: false }
+        Self { cause, answers: false, lacks: false }
     }
 
     /// What a driver says. PostgreSQL's own refusal is an answer, unless it says that it starts or stops.
     pub fn of(error: &tokio_postgres::Error) -> Self {
         let leaving = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
         let answers = error.code().is_some_and(|code| !leaving.contains(&code));
-        Self { cause: explain(error), answers }
+        let lacks =
+            error.code().is_some_and(|code| code.code().starts_with("0A") || code.code().starts_with("42"));
+        Self { cause: explain(error), answers, lacks }
     }
 }
 

@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 
 use super::connect::{self, Failed, Opened, explain};
 use super::pace::{Backoff, pause_after};
-use super::query;
+use super::query::{self, Asks};
 use super::resolve::Name;
 use super::roster::{Answer, Roster};
 use super::row::Known;
@@ -344,6 +344,20 @@ struct Seen {
     pid: i32,
     roster: Roster,
     known: Known,
+    questions: Questions,
+}
+
+/// The statements of a connection.
+struct Questions {
+    asks: Asks,
+    sample: String,
+    role: String,
+}
+
+impl Questions {
+    fn new(asks: Asks) -> Self {
+        Self { asks, sample: query::sample(asks), role: query::role(asks) }
+    }
 }
 
 struct Task {
@@ -481,11 +495,19 @@ impl Task {
             return end;
         }
         self.shared.now.lock().client = Some(Arc::clone(&client));
-        let mut seen = Seen { pid: announced_pid, roster: Roster::default(), known: Known::default() };
+        let questions = Questions::new(if self.wants.is_some() { Asks::Timeline } else { Asks::Nothing });
+        let mut seen =
+            Seen { pid: announced_pid, roster: Roster::default(), known: Known::default(), questions };
         loop {
             let asked_at = (self.clock)();
             let (look, role) = match self.look(&client, &mut seen).await {
                 Ok(looked) => looked,
+                Err(End::Lost(failed)) if failed.lacks && seen.questions.asks == Asks::Timeline => {
+                    tracing::warn!(upstream = %self.settings.address, error = failed.cause, "its timeline cannot be asked for");
+                    seen.questions = Questions::new(Asks::Role);
+                    seen.roster = Roster::default();
+                    continue;
+                }
                 // The session lives, and another may not be had as long as PostgreSQL is so busy.
                 Err(End::Lost(failed)) if failed.answers && !client.is_closed() => {
                     self.failing_since = None;
@@ -519,7 +541,9 @@ impl Task {
                     self.tell(MonitorEvent::Blind).await;
                 }
             }
-            if self.role.replace(role) != Some(role) {
+            if let Some(role) = role
+                && self.role.replace(role) != Some(role)
+            {
                 self.tell(MonitorEvent::Role { role, at }).await;
             }
             if is_blind && self.wants.is_none() {
@@ -527,7 +551,9 @@ impl Task {
             } else {
                 self.rest(asked_at, pause).await;
             }
-            if self.is_elsewhere(role, at).await {
+            if let Some(role) = role
+                && self.is_elsewhere(role, at).await
+            {
                 return End::Moved;
             }
         }
@@ -551,13 +577,13 @@ impl Task {
     }
 
     /// Looks; and once more, at everything, where what was found does not go with what was known.
-    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(Look, Role), End> {
+    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(Look, Option<Role>), End> {
         if !self.shared.samples.load(Ordering::Relaxed) {
             // What was known of its sessions will be old when it is asked for them again.
             seen.roster = Roster::default();
-            let row = self.ask(client.query_typed_one(query::ROLE, &[])).await.map_err(End::Lost)?;
+            let row = self.ask(client.query_typed_one(&seen.questions.role, &[])).await.map_err(End::Lost)?;
             let role = query::role_of(&row).map_err(|error| End::Lost(Failed::of(&error)))?;
-            return Ok((Look::Role, role));
+            return Ok((Look::Role, Some(role)));
         }
         loop {
             let answer = self.question(client, seen).await.map_err(End::Lost)?;
@@ -582,10 +608,10 @@ impl Task {
         let [since, locks] = query::SAMPLE_TYPES;
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&question.quiet_since, since), (&question.locks, locks)];
-        let row = self.ask(client.query_typed_one(query::SAMPLE, &parameters)).await?;
+        let row = self.ask(client.query_typed_one(&seen.questions.sample, &parameters)).await?;
         let taken_at = (self.clock)();
         let facts = query::facts(&row).map_err(|e| Failed::of(&e))?;
-        let odd = |cause| Failed { cause, answers: true };
+        let odd = |cause| Failed { cause, answers: true, lacks: false };
         let mut others = Vec::new();
         for (n, record) in query::others(&row).map_err(|e| Failed::of(&e))?.into_iter().enumerate() {
             if n > 0 && n % PORTION == 0 {

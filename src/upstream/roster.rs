@@ -53,7 +53,7 @@ pub struct Facts {
     /// Another number when any role's name is another.
     pub roles: i64,
     /// What it calls itself.
-    pub role: Role,
+    pub role: Option<Role>,
 }
 
 /// What came back.
@@ -221,7 +221,7 @@ mod tests {
                 reserved_connections: 3,
                 clock: stamp(clock),
                 roles: 7,
-                role: Role::Standby,
+                role: None,
             },
             lock_holders: Vec::new(),
             quiet: quiet.to_vec(),

@@ -351,6 +351,38 @@ def test_trouble_of_the_monitor_is_not_the_servers(two, weir_at, tidy):
     assert weir.metric("pgweir_upstream_switches_total") == 0
 
 
+WITHOUT_TIMELINE = "revoke execute on function pg_current_wal_lsn() from public"
+
+
+def test_one_server_is_not_asked_what_it_is(template, make_weir):
+    """What derives from PostgreSQL may raise an error there, as Aurora does."""
+    cluster = Cluster(template=template).start()
+    try:
+        cluster.sql(WITHOUT_TIMELINE, dbname="postgres")
+        weir = make_weir(lanes=LANES, upstream={"address": f"127.0.0.1:{cluster.port}"})
+        eventually(lambda: weir.usage()["sampled_ms_ago"] is not None)
+        assert not weir.timeline_has("monitor_down")
+        assert [row["role"] for row in weir.admin("SHOW UPSTREAMS")] == ["unknown"]
+        check = weir.cli("check")
+        assert "was not reached" not in check.stdout + check.stderr, check
+    finally:
+        cluster.close()
+
+
+def test_servers_that_do_not_tell_their_timelines(pair, weir_at):
+    pair.a.sql(WITHOUT_TIMELINE, dbname="postgres")
+    weir = weir_at(pair.a, pair.b)
+    eventually(lambda: current(weir) == pair.a.port)
+    row = upstreams(weir)[pair.a.port]
+    assert (row["role"], row["timeline"]) == ("primary", None)
+    eventually(lambda: weir.usage()["sampled_ms_ago"] is not None)
+    check = weir.cli("check")
+    assert "was not reached" not in check.stdout + check.stderr, check
+    pair.a.crash()
+    pair.b.promote()
+    eventually(lambda: current(weir) == pair.b.port)
+
+
 def test_a_restart_of_the_primary_switches_nothing(pair, weir_at, tidy):
     weir = weir_at(pair.a, pair.b)
     pair.a.stop()
