@@ -137,6 +137,7 @@ fn new_app(
         admin_hosts: admin_settings.hosts.clone(),
         unreachable: ArcSwapOption::from(not_seen_yet),
         targets: Mutex::new(upstreams::targets_of(&config)),
+        choosing: Mutex::default(),
         switches: AtomicU64::new(0),
         servers: AtomicU32::new(0),
         left: Mutex::default(),

@@ -91,6 +91,8 @@ pub struct App {
     unreachable: ArcSwapOption<String>,
     /// What each server was seen as, and which one is dialled.
     targets: Mutex<Targets>,
+    /// Held over each decision and what comes of it; before `targets`.
+    choosing: Mutex<upstreams::Choosing>,
     /// How often another one was.
     switches: AtomicU64,
     /// Numbers of those chosen.

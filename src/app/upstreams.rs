@@ -26,10 +26,21 @@ pub(super) fn targets_of(config: &Config) -> Targets {
     }
 }
 
+/// Servers among which is chosen.
+#[derive(Default)]
+pub(super) struct Choosing {
+    /// Another number with each list of servers: what monitors of an earlier list say is nothing to this one.
+    generation: u64,
+    endpoints: Vec<Endpoint>,
+}
+
 impl App {
     /// Begins with the servers of the configuration in force. One that is dialled and still among them stays until more is known.
     pub(super) fn choose_servers(&self) {
+        let mut choosing = self.choosing.lock();
         let config = self.config.load();
+        choosing.generation += 1;
+        choosing.endpoints.clone_from(&config.upstream.endpoints);
         let (current, at) = {
             let mut targets = self.targets.lock();
             let mut new = targets_of(&config);
@@ -39,8 +50,11 @@ impl App {
         };
         let endpoint = current.and_then(|current| config.upstream.endpoints.get(current));
         let old = self.hub.server.borrow().clone();
-        let is_same = |old: &Server, endpoint| old.place == setup::place(endpoint) && old.at == at;
-        if old.zip(endpoint).is_some_and(|(old, endpoint)| is_same(&old, endpoint)) {
+        let is_same = |old: &Server, endpoint| {
+            old.place == setup::place(endpoint) && old.at.zip(at).is_none_or(|(was, is)| was == is)
+        };
+        if let Some(old) = old.filter(|old| endpoint.is_some_and(|endpoint| is_same(old, endpoint))) {
+            self.hub.dial_at(old.at(at));
             return;
         }
         self.hub.dial_only(endpoint.map(|endpoint| self.server(endpoint, at)));
@@ -59,7 +73,9 @@ impl App {
         if !config.upstream.is_watched() {
             return config.monitor.as_ref().map(|monitor| monitor.endpoint.clone());
         }
-        config.upstream.endpoints.get(self.targets.lock().current_index()?).cloned()
+        // By its name: the configuration may be newer than the choice.
+        let name = self.targets.lock().current()?.name.clone();
+        config.upstream.endpoints.iter().find(|endpoint| endpoint.to_string() == name).cloned()
     }
 
     /// Why nobody is dialled, for people.
@@ -68,8 +84,32 @@ impl App {
         format!("no server is {} ({})", targets.wants().word(), targets.summary())
     }
 
-    /// A monitor has seen its server.
-    pub(super) fn saw(&self, index: usize, seen: Seen, monitors: &[MonitorHandle]) {
+    /// Which list of servers is in force.
+    pub(super) fn generation(&self) -> u64 {
+        self.choosing.lock().generation
+    }
+
+    /// Whether a server of a list is the one that is dialled.
+    pub(super) fn is_dialled(&self, generation: u64, index: usize) -> bool {
+        let choosing = self.choosing.lock();
+        choosing.generation == generation && self.targets.lock().current_index() == Some(index)
+    }
+
+    /// Time has passed.
+    pub(super) fn look_again(&self, generation: u64, monitors: &[MonitorHandle]) {
+        let choosing = self.choosing.lock();
+        if choosing.generation == generation {
+            let decisions = self.targets.lock().tick(clock::now());
+            self.carry_out_decisions(&choosing, decisions, monitors);
+        }
+    }
+
+    /// A monitor of one of a list has seen its server.
+    pub(super) fn saw(&self, generation: u64, index: usize, seen: Seen, monitors: &[MonitorHandle]) {
+        let choosing = self.choosing.lock();
+        if choosing.generation != generation {
+            return;
+        }
         let text = match seen.cause() {
             "" => seen.word().to_owned(),
             cause => format!("{}: {cause}", seen.word()),
@@ -84,14 +124,19 @@ impl App {
             tracing::info!(upstream = name, seen = text, "a server was looked at");
             self.note("upstream_seen", "", None, &format!("{name} is {text}"));
         }
-        self.carry_out_decisions(decisions, monitors);
+        self.carry_out_decisions(&choosing, decisions, monitors);
         monitors.iter().for_each(|monitor| monitor.hurry(!settled));
     }
 
-    pub(super) fn carry_out_decisions(&self, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
+    fn carry_out_decisions(&self, choosing: &Choosing, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
         for decision in decisions {
             match decision {
-                Decision::Serve { target, at, lost } => self.serve(target, at, lost, monitors),
+                Decision::Serve { target, at, lost } => {
+                    if let Some(endpoint) = choosing.endpoints.get(target) {
+                        self.serve(target, endpoint, at, lost, monitors);
+                    }
+                }
+                Decision::Found(at) => self.found(at),
                 Decision::Hold => self.hold(monitors),
                 Decision::Split(which) => self.split(&which),
                 Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
@@ -100,9 +145,23 @@ impl App {
         }
     }
 
-    fn serve(&self, target: usize, at: Option<std::net::IpAddr>, lost: bool, monitors: &[MonitorHandle]) {
-        let config = self.config.load();
-        let Some(endpoint) = config.upstream.endpoints.get(target) else { return };
+    fn found(&self, at: Option<std::net::IpAddr>) {
+        let old = self.hub.server.borrow().clone();
+        if let Some(old) = old {
+            self.hub.dial_at(old.at(at));
+            // Its name may have led links to others.
+            self.leave(clock::now());
+        }
+    }
+
+    fn serve(
+        &self,
+        target: usize,
+        endpoint: &Endpoint,
+        at: Option<std::net::IpAddr>,
+        lost: bool,
+        monitors: &[MonitorHandle],
+    ) {
         let old = self.hub.server.borrow().clone();
         if let Some(old) = old.as_ref().filter(|_| lost) {
             old.mark_lost();
@@ -186,11 +245,11 @@ impl App {
     /// of a transaction: it ends at once, not when the network gives up. Repeated, for links may have been logging in when they were told.
     pub(super) fn end_left_links(&self, now: Moment) {
         let Some(since) = *self.left.lock() else { return };
-        let current = self.hub.server.borrow().as_ref().map(|server| server.number);
+        let current = self.hub.server.borrow().clone();
         let mut found = false;
         for link in self.links() {
             let Some(server) = link.cancel_keys().and_then(|keys| keys.server()) else { continue };
-            if Some(server.number) == current {
+            if current.as_ref().is_some_and(|current| current.is(server)) {
                 continue;
             }
             found = true;

@@ -21,6 +21,8 @@ impl App {
     /// Keeps monitors running with the settings in force, one a server.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
+            // Before the configuration, which is never older than the list of this number.
+            let generation = self.generation();
             let tls = self.hub.settings.load().upstream_tls.clone();
             let settings = match setup::monitors(&self.config.load(), tls) {
                 Ok(settings) => settings,
@@ -39,7 +41,7 @@ impl App {
             let mut ears = JoinSet::new();
             let (monitors, events) = self.start_monitors(settings, &mut ears);
             tokio::select! {
-                () = self.hear(events, &monitors) => {}
+                () = self.hear(generation, events, &monitors) => {}
                 () = self.restart_monitor.notified() => {}
             }
         }
@@ -78,7 +80,12 @@ impl App {
         (monitors, heard)
     }
 
-    async fn hear(&self, mut events: mpsc::Receiver<(usize, MonitorEvent)>, monitors: &[MonitorHandle]) {
+    async fn hear(
+        &self,
+        generation: u64,
+        mut events: mpsc::Receiver<(usize, MonitorEvent)>,
+        monitors: &[MonitorHandle],
+    ) {
         let is_watched = self.config.load().upstream.is_watched();
         let mut trouble = false;
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + GRACE, GRACE);
@@ -87,8 +94,7 @@ impl App {
             let event = tokio::select! {
                 event = events.recv() => event,
                 _ = ticks.tick() => {
-                    let decisions = self.targets.lock().tick(clock::now());
-                    self.carry_out_decisions(decisions, monitors);
+                    self.look_again(generation, monitors);
                     continue;
                 }
             };
@@ -108,10 +114,10 @@ impl App {
                 MonitorEvent::Sample(_) | MonitorEvent::Blind => None,
             };
             if let Some(seen) = seen {
-                self.saw(index, seen, monitors);
+                self.saw(generation, index, seen, monitors);
             }
             // Of the others no more is of interest than what they are.
-            if self.targets.lock().current_index() == Some(index) {
+            if self.is_dialled(generation, index) {
                 self.take(event, &mut trouble).await;
             }
         }

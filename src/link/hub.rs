@@ -385,6 +385,14 @@ impl Hub {
         });
     }
 
+    /// The server that is dialled is to be found elsewhere, or its place is known better. Nobody who dials it is disturbed.
+    pub fn dial_at(&self, server: Arc<Server>) {
+        self.server.send_if_modified(|old| {
+            *old = Some(server);
+            false
+        });
+    }
+
     /// How far a shutdown has come.
     pub fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {

@@ -23,13 +23,13 @@ pub struct Server {
     pub place: Upstream,
     /// Where the name leads; none where each dial is to look it up.
     pub at: Option<IpAddr>,
-    lost: AtomicBool,
+    lost: Arc<AtomicBool>,
 }
 
 impl Server {
     /// A choice.
     pub fn new(number: u32, place: Upstream, at: Option<IpAddr>) -> Arc<Self> {
-        Arc::new(Self { number, place, at, lost: AtomicBool::new(false) })
+        Arc::new(Self { number, place, at, lost: Arc::default() })
     }
 
     /// It is silent, and another one has taken its place: nothing is dialled there any more, cancels included, which would only wait.
@@ -46,9 +46,21 @@ impl Server {
     pub(super) fn found_at(self: &Arc<Self>, ip: Option<IpAddr>) -> Arc<Self> {
         let is_name = matches!(&self.place, Upstream::Tcp(host, _) if host.parse::<IpAddr>().is_err());
         match ip {
-            Some(ip) if self.at.is_none() && is_name => Self::new(self.number, self.place.clone(), Some(ip)),
+            Some(ip) if self.at.is_none() && is_name => self.at(Some(ip)),
             _ => self.clone(),
         }
+    }
+
+    /// The same server, dialled there from now on.
+    pub fn at(&self, at: Option<IpAddr>) -> Arc<Self> {
+        let (number, place, lost) = (self.number, self.place.clone(), Arc::clone(&self.lost));
+        Arc::new(Self { number, place, at, lost })
+    }
+
+    /// Whether both are one choice, and lead to the same place as far as is known.
+    pub fn is(&self, other: &Self) -> bool {
+        let agree = self.at.zip(other.at).is_none_or(|(one, other)| one == other);
+        self.number == other.number && agree
     }
 }
 
@@ -61,6 +73,10 @@ mod tests {
         let ip = Some(IpAddr::from([10, 0, 0, 1]));
         let name = Server::new(1, Upstream::Tcp("db".to_owned(), 5432), None);
         assert_eq!(name.found_at(ip).at, ip);
+        let elsewhere = name.at(Some(IpAddr::from([10, 0, 0, 2])));
+        assert!(name.is(&elsewhere) && name.is(&name.found_at(ip)) && !elsewhere.is(&name.found_at(ip)));
+        name.mark_lost();
+        assert!(elsewhere.is_lost(), "one choice is lost as one");
         for place in [Upstream::Tcp("10.0.0.1".to_owned(), 5432), Upstream::Unix("/run/.s.PGSQL.5432".into())]
         {
             let server = Server::new(1, place, None);

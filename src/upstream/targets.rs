@@ -179,6 +179,8 @@ pub enum Decision {
         /// Whether the one dialled until now is silent.
         lost: bool,
     },
+    /// The one that is dialled is found here: it is dialled here only from now on, and stays the same.
+    Found(Option<IpAddr>),
     /// Dial nobody: newcomers wait.
     Hold,
     /// Several call themselves the primary; these.
@@ -195,7 +197,7 @@ pub struct Targets {
     wants: Wants,
     all: Vec<Target>,
     current: Option<usize>,
-    /// Where the current one was when it was chosen.
+    /// Where the current one was when it was chosen; none too where it was the only one until now, whose name is looked up at each dial.
     at: Option<IpAddr>,
     split: bool,
     /// What the current one's timeline was when it was seen last; 0 where it is not known.
@@ -247,9 +249,8 @@ impl Targets {
             self.highest = old.highest;
         }
         let name = old.current().map(|target| &target.name);
-        if let Some(at) = self.all.iter().position(|target| Some(&target.name) == name)
-            && !old.fixed
-        {
+        // The only one is dialled whatever it is: it was behind nobody.
+        if let Some(at) = self.all.iter().position(|target| Some(&target.name) == name) {
             self.current = Some(at);
             self.at = old.at;
             self.timeline = old.timeline;
@@ -401,8 +402,13 @@ impl Targets {
                 if *at == self.at {
                     return;
                 }
+                let at = *at;
+                if self.at.is_none() {
+                    self.at = at;
+                    return decisions.push(Decision::Found(at));
+                }
                 // Its name leads elsewhere: the same server for the operator, another one for links.
-                return self.serve(now, self.current, *at, was_silent, decisions);
+                return self.serve(now, self.current, at, was_silent, decisions);
             }
             Some(Seen::Is(..)) => false,
             // Another one was promoted since it was seen last: whether it answers or not is nothing any more.

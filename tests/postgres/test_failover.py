@@ -351,6 +351,32 @@ def test_trouble_of_the_monitor_is_not_the_servers(two, weir_at, tidy):
     assert weir.metric("pgweir_upstream_switches_total") == 0
 
 
+def test_a_reload_that_leaves_the_server_the_same_drops_nobody(pair, make_weir, tidy):
+    """From one address to several, in another order, and back."""
+    a, b = (f"127.0.0.1:{cluster.port}" for cluster in (pair.a, pair.b))
+    weir = make_weir(lanes=LANES, upstream={"address": a})
+    idle = tidy(weir.raw("web-idle"))
+    inside = tidy(weir.connect("web-inside", autocommit=False))
+    inside.cursor().execute("select 1")
+    for addresses in ([a, b], [b, a], a, [b, a]):
+        weir.config["upstream"]["address"] = addresses
+        if isinstance(addresses, list):
+            weir.config["monitor"].pop("address", None)
+        weir.reload()
+        eventually(lambda: weir.usage()["sampled_ms_ago"] is not None)
+        if isinstance(addresses, list):
+            eventually(lambda: upstreams(weir)[pair.b.port]["role"] == "standby" and upstreams(weir)[pair.a.port]["role"] == "primary")
+        never(lambda: current(weir) != pair.a.port, 0.7)
+        assert idle.ok("select 1") == [["1"]]
+        inside.cursor().execute("select 1")
+    inside.commit()
+    inside.cursor().execute("select 1")
+    assert weir.metric("pgweir_upstream_switches_total") == 0
+    # It is the same one still where it is left.
+    pair.fence(pair.a)
+    assert idle.error()["C"] == "57P01"
+
+
 WITHOUT_TIMELINE = "revoke execute on function pg_current_wal_lsn() from public"
 
 

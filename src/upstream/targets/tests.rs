@@ -220,6 +220,22 @@ fn a_changed_configuration_goes_on_with_the_server_it_had() {
 }
 
 #[test]
+fn the_only_one_stays_when_others_join_it_and_when_they_leave() {
+    let mut only = Targets::fixed("a:5432".to_owned(), at(0));
+    only.saw(at(1), A, mute());
+    let mut pair = Pair::new(Wants::ReadWrite);
+    pair.0.inherit(&only);
+    assert_eq!(pair.0.current_index(), Some(A));
+    pair.saw(B, standby(2), &[]).saw(A, primary(1, 1), &[Decision::Found(ip(1))]).saw(A, primary(1, 1), &[]);
+    // Behind the one that was chosen by hand nobody was left.
+    let mut again = Targets::fixed("a:5432".to_owned(), at(9));
+    again.inherit(&pair.0);
+    let mut pair = Pair::new(Wants::ReadWrite);
+    pair.0.inherit(&again);
+    pair.saw(A, standby(1), &[Decision::Hold]);
+}
+
+#[test]
 fn wants_and_roles() {
     let roles = [Role::Primary { timeline: 1 }, Role::ReadOnly { timeline: 1 }, Role::Standby];
     for (wants, expected) in [
@@ -267,6 +283,7 @@ proptest! {
                 match decision {
                     Decision::Serve { target, at, .. } => dialled = Some((*target, *at)),
                     Decision::Hold => dialled = None,
+                    Decision::Found(at) => prop_assert!(false, "{at:?}: it was known"),
                     Decision::Split(_) | Decision::SplitOver | Decision::Stale(_) => {}
                 }
             }
