@@ -171,6 +171,7 @@ impl App {
             monitor.sample(index == target);
         }
         self.monitor.store(monitors.get(target).cloned().map(Arc::new));
+        self.sample.store(None);
         self.unreachable.store(None);
         let server = self.server(endpoint, at);
         let first = server.number == 0;
@@ -199,6 +200,7 @@ impl App {
     fn hold(&self, monitors: &[MonitorHandle]) {
         monitors.iter().for_each(|monitor| monitor.sample(false));
         self.hub.dial_only(None);
+        self.sample.store(None);
         self.unreachable.store(None);
         let text = format!("{}: newcomers wait", self.no_server());
         tracing::warn!("{text}");

@@ -334,6 +334,10 @@ impl Guard {
 
     /// What the monitor saw. A sample asked for before the last one is ignored.
     pub fn sample(&mut self, now: Moment, sample: &Sample) {
+        // Of the server before this one.
+        if sample.asked_at < self.moved_at {
+            return;
+        }
         for link in usage::proven_gone(sample, &self.ledger) {
             self.forget_quietly(now, link);
         }

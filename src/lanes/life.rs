@@ -131,7 +131,7 @@ impl Guard {
         for link in ending {
             self.forget_quietly(now, link);
         }
-        self.usage.forget_latch();
+        self.usage.moved(now);
         self.breaker.set_homeless(held);
         self.settle(now);
     }

@@ -109,9 +109,9 @@ impl Usage {
         self.latched_at.replace(now).is_none()
     }
 
-    /// Who said so is not dialled any more.
-    pub fn forget_latch(&mut self) {
-        self.latched_at = None;
+    /// Another server is dialled from now on: nothing is known of it yet, and what was known was the other's.
+    pub fn moved(&mut self, now: Moment) {
+        *self = Self::new(now);
     }
 
     /// Whether "too many clients" still counts.
@@ -190,7 +190,8 @@ impl Usage {
             match (pid, local) {
                 (Some(pid), _) => pids.push(pid),
                 (None, Some(local)) => drop(ports.insert((local.ip().to_canonical(), local.port()))),
-                (None, None) if dialled_at <= sample.taken_at => unknown += 1,
+                // Before it was begun to count, on another server.
+                (None, None) if (self.started..=sample.taken_at).contains(&dialled_at) => unknown += 1,
                 (None, None) => {}
             }
         }

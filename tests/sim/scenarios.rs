@@ -367,6 +367,26 @@ fn a_dial_that_was_given_up_keeps_its_place_and_opens_no_breaker() {
 }
 
 #[test]
+fn nobody_is_let_in_to_another_server_by_what_was_seen_of_the_last_one() {
+    let mut settings =
+        settings(vec![lane("admin", 4, |lane| lane.protected = true), lane("web", 40, |_| {})]);
+    settings.limits.monitored = true;
+    Sim::with(settings)
+        .sample(20, 0)
+        .connect("web", 1)
+        .advance_ms(10)
+        .call(|guard, now| guard.server_changed(now, false))
+        .arrive("web", 1)
+        .expect_waiting(Reason::MonitorStale)
+        .arrive("admin", 1)
+        .expect("admin", 1, 0)
+        .advance_ms(10)
+        .sample(20, 19)
+        .expect("web", 1, 1)
+        .expect_waiting(Reason::UpstreamBudget);
+}
+
+#[test]
 fn what_ends_on_another_server_is_not_counted() {
     Sim::new(vec![lane("web", 3, |_| {})])
         .connect("web", 3)
