@@ -108,7 +108,7 @@ impl Guard {
     /// Upstream answered, with whatever says that it runs.
     pub fn upstream_answered(&mut self, now: Moment, link: LinkId) {
         // The answer of a full server is an authentication request like any other: only a login tells.
-        let down = self.breaker.trouble() == Some(Trouble::Down);
+        let down = self.breaker.trouble() == Some(Trouble::Down) && !self.is_elsewhere(link);
         if down && self.ledger.get(link).is_some_and(|known| known.phase.has_slot()) {
             self.upstream_is_well();
             self.settle(now);
@@ -150,6 +150,8 @@ impl Guard {
 
     /// The dial failed, and its slot is free. With `may_wait` (nothing was asked of the client yet) it goes back to its old place.
     pub fn dial_failed(&mut self, now: Moment, link: LinkId, why: DialFailure, may_wait: bool) -> Arrived {
+        // What another server says is nothing to the one that is dialled.
+        let why = if self.is_elsewhere(link) { DialFailure::Moved } else { why };
         let reason = match why {
             DialFailure::Down(_) => Reason::UpstreamDown,
             DialFailure::Full | DialFailure::Limited => Reason::UpstreamFull,
@@ -237,9 +239,11 @@ impl Guard {
             self.forget(now, dead);
         }
         self.ledger.update(link, |known| known.establish(pid));
-        self.usage.login_succeeded(dialled_at);
-        if !self.usage.is_latched() {
-            self.upstream_is_well();
+        if !self.is_elsewhere(link) {
+            self.usage.login_succeeded(dialled_at);
+            if !self.usage.is_latched() {
+                self.upstream_is_well();
+            }
         }
         self.settle(now);
     }

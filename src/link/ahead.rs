@@ -121,7 +121,7 @@ async fn make(
 ) -> Option<Result<(), Duration>> {
     let epoch = hub.pool.epoch();
     let mut chosen = hub.server.subscribe();
-    let server = chosen.borrow_and_update().clone()?;
+    let dialling = chosen.borrow_and_update().clone()?;
     let known = hub.lane(*lane)?;
     known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
@@ -142,11 +142,13 @@ async fn make(
     }
     let mut slot = Slot::new(hub.clone(), id);
     let settings = hub.settings.load_full();
-    let Dialled { stream: mut upstream, local, server } = match dial(&settings, &server).await {
+    let Dialled { stream: mut upstream, local, server } = match dial(&settings, &dialling).await {
         Ok(dialled) => dialled,
         Err(error) => {
             slot.forget();
-            hub.guard(|guard, now| guard.dial_failed(now, id, DialFailure::Down(error.to_string()), false));
+            let is_left = !hub.dials(&dialling);
+            let why = if is_left { DialFailure::Moved } else { DialFailure::Down(error.to_string()) };
+            hub.guard(|guard, now| guard.dial_failed(now, id, why, false));
             return Some(Err(AFTER_NOT_NOW));
         }
     };
@@ -191,6 +193,7 @@ async fn make(
             Some(Ok(()))
         }
         Err(error) => {
+            let error = if hub.dials(&server) { error } else { error.of_another_server() };
             give_up(hub, id, &error, upstream, slot).await;
             let is_later = matches!(error, LoginError::NotNow { .. } | LoginError::Moved { .. });
             Some(Err(if is_later { AFTER_NOT_NOW } else { AFTER_FAILURE }))

@@ -385,6 +385,11 @@ impl Hub {
         });
     }
 
+    /// Whether a server is the one that is dialled.
+    pub fn dials(&self, server: &Server) -> bool {
+        self.server.borrow().as_ref().is_some_and(|current| current.is(server))
+    }
+
     /// The server that is dialled is to be found elsewhere, or its place is known better. Nobody who dials it is disturbed.
     pub fn dial_at(&self, server: Arc<Server>) {
         self.server.send_if_modified(|old| {

@@ -90,6 +90,16 @@ pub enum LoginError {
     NotLetIn(String),
 }
 
+impl LoginError {
+    /// The same where the server was left meanwhile: that it cannot be reached, or is full, is nothing to the one that is dialled now.
+    pub fn of_another_server(self) -> Self {
+        match self {
+            Self::NotNow { asked, .. } => Self::Moved { told: asked },
+            other => other,
+        }
+    }
+}
+
 /// What the login needs to know of its client.
 pub struct Login<'a> {
     /// Shared state.

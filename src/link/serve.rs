@@ -443,24 +443,24 @@ impl<'a> Newcomer<'a> {
         let settings = self.hub.settings.load_full();
         let shared = self.shared().clone();
         let mut chosen = self.hub.server.subscribe();
-        let Some(server) = chosen.borrow_and_update().clone() else {
+        let Some(dialling) = chosen.borrow_and_update().clone() else {
             return Err(Failure::Again(DialFailure::Moved));
         };
         let dialled = tokio::select! {
-            dialled = dial(&settings, &server) => dialled,
+            dialled = dial(&settings, &dialling) => dialled,
             refusal = closing::killed(&shared) => return Err(Failure::Refuse(refusal)),
             // A server that died with its host says nothing for as long as a dial may take.
             _ = chosen.changed() => return Err(Failure::Again(DialFailure::Moved)),
         };
         let Dialled { stream: mut upstream, local, server } = match dialled {
             Ok(dialled) => dialled,
-            Err(error) => return Err(Failure::Again(DialFailure::Down(error.to_string()))),
+            Err(error) => return Err(self.not_reached(&dialling, error.to_string())),
         };
         if let Some(slot) = slot {
             slot.dialled(local);
         }
         if login::send_startup(&mut upstream, &self.startup.raw).await.is_err() {
-            return Err(Failure::Again(DialFailure::Down("the connection was closed at once".to_owned())));
+            return Err(self.not_reached(&server, "the connection was closed at once".to_owned()));
         }
         let login = Login {
             hub: self.hub,
@@ -482,7 +482,7 @@ impl<'a> Newcomer<'a> {
                 logged_in.keys = logged_in.keys.at(server);
                 Ok((upstream, logged_in))
             }
-            Err(error) => Err(self.failed(error, upstream, slot).await),
+            Err(error) => Err(self.failed(error, &server, upstream, slot).await),
         }
     }
 

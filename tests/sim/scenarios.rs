@@ -387,6 +387,25 @@ fn nobody_is_let_in_to_another_server_by_what_was_seen_of_the_last_one() {
 }
 
 #[test]
+fn what_fails_late_on_another_server_is_not_the_new_ones_trouble() {
+    Sim::new(vec![lane("web", 40, |_| {})])
+        .arrive("web", 3)
+        .call(|guard, now| (1..=3).for_each(|link| guard.dialling(now, LinkId(link), None)))
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, false))
+        .call(|guard, now| guard.dial_failed(now, LinkId(1), DialFailure::Full, false))
+        .call(|guard, now| guard.dial_failed(now, LinkId(2), DialFailure::Down(String::new()), false))
+        .arrive("web", 1)
+        .expect("web", 2, 0)
+        // Nor does a late success end it.
+        .dial_fails(4, false)
+        .expect("web", 1, 1)
+        .call(|guard, now| guard.upstream_answered(now, LinkId(3)))
+        .call(|guard, now| guard.login_done(now, LinkId(3), 7))
+        .expect("web", 1, 1);
+}
+
+#[test]
 fn what_ends_on_another_server_is_not_counted() {
     Sim::new(vec![lane("web", 3, |_| {})])
         .connect("web", 3)
