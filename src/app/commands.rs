@@ -189,13 +189,7 @@ impl App {
     async fn cancel_client(&self, by: &str, id: u64) -> Done {
         let link = self.client(id)?;
         let pid = link.pid.load(std::sync::atomic::Ordering::Relaxed);
-        let keys = self
-            .hub
-            .keys
-            .get(&pid)
-            .filter(|owner| owner.id == link.id)
-            .and_then(|owner| owner.cancel_keys().cloned());
-        let Some(keys) = keys else {
+        let Some(keys) = link.cancel_keys().cloned() else {
             return Err(CommandError::Refused(format!("client {id} has no backend yet")));
         };
         let (state, _) = link.state();

@@ -166,9 +166,11 @@ impl App {
         sample.sessions.iter().map(row).collect()
     }
 
-    /// Links by backend pid.
+    /// Links by the pid of their backend on the server that is sampled.
     pub(super) fn by_pid(&self) -> HashMap<i32, Arc<LinkShared>> {
-        self.hub.keys.iter().map(|entry| (*entry.key(), entry.value().clone())).collect()
+        let left = self.hub.keys_elsewhere.iter().map(|entry| entry.value().clone());
+        let all = self.hub.keys.iter().map(|entry| entry.value().clone()).chain(left);
+        all.map(|link| (self.hub.pid_here(&link), link)).filter(|(pid, _)| *pid != 0).collect()
     }
 
     /// Links idle in transaction beyond their lane's `warn`, and sessions that bypass pgweir for longer than `[bypass] after`.
@@ -189,7 +191,7 @@ impl App {
                     || warn.is_some_and(|warn| now.since(facts.idle_since) >= warn)
             })
             .map(|(link, facts)| {
-                let pid = link.pid.load(Ordering::Relaxed);
+                let pid = self.hub.pid_here(link);
                 let client = client_row(link, now, literals);
                 LeakRow {
                     id: Some(client.id),

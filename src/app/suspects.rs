@@ -13,7 +13,7 @@ use crate::lanes::ids::LinkId;
 use crate::lanes::sample::Sample;
 use crate::lanes::settings::LeakSettings;
 use crate::leaks::judge::LeakFacts;
-use crate::link::hub::Lane;
+use crate::link::hub::{Hub, Lane};
 use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
 use crate::wire::statement;
 
@@ -31,6 +31,7 @@ struct Suspect {
 
 /// What it takes to look at links.
 struct Look<'a> {
+    hub: &'a Hub,
     now: Moment,
     sample: Option<&'a Sample>,
     lanes: Arc<Vec<Arc<Lane>>>,
@@ -40,8 +41,15 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn new(now: Moment, sample: Option<&'a Sample>, lanes: Arc<Vec<Arc<Lane>>>) -> Self {
-        Self { now, sample, lanes, reading: OnceLock::new(), blockers: OnceLock::new() }
+    fn new(hub: &'a Hub, now: Moment, sample: Option<&'a Sample>) -> Self {
+        Self {
+            hub,
+            now,
+            sample,
+            lanes: hub.lanes.load_full(),
+            reading: OnceLock::new(),
+            blockers: OnceLock::new(),
+        }
     }
 
     fn reads(&self, pid: i32) -> bool {
@@ -57,7 +65,7 @@ impl<'a> Look<'a> {
     fn at(&self, link: &Arc<LinkShared>, due_only: bool) -> Option<Suspect> {
         let (state, since) = link.state();
         let flags = link.flags();
-        let pid = link.pid.load(Ordering::Relaxed);
+        let pid = self.hub.pid_here(link);
         let stalled = state == LinkState::Active
             && (flags & flag::STALLED != 0 || flags & flag::MAYBE_STALLED != 0 && self.reads(pid));
         if state != LinkState::IdleInTransaction && !stalled {
@@ -101,7 +109,7 @@ impl App {
         now: Moment,
         sample: Option<&Sample>,
     ) -> Vec<(Arc<LinkShared>, LeakFacts)> {
-        let look = Look::new(now, sample, self.hub.lanes.load_full());
+        let look = Look::new(&self.hub, now, sample);
         let found = self.hub.links.iter().filter_map(|entry| look.at(entry.value(), false)).collect();
         self.with_harm(now, found)
     }
@@ -114,7 +122,7 @@ impl App {
         sample: Option<&Sample>,
     ) -> (Vec<(Arc<LinkShared>, LeakFacts)>, Duration) {
         let mut resumed = clock::now();
-        let look = Look::new(now, sample, self.hub.lanes.load_full());
+        let look = Look::new(&self.hub, now, sample);
         let links: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
         let mut found = Vec::new();
         let mut worked = Duration::ZERO;

@@ -199,7 +199,7 @@ impl App {
             let (state, since) = link.state();
             let lane = link.with_labels(|labels| labels.lane);
             let works = matches!(state, LinkState::Idle | LinkState::Active | LinkState::IdleInTransaction);
-            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(link.pid.load(Ordering::Relaxed));
+            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(self.hub.pid_here(link));
             if works && !spared && lanes.iter().any(|(one, _)| *one == lane) {
                 let since = link.transaction_since().unwrap_or(since);
                 busy.push(BusyLink {
@@ -239,9 +239,8 @@ impl App {
                     idle_since: since,
                     generation,
                     listening: link.flags() & flag::LISTENING != 0,
-                    advisory_lock: sample.is_some_and(|sample| {
-                        sample.may_hold_lock(link.pid.load(Ordering::Relaxed), since, now)
-                    }),
+                    advisory_lock: sample
+                        .is_some_and(|sample| sample.may_hold_lock(self.hub.pid_here(link), since, now)),
                 });
             }
         }

@@ -6,7 +6,7 @@ use std::num::NonZeroI32;
 use super::breaker::Trouble;
 use super::guard::{Action, Arrival, Arrived, DialFailure, Guard, Lane, SELF};
 use super::ids::LinkId;
-use super::ledger::{Phase, Who};
+use super::ledger::{Ledger, Phase, Who};
 use super::near::Near;
 use super::queue::Place;
 use crate::clock::Moment;
@@ -116,20 +116,29 @@ impl Guard {
     }
 
     /// Another server is dialled from now on; with `held` none is. Slots are one server's: those that are ending on another one are not
-    /// counted any more, and the others until they end.
+    /// counted any more, and the others until they end. Their pids and addresses are nothing to the new one, where others may have the same.
     pub fn server_changed(&mut self, now: Moment, held: bool) {
         self.moved_at = now;
-        let phase_is = |wanted: fn(Phase) -> bool| {
-            let links = self.ledger.iter().filter(|(_, known)| wanted(known.phase));
+        let phase_is = |ledger: &Ledger, wanted: fn(Phase) -> bool| {
+            let links = ledger.iter().filter(|(_, known)| wanted(known.phase));
             links.map(|(link, _)| link).collect::<Vec<_>>()
         };
-        let (dialling, ending) = (phase_is(|phase| phase == Phase::Dialling), phase_is(Phase::is_ending));
+        let (dialling, ending) = (
+            phase_is(&self.ledger, |phase| phase == Phase::Dialling),
+            phase_is(&self.ledger, Phase::is_ending),
+        );
         for link in dialling {
             // It dials the new one, or gives up by itself.
             self.ledger.update(link, |known| known.dialled_at = now);
         }
         for link in ending {
             self.forget_quietly(now, link);
+        }
+        for link in phase_is(&self.ledger, |phase| phase.has_slot() && phase != Phase::Dialling) {
+            self.ledger.update(link, |known| {
+                known.pid = None;
+                known.extra_mut().local = None;
+            });
         }
         self.usage.moved(now);
         self.breaker.set_homeless(held);
@@ -231,7 +240,8 @@ impl Guard {
 
     /// The first ReadyForQuery: the login is over. A pid of 0 or less is none.
     pub fn login_done(&mut self, now: Moment, link: LinkId, pid: i32) {
-        let pid = NonZeroI32::new(pid.max(0));
+        // Of another server the pid tells nothing.
+        let pid = NonZeroI32::new(pid.max(0)).filter(|_| !self.is_elsewhere(link));
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else { return };
         let dialled_at = known.dialled_at;
         // PostgreSQL gave the pid away again: whoever had it is gone, whatever became of its socket.
@@ -296,7 +306,7 @@ impl Guard {
 
     pub(super) fn bury(&mut self, now: Moment, link: LinkId) {
         let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.who.replication);
-        if let Some(known) = slot {
+        if let Some(known) = slot.filter(|_| !self.is_elsewhere(link)) {
             self.usage.bury(now, known);
         }
     }

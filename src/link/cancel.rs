@@ -46,9 +46,10 @@ pub async fn route(hub: &Arc<Hub>, pid: i32, key: &[u8]) {
 }
 
 fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, CancelKeys)> {
-    let owner = hub.keys.get(&pid)?;
-    let keys = owner.cancel_keys()?;
-    bool::from(keys.secret().ct_eq(key)).then(|| (owner.clone(), keys.clone()))
+    hub.owners(pid).into_iter().find_map(|owner| {
+        let keys = owner.cancel_keys()?.clone();
+        bool::from(keys.secret().ct_eq(key)).then_some((owner, keys))
+    })
 }
 
 /// Cancels what `link` is doing now, if it is doing anything.

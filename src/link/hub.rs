@@ -147,8 +147,10 @@ pub struct Hub {
     guard: Mutex<Guard>,
     /// Every link that sent a startup packet.
     pub links: DashMap<LinkId, Arc<LinkShared>>,
-    /// Who owns a cancel key.
+    /// Who owns a cancel key, by pid.
     pub keys: DashMap<i32, Arc<LinkShared>>,
+    /// The same of those whose pid a link of another server has got: hardly ever anybody.
+    pub keys_elsewhere: DashMap<(i32, LinkId), Arc<LinkShared>>,
     /// What is known of clients, one for all links of a service.
     pub facts: Interner<Facts>,
     /// How links are put into lanes.
@@ -191,6 +193,7 @@ impl Hub {
             guard: Mutex::new(guard),
             links: DashMap::new(),
             keys: DashMap::new(),
+            keys_elsewhere: DashMap::new(),
             facts: Interner::default(),
             rules: ArcSwap::from_pointee(rules),
             epoch: AtomicU32::new(0),
@@ -390,6 +393,22 @@ impl Hub {
         self.server.borrow().as_ref().is_some_and(|current| current.is(server))
     }
 
+    /// The pid of a link's backend; 0 where it has none, or one of a server that is not dialled any more.
+    pub fn pid_here(&self, link: &LinkShared) -> i32 {
+        let is_elsewhere = |keys: &CancelKeys| keys.server().is_some_and(|server| !self.dials(server));
+        if link.cancel_keys().is_some_and(is_elsewhere) { 0 } else { link.pid.load(Ordering::Relaxed) }
+    }
+
+    /// Everybody with this pid, on whatever server.
+    pub fn owners(&self, pid: i32) -> Vec<Arc<LinkShared>> {
+        let mut owners: Vec<_> = self.keys.get(&pid).map(|owner| owner.clone()).into_iter().collect();
+        if !self.keys_elsewhere.is_empty() {
+            let all = self.keys_elsewhere.iter().filter(|entry| entry.key().0 == pid);
+            owners.extend(all.map(|entry| entry.value().clone()));
+        }
+        owners
+    }
+
     /// The server that is dialled is to be found elsewhere, or its place is known better. Nobody who dials it is disturbed.
     pub fn dial_at(&self, server: Arc<Server>) {
         self.server.send_if_modified(|old| {
@@ -439,9 +458,19 @@ impl Registered {
 
     /// Enters its cancel keys.
     pub fn set_key(&mut self, pid: i32, keys: CancelKeys) {
+        let server = keys.server().map(|server| server.number);
         self.shared.set_cancel_keys(keys);
-        self.hub.keys.insert(pid, self.shared.clone());
         self.key = Some(pid);
+        let Some(other) = self.hub.keys.insert(pid, self.shared.clone()) else { return };
+        let its_server = other.cancel_keys().and_then(CancelKeys::server).map(|server| server.number);
+        if server != its_server {
+            // Another server gives its pids without regard to this one's. Where it ended meanwhile nobody else takes it out.
+            let place = (pid, other.id);
+            self.hub.keys_elsewhere.insert(place, other);
+            if !self.hub.links.contains_key(&place.1) {
+                self.hub.keys_elsewhere.remove(&place);
+            }
+        }
     }
 }
 
@@ -454,6 +483,9 @@ impl Drop for Registered {
         self.hub.counters.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(pid) = self.key {
             self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);
+            if !self.hub.keys_elsewhere.is_empty() {
+                self.hub.keys_elsewhere.remove(&(pid, self.shared.id));
+            }
         }
         if let Some(process) = self.shared.with_labels(|labels| labels.process.take()) {
             process.links.fetch_sub(1, Ordering::Relaxed);

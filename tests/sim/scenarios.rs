@@ -406,6 +406,28 @@ fn what_fails_late_on_another_server_is_not_the_new_ones_trouble() {
 }
 
 #[test]
+fn one_pid_on_two_servers_is_two_backends() {
+    let mut settings = settings(vec![lane("web", 40, |_| {})]);
+    settings.limits.monitored = true;
+    let own = |pid| Session { pid, ..session() };
+    Sim::with(settings)
+        .sample(20, 0)
+        .connect("web", 2)
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, false))
+        // A stranger has the pid of a link on the other server.
+        .sample_of(20, vec![own(1001)])
+        .call(|guard, now| assert_eq!(guard.usage_row(now).bypass, 1))
+        // A new link's backend has the pid of another one there.
+        .arrive("web", 1)
+        .call(|guard, now| {
+            guard.dialling(now, LinkId(3), None);
+            guard.login_done(now, LinkId(3), 1002);
+        })
+        .expect("web", 3, 0);
+}
+
+#[test]
 fn what_ends_on_another_server_is_not_counted() {
     Sim::new(vec![lane("web", 3, |_| {})])
         .connect("web", 3)

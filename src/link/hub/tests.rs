@@ -1,6 +1,7 @@
 use super::*;
 use crate::lanes::guard::{Arrival, Arrived};
 use crate::lanes::settings::Settings;
+use crate::link::server::Upstream;
 use crate::link::shared::{Labels, tests::facts};
 
 fn settings() -> Settings {
@@ -69,6 +70,47 @@ pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
 
 pub(crate) fn slots(hub: &Hub) -> u32 {
     hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
+}
+
+#[test]
+fn a_pid_of_two_servers_is_two_cancel_keys() {
+    let (hub, _events) = hub();
+    let server = |number| Server::new(number, Upstream::Tcp("127.0.0.1".to_owned(), 5432), None);
+    let (old, new) = (server(1), server(2));
+    let keyed = |server: &Arc<Server>| {
+        let (mut registered, slot) = link(&hub, 0);
+        registered.set_key(42, CancelKeys::new(&[1], &[2]).at(server.clone()));
+        registered.shared.pid.store(42, Ordering::Relaxed);
+        (registered, slot)
+    };
+    let owners = |expected: &[&Registered]| {
+        let mut found: Vec<LinkId> = hub.owners(42).iter().map(|link| link.id).collect();
+        let mut expected: Vec<LinkId> = expected.iter().map(|link| link.shared.id).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    };
+    hub.dial_only(Some(new.clone()));
+    for late in [&old, &new] {
+        // Whichever logged in first.
+        let early = if late.number == 1 { &new } else { &old };
+        let (first, _slot) = keyed(early);
+        let (second, _other) = keyed(late);
+        owners(&[&first, &second]);
+        let here = |link: &Registered, on: &Arc<Server>| {
+            assert_eq!(hub.pid_here(&link.shared), if on.number == 2 { 42 } else { 0 });
+        };
+        here(&first, early);
+        here(&second, late);
+        drop(second);
+        owners(&[&first]);
+        let (third, _other) = keyed(late);
+        drop(first);
+        owners(&[&third]);
+        drop(third);
+        owners(&[]);
+        assert!(hub.keys_elsewhere.is_empty());
+    }
 }
 
 /// Counted, registered, reachable by cancel: all of it goes with the task, and nobody else notices.
