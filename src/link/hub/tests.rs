@@ -37,6 +37,10 @@ pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
 
 /// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
 pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
+    link_with(hub, pid, CancelKeys::new(&[1], &[2]))
+}
+
+fn link_with(hub: &Arc<Hub>, pid: i32, keys: CancelKeys) -> (Registered, Slot) {
     let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
     let word: Arc<str> = "odoo".into();
     let id = hub.next_link();
@@ -52,7 +56,7 @@ pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
     let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
     let mut registered = Registered::new(hub.clone(), shared);
     registered.set_process(&ProcessKey::Pid(7));
-    registered.set_key(pid, CancelKeys::new(&[1], &[2]));
+    registered.set_key(pid, keys);
     let who = Arrival {
         lane,
         application: word.clone(),
@@ -78,8 +82,7 @@ fn a_pid_of_two_servers_is_two_cancel_keys() {
     let server = |number| Server::new(number, Upstream::Tcp("127.0.0.1".to_owned(), 5432), None);
     let (old, new) = (server(1), server(2));
     let keyed = |server: &Arc<Server>| {
-        let (mut registered, slot) = link(&hub, 0);
-        registered.set_key(42, CancelKeys::new(&[1], &[2]).at(server.clone()));
+        let (registered, slot) = link_with(&hub, 42, CancelKeys::new(&[1], &[2]).at(server.clone()));
         registered.shared.pid.store(42, Ordering::Relaxed);
         (registered, slot)
     };
