@@ -11,7 +11,8 @@
 //! Where there are several servers each has a monitor, and only that of the server in use takes samples; the others ask for no more than
 //! what the server is ([`Scouting`]).
 
-use std::collections::BTreeMap;
+mod handle;
+
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -23,9 +24,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use zeroize::Zeroizing;
 
 use super::connect::{self, Failed, Opened, explain};
 use super::pace::{Backoff, pause_after};
@@ -37,6 +36,8 @@ use super::targets::{Role, Wants};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
+pub use self::handle::{LookUpError, MonitorHandle};
+use self::handle::{Now, Shared, bounded};
 pub use super::connect::{MonitorAddress, MonitorSettings};
 
 /// Least time from one look to the next, however often one is asked for.
@@ -170,156 +171,6 @@ impl Monitor {
         );
         (handle, receiver)
     }
-}
-
-struct Now {
-    client: Option<Arc<Client>>,
-    state: String,
-}
-
-struct Shared {
-    wake: Notify,
-    user: String,
-    /// PostgreSQL's bound of each query.
-    statement_timeout: Duration,
-    /// Ours.
-    limit: Duration,
-    /// Whether sessions are listed, or only the server's role is asked for.
-    samples: AtomicBool,
-    hurries: AtomicBool,
-    now: Mutex<Now>,
-}
-
-impl Shared {
-    fn set_state(&self, state: impl Into<String>) {
-        self.now.lock().state = state.into();
-    }
-}
-
-/// Reaches a running monitor. Cheap to clone.
-#[derive(Clone)]
-pub struct MonitorHandle {
-    shared: Arc<Shared>,
-}
-
-impl MonitorHandle {
-    /// Asks for a sample at once. Requests that come while one is under way are served together by the next.
-    pub fn sample_now(&self) {
-        self.shared.wake.notify_one();
-    }
-
-    /// Whether to list sessions, or only to ask what the server is; from the next look on, which is at once.
-    pub fn sample(&self, on: bool) {
-        if self.shared.samples.swap(on, Ordering::Relaxed) != on {
-            self.sample_now();
-        }
-    }
-
-    /// Whether to look more often: no server is known that suits.
-    pub fn hurry(&self, on: bool) {
-        if self.shared.hurries.swap(on, Ordering::Relaxed) != on && on {
-            self.sample_now();
-        }
-    }
-
-    /// For `status`: `connecting`, `ok`, `blind: …`, `down: …`, `pooler: …`.
-    pub fn state(&self) -> String {
-        self.shared.now.lock().state.clone()
-    }
-
-    /// Cancels the running query of a backend; `false` where there is no such backend. Idle in transaction, nothing happens.
-    ///
-    /// # Errors
-    /// A sentence for the operator: not connected, not allowed, no answer in time.
-    pub async fn cancel_pid(&self, pid: i32) -> Result<bool, String> {
-        self.signal(query::CANCEL, pid).await
-    }
-
-    /// Ends a backend; `false` where there is none.
-    ///
-    /// # Errors
-    /// As [`Self::cancel_pid`].
-    pub async fn terminate_pid(&self, pid: i32) -> Result<bool, String> {
-        self.signal(query::TERMINATE, pid).await
-    }
-
-    /// Puts a query with one parameter, a user's name, and takes the user's secret from its one row (name, secret). None where there is
-    /// no row, or no secret. It runs on the monitor's session, whose search_path is pg_catalog.
-    ///
-    /// # Errors
-    /// Not connected, refused by PostgreSQL, or an answer that is none.
-    pub async fn look_up(
-        &self,
-        statement: &str,
-        user: &str,
-    ) -> Result<Option<Zeroizing<String>>, LookUpError> {
-        let client = self.shared.now.lock().client.clone().ok_or(LookUpError::NotConnected)?;
-        let query = async { client.query_typed(statement, &[(&user, Type::TEXT)]).await };
-        let rows = match bounded(self.shared.limit, query).await {
-            Ok(Ok(rows)) => rows,
-            Ok(Err(error)) if is_lost(&error) => return Err(LookUpError::NotConnected),
-            Ok(Err(error)) => return Err(LookUpError::Failed(explain(&error))),
-            Err(why) => return Err(LookUpError::Failed(why)),
-        };
-        query::read_secret(&rows, user).map_err(LookUpError::Failed)
-    }
-
-    /// PostgreSQL's settings that concern memory, by name, sizes in bytes.
-    ///
-    /// # Errors
-    /// As [`Self::cancel_pid`].
-    pub async fn memory_settings(&self) -> Result<BTreeMap<String, u64>, String> {
-        let client = self.shared.now.lock().client.clone().ok_or("the monitor is not connected")?;
-        let query = async { client.query_typed(query::MEMORY_SETTINGS, &[]).await };
-        let rows = bounded(self.shared.limit, query).await?.map_err(|error| explain(&error))?;
-        let row = |row: &tokio_postgres::Row| {
-            let (name, value): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
-            Ok((name.to_owned(), u64::try_from(value).unwrap_or(0)))
-        };
-        rows.iter().map(row).collect::<Result<_, tokio_postgres::Error>>().map_err(|error| explain(&error))
-    }
-
-    async fn signal(&self, statement: &str, pid: i32) -> Result<bool, String> {
-        let client = {
-            let now = self.shared.now.lock();
-            now.client.clone().ok_or_else(|| format!("the monitor is not connected ({})", now.state))?
-        };
-        let query = async { client.query_typed_one(statement, &[(&pid, Type::INT4)]).await };
-        let row = bounded(self.shared.limit, query).await?.map_err(|error| self.refusal(&error))?;
-        row.try_get(0).map_err(|error| explain(&error))
-    }
-
-    fn refusal(&self, error: &tokio_postgres::Error) -> String {
-        let text = explain(error);
-        if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-            return text;
-        }
-        format!(
-            "{text}; `grant pg_signal_backend to {}` allows it (a superuser's session can only be ended by a superuser)",
-            self.shared.user
-        )
-    }
-}
-
-/// Whether an error is the connection's end and not the query's.
-fn is_lost(error: &tokio_postgres::Error) -> bool {
-    let ending = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
-    error.is_closed() || error.code().is_some_and(|code| ending.contains(&code))
-}
-
-/// Why a user could not be looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LookUpError {
-    /// There is no connection at the moment.
-    NotConnected,
-    /// What PostgreSQL said, or what is wrong with its answer.
-    Failed(String),
-}
-
-async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, String> {
-    tokio::time::timeout(limit, what)
-        .await
-        .map_err(|_| format!("PostgreSQL did not answer within {} ms", limit.as_millis()))
 }
 
 /// Why a session ended.
