@@ -200,6 +200,8 @@ pub struct Targets {
     /// Where the current one was when it was chosen; none too where it was the only one until now, whose name is looked up at each dial.
     at: Option<IpAddr>,
     split: bool,
+    /// Whether the current one was silent when it was last tried where it is dialled. Its name may lead to others.
+    silent_at: bool,
     /// What the current one's timeline was when it was seen last; 0 where it is not known.
     timeline: u32,
     /// The highest timeline of a server that suited, wherever it was seen; 0 where there can be more than one.
@@ -225,6 +227,7 @@ impl Targets {
             current: None,
             at: None,
             split: false,
+            silent_at: false,
             timeline: 0,
             highest: 0,
             only_stale: false,
@@ -324,6 +327,9 @@ impl Targets {
         let mut decisions = Vec::new();
         if !self.fixed {
             self.note_timeline(index, role);
+            if self.current == Some(index) {
+                self.note_silence();
+            }
             self.look_for_split(&mut decisions);
             self.decide(now, was_silent, &mut decisions);
             self.look_for_stale(&mut decisions);
@@ -353,6 +359,15 @@ impl Targets {
         self.highest = self.highest.max(role.timeline());
         if self.current == Some(index) {
             self.timeline = role.timeline();
+        }
+    }
+
+    fn note_silence(&mut self) {
+        match self.current().map(|target| &target.seen) {
+            Some(Seen::Silent(_)) => self.silent_at = true,
+            // The name's other servers say nothing of this one.
+            Some(Seen::Is(_, at)) if *at != self.at => {}
+            _ => self.silent_at = false,
         }
     }
 
@@ -410,6 +425,9 @@ impl Targets {
                 // Its name leads elsewhere: the same server for the operator, another one for links.
                 return self.serve(now, self.current, at, was_silent, decisions);
             }
+            // Of several that its name leads to, another one: the one that is dialled may only be restarting.
+            Some(Seen::Is(_, at)) if self.silent_at && *at != self.at && dwells => return,
+            Some(Seen::Is(_, at)) if self.silent_at && *at != self.at => true,
             Some(Seen::Is(..)) => false,
             // Another one was promoted since it was seen last: whether it answers or not is nothing any more.
             Some(seen) if behind => matches!(seen, Seen::Silent(_)),
@@ -420,7 +438,8 @@ impl Targets {
             None if self.is_early(now) => return,
             None => false,
         };
-        let answers = matches!(self.current().map(|target| &target.seen), Some(Seen::Is(..)));
+        let answers =
+            matches!(self.current().map(|target| &target.seen), Some(Seen::Is(..))) && !self.silent_at;
         match self.best() {
             Some((target, at)) => self.serve(now, Some(target), at, lost, decisions),
             None if !answers && !behind => {}
@@ -445,6 +464,7 @@ impl Targets {
             self.switched_at = Some(now);
         }
         self.at = at;
+        self.silent_at = false;
         let role = self.all.get(target).and_then(|target| target.seen.role());
         self.timeline = role.filter(|_| self.wants.is_unique()).map_or(0, Role::timeline);
         decisions.push(Decision::Serve { target, at, lost });
