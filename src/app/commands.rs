@@ -288,6 +288,14 @@ impl App {
         let Some(monitor) = self.monitor.load_full() else {
             return Err(CommandError::Refused("this needs a [monitor] connection".to_owned()));
         };
+        let owners = self.hub.owners(pid);
+        let elsewhere = owners.iter().find(|_| owners.iter().all(|link| self.hub.pid_here(link) == 0));
+        if let Some(link) = elsewhere {
+            return Err(CommandError::Refused(format!(
+                "pid {pid} is client {0}'s on a server that was left; KILL CLIENT {0} ends it",
+                link.id.0
+            )));
+        }
         let done = if terminate { monitor.terminate_pid(pid).await } else { monitor.cancel_pid(pid).await };
         let (event, what) = if terminate {
             ("terminate", "was terminated")

@@ -130,6 +130,7 @@ fn new_app(
         incidents: Incidents::new(&config, started),
         averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),
+        terminating: tokio::sync::Mutex::default(),
         ticker: Notify::new(),
         shutdown: Notify::new(),
         restart_monitor: Notify::new(),

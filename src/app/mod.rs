@@ -80,6 +80,8 @@ pub struct App {
     averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
+    /// Held while leaks that bypass pgweir are terminated.
+    terminating: tokio::sync::Mutex<()>,
     ticker: Notify,
     shutdown: Notify,
     restart_monitor: Notify,

@@ -16,6 +16,7 @@ use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
 use crate::link::shared::{Command, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
+use crate::upstream::monitor::MonitorHandle;
 
 const EVERY: Duration = Duration::from_millis(250);
 /// The same while somebody waits whom a closed idle link would help.
@@ -261,12 +262,11 @@ impl App {
     }
 
     /// Terminates leaks that bypass pgweir, where the configuration says so, a few at a time and oldest first.
-    pub(super) async fn terminate_bypass_leaks(&self, sample: &Sample) {
+    pub(super) async fn terminate_bypass_leaks(&self, sample: &Sample, monitor: &MonitorHandle) {
         let config = self.config.load_full();
         if config.bypass.action != BypassAction::Terminate {
             return;
         }
-        let Some(monitor) = self.monitor.load_full() else { return };
         let mut leaks = self.bypass_leaks(sample, clock::now());
         leaks.sort_by_key(|(_, idle)| std::cmp::Reverse(*idle));
         for (session, idle) in leaks.into_iter().take(TERMINATIONS_MAX) {

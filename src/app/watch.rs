@@ -81,7 +81,7 @@ impl App {
     }
 
     async fn hear(
-        &self,
+        self: &Arc<Self>,
         generation: u64,
         mut events: mpsc::Receiver<(usize, MonitorEvent)>,
         monitors: &[MonitorHandle],
@@ -123,7 +123,7 @@ impl App {
         }
     }
 
-    async fn take(&self, event: MonitorEvent, trouble: &mut bool) {
+    async fn take(self: &Arc<Self>, event: MonitorEvent, trouble: &mut bool) {
         match event {
             MonitorEvent::Sample(sample) => {
                 if std::mem::take(trouble) {
@@ -155,7 +155,7 @@ impl App {
         }
     }
 
-    async fn take_sample(&self, sample: Sample) {
+    async fn take_sample(self: &Arc<Self>, sample: Sample) {
         self.unreachable.store(None);
         let sample = Arc::new(sample);
         self.hub.guard(|guard, now| guard.sample(now, &sample));
@@ -165,6 +165,15 @@ impl App {
             let active = sample.sessions.iter().filter(|session| &*session.state == "active");
             active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));
         }
-        self.terminate_bypass_leaks(&sample).await;
+        // Not waited for: each may take as long as PostgreSQL likes, and it is to be heard meanwhile that a server is lost. The monitor
+        // is that of the sample, whatever is dialled by then.
+        if let Some(monitor) = self.monitor.load_full() {
+            let app = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Ok(_alone) = app.terminating.try_lock() {
+                    app.terminate_bypass_leaks(&sample, &monitor).await;
+                }
+            });
+        }
     }
 }
