@@ -88,7 +88,7 @@ impl App {
     ) {
         let is_watched = self.config.load().upstream.is_watched();
         let mut trouble = false;
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + GRACE, GRACE);
+        let mut ticks = tokio::time::interval(GRACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
