@@ -92,7 +92,10 @@ impl App {
     /// Whether a server of a list is the one that is dialled.
     pub(super) fn is_dialled(&self, generation: u64, index: usize) -> bool {
         let choosing = self.choosing.lock();
-        choosing.generation == generation && self.targets.lock().current_index() == Some(index)
+        let targets = self.targets.lock();
+        choosing.generation == generation
+            && targets.current_index() == Some(index)
+            && !targets.is_seen_elsewhere()
     }
 
     /// Time has passed.
@@ -114,18 +117,22 @@ impl App {
             "" => seen.word().to_owned(),
             cause => format!("{}: {cause}", seen.word()),
         };
-        let (changed, decisions, name, several, settled) = {
+        let (changed, decisions, name, several, settled, highest) = {
             let mut targets = self.targets.lock();
             let (changed, decisions) = targets.saw(clock::now(), index, seen);
             let name = targets.all().get(index).map(|target| target.name.clone()).unwrap_or_default();
-            (changed, decisions, name, targets.all().len() > 1, targets.is_settled())
+            let several = targets.all().len() > 1;
+            (changed, decisions, name, several, targets.is_settled(), targets.highest())
         };
         if changed && several {
             tracing::info!(upstream = name, seen = text, "a server was looked at");
             self.note("upstream_seen", "", None, &format!("{name} is {text}"));
         }
         self.carry_out_decisions(&choosing, decisions, monitors);
-        monitors.iter().for_each(|monitor| monitor.hurry(!settled));
+        for monitor in monitors {
+            monitor.left_behind_by(highest);
+            monitor.hurry(!settled);
+        }
     }
 
     fn carry_out_decisions(&self, choosing: &Choosing, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
@@ -176,6 +183,8 @@ impl App {
         let server = self.server(endpoint, at);
         let first = server.number == 0;
         self.hub.dial_only(Some(server));
+        // What was asked for before is of no use any more.
+        monitors.iter().skip(target).take(1).for_each(MonitorHandle::sample_now);
         let shown = match at {
             Some(ip) if !matches!(endpoint, Endpoint::Tcp { host, .. } if **host == ip.to_string()) => {
                 format!("{endpoint} ({ip})")

@@ -17,7 +17,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -32,7 +32,7 @@ use super::query::{self, Asks};
 use super::resolve::Name;
 use super::roster::{Answer, Roster};
 use super::row::Known;
-use super::targets::{Role, Wants};
+use super::targets::{Role, Wants, is_behind};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
@@ -79,7 +79,7 @@ pub enum MonitorEvent {
         /// What it says of the server.
         sign: Sign,
     },
-    /// What the server is, and where it was reached by TCP; said behind the look in which it became so.
+    /// What the server is, and where it was reached by TCP; said before the sample in which it became so.
     Role {
         /// What it calls itself.
         role: Role,
@@ -150,6 +150,7 @@ impl Monitor {
             limit: statement_timeout + ANSWER_MARGIN,
             samples: AtomicBool::new(scouting.is_none()),
             hurries: AtomicBool::new(false),
+            highest: AtomicU32::new(0),
             now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
         });
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
@@ -374,6 +375,12 @@ impl Task {
             self.failing_since = None;
             let is_blind = matches!(look, Look::Blind);
             let mut pause = self.settings.interval;
+            // First: whose sample it is, where the name leads to several.
+            if let Some(role) = role
+                && self.role.replace(role) != Some(role)
+            {
+                self.tell(MonitorEvent::Role { role, at }).await;
+            }
             match look {
                 Look::Sample(sample) => {
                     self.shared.set_state("ok");
@@ -391,11 +398,6 @@ impl Task {
                     ));
                     self.tell(MonitorEvent::Blind).await;
                 }
-            }
-            if let Some(role) = role
-                && self.role.replace(role) != Some(role)
-            {
-                self.tell(MonitorEvent::Role { role, at }).await;
             }
             if is_blind && self.wants.is_none() {
                 tokio::time::sleep(RECHECK).await;
@@ -415,7 +417,9 @@ impl Task {
     async fn is_elsewhere(&mut self, role: Role, at: Option<IpAddr>) -> bool {
         let (Some(name), Some(at), Some(wants)) = (&mut self.name, at, self.wants) else { return false };
         name.look((self.clock)()).await;
-        !name.names.leads_to(at) || !wants.suits(role) && name.names.skip()
+        let highest = self.shared.highest.load(Ordering::Relaxed);
+        let will_do = wants.suits(role) && !is_behind(role.timeline(), highest);
+        !name.names.leads_to(at) || !will_do && name.names.skip()
     }
 
     /// Makes sure PostgreSQL itself answers, then sets the session up.

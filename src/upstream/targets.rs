@@ -286,6 +286,18 @@ impl Targets {
         self.at
     }
 
+    /// Whether what the current one's monitor sees now is another server of its name.
+    pub fn is_seen_elsewhere(&self) -> bool {
+        !self.fixed
+            && self.at.is_some()
+            && self.current().is_some_and(|target| matches!(target.seen, Seen::Is(_, at) if at != self.at))
+    }
+
+    /// The highest timeline of a server that suited, below which nobody is dialled; 0 where none is known.
+    pub fn highest(&self) -> u32 {
+        self.highest
+    }
+
     /// Whether the current one is known to be well: others need not be looked at in a hurry.
     pub fn is_settled(&self) -> bool {
         let suits = |target: &Target| target.seen.role().is_some_and(|role| self.will_do(role));
@@ -357,7 +369,8 @@ impl Targets {
             return;
         };
         self.highest = self.highest.max(role.timeline());
-        if self.current == Some(index) {
+        // Of another server of its name it says nothing.
+        if self.current == Some(index) && !self.is_seen_elsewhere() {
             self.timeline = role.timeline();
         }
     }
@@ -373,7 +386,7 @@ impl Targets {
 
     /// Whether a timeline is known to have been left behind.
     fn is_behind(&self, timeline: u32) -> bool {
-        0 < timeline && timeline < self.highest
+        is_behind(timeline, self.highest)
     }
 
     /// Whether one may be dialled that calls itself this.
@@ -397,7 +410,8 @@ impl Targets {
         if only && !self.only_stale {
             decisions.push(Decision::Stale(stale));
         }
-        self.only_stale = only;
+        // Until one is well again it is said once, whatever comes and goes meanwhile.
+        self.only_stale = only || self.only_stale && !self.is_settled();
     }
 
     fn look_for_split(&mut self, decisions: &mut Vec<Decision>) {
@@ -480,6 +494,11 @@ impl Targets {
         let best = suiting.max_by_key(|(index, role, _)| (rank(*role), std::cmp::Reverse(*index)));
         best.map(|(index, _, at)| (index, at))
     }
+}
+
+/// Whether a timeline was left behind by the `highest` one; what is not known was not.
+pub fn is_behind(timeline: u32, highest: u32) -> bool {
+    0 < timeline && timeline < highest
 }
 
 fn is_primary(target: &Target) -> bool {

@@ -457,6 +457,47 @@ def test_pooled_connections_of_the_old_primary_are_closed(pair, weir_at, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a mount namespace of its own")
+def test_a_name_that_leads_to_both(template, make_weir, tidy, tmp_path):
+    """One name for all servers. The old primary comes back as it was, while the new one is only restarted."""
+    pair = Pair(template, standby_host="127.0.0.2", same_port=True)
+    try:
+        hosts = tmp_path / "hosts"
+        hosts.write_text("127.0.0.1 localhost pg-of-the-suite\n127.0.0.2 pg-of-the-suite\n")
+        os.chmod(tmp_path, 0o755)
+        prefix = ["unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"']
+        weir = make_weir(lanes=LANES, prefix=prefix, upstream={
+            "address": f"pg-of-the-suite:{pair.a.port}", "target_session_attrs": "read-write", "resolve_interval": "500ms"})
+
+        def where():
+            client = tidy(weir.raw("web"))
+            return client.ok("select inet_server_addr()")[0][0]
+
+        assert where() == "127.0.0.1"
+        # Only restarted: its standby, of the same name, is no reason to leave it.
+        pair.a.stop()
+        waiting = background(where)
+        eventually(lambda: weir.admin("SHOW UPSTREAMS")[0]["ip"] == "127.0.0.2")
+        never(lambda: weir.timeline_has("upstream_hold"), 1)
+        assert not weir.timeline_has("monitor_ok"), "the standby's usage is not the primary's"
+        pair.a.start()
+        assert waiting.result(20) == "127.0.0.1" and weir.metric("pgweir_upstream_switches_total") == 0
+        pair.a.crash()
+        pair.b.promote()
+        eventually(lambda: weir.admin("SHOW UPSTREAMS")[0]["ip"] == "127.0.0.2")
+        assert where() == "127.0.0.2"
+        pair.a.start(wait=False)
+        pair.a.wait_ready()
+        pair.b.stop()
+        waiting = background(where)
+        eventually(lambda: weir.timeline_has("upstream_stale", "left behind"))
+        never(waiting.done, 1)
+        pair.b.start(wait=False)
+        assert waiting.result(20) == "127.0.0.2" and weir.metric("pgweir_upstream_switches_total") == 1
+    finally:
+        pair.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a mount namespace of its own")
 def test_a_name_that_comes_to_lead_elsewhere(template, make_weir, tidy, tmp_path):
     """The resolver's file is pgweir's own: nobody else on this machine sees it."""
     pair = Pair(template, standby_host="127.0.0.2", same_port=True)

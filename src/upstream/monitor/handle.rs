@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ pub(super) struct Shared {
     /// Whether sessions are listed, or only the server's role is asked for.
     pub(super) samples: AtomicBool,
     pub(super) hurries: AtomicBool,
+    /// See [`MonitorHandle::left_behind_by`].
+    pub(super) highest: AtomicU32,
     pub(super) now: Mutex<Now>,
 }
 
@@ -64,6 +66,11 @@ impl MonitorHandle {
         if self.shared.hurries.swap(on, Ordering::Relaxed) != on && on {
             self.sample_now();
         }
+    }
+
+    /// The highest timeline that was seen anywhere: where the server's name leads to others too, a primary of a lower one is passed over.
+    pub fn left_behind_by(&self, timeline: u32) {
+        self.shared.highest.store(timeline, Ordering::Relaxed);
     }
 
     /// For `status`: `connecting`, `ok`, `blind: …`, `down: …`, `pooler: …`.

@@ -205,10 +205,22 @@ fn a_name_of_several_servers_whose_primary_only_restarts_holds_nobody() {
     one.saw(A, primary(1, 1), &[serve(A, 1, false)]);
     one.saw(A, silent(), &[]).saw(A, standby(2), &[]).saw(A, silent(), &[]).saw(A, standby(2), &[]);
     assert_eq!((one.0.tick(at(99)), one.0.current_at()), (vec![], ip(1)));
-    one.saw(A, primary(1, 1), &[]).saw(A, standby(1), &[Decision::Hold]);
+    assert!(one.0.is_seen_elsewhere(), "its usage is not that of the one that is dialled");
+    one.saw(A, primary(1, 1), &[]);
+    assert!(!one.0.is_seen_elsewhere());
+    one.saw(A, standby(1), &[Decision::Hold]);
     // And another one of them was promoted.
     one.saw(A, primary(1, 1), &[serve(A, 1, false)]).saw(A, silent(), &[]).saw(A, standby(2), &[]);
     one.saw(A, primary(2, 2), &[serve(A, 2, false)]);
+}
+
+#[test]
+fn an_old_primary_of_the_same_name_neither_ends_nor_takes_the_new_ones_place() {
+    let mut one = Pair(Targets::new(Wants::ReadWrite, vec!["db:5432".to_owned()], at(0)), 0);
+    one.saw(A, primary(2, 2), &[serve(A, 2, false)]).saw(A, silent(), &[]);
+    one.saw(A, primary(1, 1), &[Decision::Stale(vec![A])]).saw(A, silent(), &[]).saw(A, primary(1, 1), &[]);
+    one.saw(A, primary(2, 2), &[]);
+    assert!(one.0.is_settled());
 }
 
 #[test]
