@@ -98,7 +98,7 @@ impl Archive {
     pub fn save(&self, incident: &Incident) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         let tmp = self.dir.join("new.tmp");
-        write_synced(&tmp, &serde_json::to_vec(incident)?)?;
+        write_synced(&tmp, |file| Ok(serde_json::to_writer(file, incident)?))?;
         fs::rename(&tmp, self.file(incident.id))?;
         fs::File::open(&self.dir)?.sync_all()?;
         let ids = self.ids();

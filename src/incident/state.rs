@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -138,22 +138,27 @@ impl StateFile {
         let text = serde_json::to_vec_pretty(&Document { version: VERSION, lanes })
             .map_err(|error| io("write")(error.into()))?;
         let tmp = self.dir.join("pauses.json.tmp");
-        write_synced(&tmp, &text).map_err(io("write"))?;
+        write_synced(&tmp, |file| file.write_all(&text)).map_err(io("write"))?;
         fs::rename(&tmp, &file).map_err(io("replace"))?;
         // Without this the rename may be lost with the power.
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))
     }
 }
 
-pub(super) fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
+/// What `write` writes becomes a file, and is on the disk. Piece by piece: this runs on any of a dozen threads, each of which would keep the
+/// memory of a whole text for the next one.
+pub(super) fn write_synced(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
     // A leftover of a crash may have other permissions, or be a link.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text)?;
-    file.sync_all()
+    let mut file = BufWriter::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?);
+    write(&mut file)?;
+    file.into_inner()?.sync_all()
 }
 
 pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
@@ -351,9 +356,9 @@ mod tests {
     fn a_password_of_ones_own_is_taken_and_an_empty_one_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.password");
-        write_synced(&path, b"my own\n").unwrap();
+        write_synced(&path, |file| file.write_all(b"my own\n")).unwrap();
         assert_eq!(admin_password(dir.path()).unwrap().0.reveal(), "my own");
-        write_synced(&path, b"\n").unwrap();
+        write_synced(&path, |file| file.write_all(b"\n")).unwrap();
         assert!(matches!(admin_password(dir.path()), Err(StateError::Corrupt { .. })));
     }
 

@@ -15,6 +15,7 @@ from harness import cluster as clusters  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
 
 LOG_TAIL = 12_000
+LONGEST = ["test_drill"]
 
 
 def pytest_report_header():
@@ -22,6 +23,8 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
+    # Beside each other the longest go first, so that none is left alone at the end.
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if DIRECT:
         for item in items:
             if item.get_closest_marker("weir"):

@@ -68,12 +68,15 @@ def background(fn, *args, **kwargs):
 
 
 _given = set()
+# Suites run beside each other: none gives away a port that another has just found free.
+_OTHERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+_OWN = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def free_port():
     """A TCP port of 127.0.0.1 below the ephemeral range, so that no outgoing connection can take it meanwhile."""
     for _ in range(200):
-        port = random.randint(15000, 30000)
+        port = random.randrange(15000 + _OWN, 30000, _OTHERS)
         if port in _given:
             continue
         with socket.socket() as probe:
