@@ -277,7 +277,7 @@ pub struct UpstreamRow {
     pub address: String,
     /// Where its name led, if that is watched; else empty.
     pub ip: String,
-    /// primary, read_only, standby; down, unknown (it runs, and does not let the monitor in) or unseen.
+    /// primary, read_only, standby; down, unknown (it does not let the monitor in; or it is the only address, and not asked) or unseen.
     pub role: &'static str,
     /// Whether it is the one that is dialled.
     pub current: bool,

@@ -288,6 +288,9 @@ impl App {
         let Some(monitor) = self.monitor.load_full() else {
             return Err(CommandError::Refused("this needs a [monitor] connection".to_owned()));
         };
+        if let Some(why) = self.monitor_is_elsewhere() {
+            return Err(CommandError::Refused(why));
+        }
         let owners = self.hub.owners(pid);
         let elsewhere = owners.iter().find(|_| owners.iter().all(|link| self.hub.pid_here(link) == 0));
         if let Some(link) = elsewhere {

@@ -239,19 +239,18 @@ impl App {
         }
     }
 
-    /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`.
+    /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`. Whose pid is a link's on any server is
+    /// none: of two addresses it is not always known that they are one server's.
     pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
         let after = self.config.load().bypass.after;
-        let ours = self.by_pid();
         sample
             .sessions
             .iter()
             .filter(|s| {
                 s.state.starts_with("idle in transaction") && s.pid != sample.monitor_pid && !s.walsender
             })
-            .filter(|s| !ours.contains_key(&s.pid))
             .map(|s| (&**s, s.ages(now).0))
-            .filter(|(_, idle)| *idle >= after)
+            .filter(|(session, idle)| *idle >= after && self.hub.owners(session.pid).is_empty())
             .collect()
     }
 }

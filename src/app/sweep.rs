@@ -10,7 +10,7 @@ use super::rows::policy;
 use crate::clock::{self, Moment};
 use crate::config::settings::BypassAction;
 use crate::lanes::ids::LinkId;
-use crate::lanes::sample::Sample;
+use crate::lanes::sample::{Sample, Session};
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
 use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
@@ -261,27 +261,29 @@ impl App {
         }
     }
 
-    /// Terminates leaks that bypass pgweir, where the configuration says so, a few at a time and oldest first.
-    pub(super) async fn terminate_bypass_leaks(&self, sample: &Sample, monitor: &MonitorHandle) {
-        let config = self.config.load_full();
-        if config.bypass.action != BypassAction::Terminate {
-            return;
+    /// Leaks that bypass pgweir and are to be terminated, where the configuration says so, with words on each: a few at a time and oldest first.
+    pub(super) fn bypass_leaks_to_terminate(&self, sample: &Sample) -> Vec<(i32, String)> {
+        if self.config.load().bypass.action != BypassAction::Terminate {
+            return Vec::new();
         }
         let mut leaks = self.bypass_leaks(sample, clock::now());
         leaks.sort_by_key(|(_, idle)| std::cmp::Reverse(*idle));
-        for (session, idle) in leaks.into_iter().take(TERMINATIONS_MAX) {
-            let who = format!(
-                "pid {} of {} ({}), idle for {} s",
-                session.pid,
-                session.user,
-                session.application,
-                idle.as_secs()
-            );
-            if config.settings.limits.observe {
+        let words = |(session, idle): (&Session, Duration)| {
+            let (pid, user, application) = (session.pid, &session.user, &session.application);
+            (pid, format!("pid {pid} of {user} ({application}), idle for {} s", idle.as_secs()))
+        };
+        leaks.into_iter().take(TERMINATIONS_MAX).map(words).collect()
+    }
+
+    /// Terminates them.
+    pub(super) async fn terminate_bypass_leaks(&self, leaks: Vec<(i32, String)>, monitor: &MonitorHandle) {
+        let observe = self.config.load().settings.limits.observe;
+        for (pid, who) in leaks {
+            if observe {
                 self.note("would_terminate", "bypass", None, &who);
                 continue;
             }
-            match monitor.terminate_pid(session.pid).await {
+            match monitor.terminate_pid(pid).await {
                 Ok(true) => self.note("terminate", "bypass", None, &who),
                 Ok(false) => {}
                 Err(error) => self.note("terminate_failed", "bypass", None, &format!("{who}: {error}")),

@@ -1,5 +1,6 @@
 //! Several servers: which one is dialled, and how links leave one that is not any more. `upstream/targets` decides; this does it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::link::shared::Command;
 use crate::reason::{Reason, Refusal};
 use crate::snapshot::UpstreamRow;
 use crate::upstream::monitor::MonitorHandle;
-use crate::upstream::targets::{Decision, Seen, Targets};
+use crate::upstream::targets::{Decision, GRACE, Seen, Targets};
 
 /// The servers of a configuration, of which nothing is known yet.
 pub(super) fn targets_of(config: &Config) -> Targets {
@@ -32,15 +33,22 @@ pub(super) struct Choosing {
     /// Another number with each list of servers: what monitors of an earlier list say is nothing to this one.
     generation: u64,
     endpoints: Vec<Endpoint>,
+    /// Whether it is decided which one is dialled; the only one is dialled whatever it is.
+    watched: bool,
+    /// Who was dialled last.
+    last: Option<Arc<Server>>,
 }
 
 impl App {
-    /// Begins with the servers of the configuration in force. One that is dialled and still among them stays until more is known.
+    /// Begins with the servers of the configuration in force. One that is dialled and still among them stays until more is known. Where there is
+    /// one address, before and after, links stay where they are: nobody says that it is another server.
     pub(super) fn choose_servers(&self) {
         let mut choosing = self.choosing.lock();
         let config = self.config.load();
         choosing.generation += 1;
         choosing.endpoints.clone_from(&config.upstream.endpoints);
+        let watched = config.upstream.is_watched();
+        let was_watched = std::mem::replace(&mut choosing.watched, watched);
         let (current, at) = {
             let mut targets = self.targets.lock();
             let mut new = targets_of(&config);
@@ -48,24 +56,37 @@ impl App {
             *targets = new;
             (targets.current_index(), targets.current_at())
         };
-        let endpoint = current.and_then(|current| config.upstream.endpoints.get(current));
+        let place = current.and_then(|current| config.upstream.endpoints.get(current)).map(setup::place);
         let old = self.hub.server.borrow().clone();
-        let is_same = |old: &Server, endpoint| {
-            old.place == setup::place(endpoint) && old.at.zip(at).is_none_or(|(was, is)| was == is)
-        };
-        if let Some(old) = old.filter(|old| endpoint.is_some_and(|endpoint| is_same(old, endpoint))) {
-            self.hub.dial_at(old.at(at));
-            return;
+        if old.is_some() {
+            choosing.last.clone_from(&old);
         }
-        self.hub.dial_only(endpoint.map(|endpoint| self.server(endpoint, at)));
-        if config.upstream.is_watched() && current.is_none() {
-            self.unreachable.store(None);
+        match (old, place) {
+            (Some(old), Some(place)) if !watched && !was_watched => self.hub.dial_alone(old.alone(place)),
+            (Some(old), Some(place)) if old.place == place => {
+                self.hub.dial_at(if watched { old.among_others(at) } else { old.alone(place) });
+            }
+            (_, place) => {
+                self.sample.store(None);
+                if watched && place.is_none() {
+                    self.unreachable.store(None);
+                }
+                self.hub.dial_only(place.map(|place| {
+                    let number = self.next_number();
+                    if watched { Server::new(number, place, at) } else { Server::only(number, place) }
+                }));
+            }
+        }
+        if watched || was_watched {
+            // Where nobody is chosen yet it may be the same one, under another name: links are told when it is known, or when it should be.
+            let patience =
+                if current.is_some() { Duration::ZERO } else { GRACE + config.upstream.connect_timeout };
+            self.leave(clock::now() + patience);
         }
     }
 
-    fn server(&self, endpoint: &Endpoint, at: Option<std::net::IpAddr>) -> Arc<Server> {
-        let number = self.servers.fetch_add(1, Ordering::Relaxed);
-        Server::new(number, setup::place(endpoint), at)
+    fn next_number(&self) -> u32 {
+        self.servers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The server that is sampled, and where probes ask; none while none is known that will do.
@@ -98,18 +119,51 @@ impl App {
             && !targets.is_seen_elsewhere()
     }
 
+    /// Why a pid may not be taken for one of the server that is dialled: the monitor's session is with another one, or nobody is dialled.
+    pub(super) fn monitor_is_elsewhere(&self) -> Option<String> {
+        let targets = self.targets.lock();
+        let elsewhere = "the monitor is at another server of the same name at the moment, which may have the same pid: ask again";
+        match targets.current() {
+            None => {
+                Some(format!("no server is dialled, and each has pids of its own ({})", targets.summary()))
+            }
+            Some(_) => targets.is_seen_elsewhere().then(|| elsewhere.to_owned()),
+        }
+    }
+
     /// Time has passed.
     pub(super) fn look_again(&self, generation: u64, monitors: &[MonitorHandle]) {
-        let choosing = self.choosing.lock();
+        let mut choosing = self.choosing.lock();
         if choosing.generation == generation {
             let decisions = self.targets.lock().tick(clock::now());
-            self.carry_out_decisions(&choosing, decisions, monitors);
+            self.carry_out_decisions(&mut choosing, decisions, monitors);
+        }
+    }
+
+    /// The resolver has said where the name of one of a list leads.
+    pub(super) fn named(
+        &self,
+        generation: u64,
+        index: usize,
+        addresses: Vec<IpAddr>,
+        monitors: &[MonitorHandle],
+    ) {
+        let mut choosing = self.choosing.lock();
+        if choosing.generation == generation {
+            let decisions = self.targets.lock().leads(clock::now(), index, addresses);
+            self.carry_out_decisions(&mut choosing, decisions, monitors);
         }
     }
 
     /// A monitor of one of a list has seen its server.
-    pub(super) fn saw(&self, generation: u64, index: usize, seen: Seen, monitors: &[MonitorHandle]) {
-        let choosing = self.choosing.lock();
+    pub(super) fn saw(
+        &self,
+        generation: u64,
+        index: usize,
+        (seen, from): (Seen, Option<IpAddr>),
+        monitors: &[MonitorHandle],
+    ) {
+        let mut choosing = self.choosing.lock();
         if choosing.generation != generation {
             return;
         }
@@ -119,7 +173,7 @@ impl App {
         };
         let (changed, decisions, name, several, settled, highest) = {
             let mut targets = self.targets.lock();
-            let (changed, decisions) = targets.saw(clock::now(), index, seen);
+            let (changed, decisions) = targets.saw_at(clock::now(), index, seen, from);
             let name = targets.all().get(index).map(|target| target.name.clone()).unwrap_or_default();
             let several = targets.all().len() > 1;
             (changed, decisions, name, several, targets.is_settled(), targets.highest())
@@ -128,22 +182,23 @@ impl App {
             tracing::info!(upstream = name, seen = text, "a server was looked at");
             self.note("upstream_seen", "", None, &format!("{name} is {text}"));
         }
-        self.carry_out_decisions(&choosing, decisions, monitors);
+        self.carry_out_decisions(&mut choosing, decisions, monitors);
         for monitor in monitors {
             monitor.left_behind_by(highest);
             monitor.hurry(!settled);
         }
     }
 
-    fn carry_out_decisions(&self, choosing: &Choosing, decisions: Vec<Decision>, monitors: &[MonitorHandle]) {
+    fn carry_out_decisions(
+        &self,
+        choosing: &mut Choosing,
+        decisions: Vec<Decision>,
+        monitors: &[MonitorHandle],
+    ) {
         for decision in decisions {
             match decision {
-                Decision::Serve { target, at, lost } => {
-                    if let Some(endpoint) = choosing.endpoints.get(target) {
-                        self.serve(target, endpoint, at, lost, monitors);
-                    }
-                }
-                Decision::Found(at) => self.found(at),
+                Decision::Serve { target, at, lost } => self.serve(choosing, (target, at), lost, monitors),
+                Decision::Found(at) => self.found(at, monitors),
                 Decision::Hold => self.hold(monitors),
                 Decision::Split(which) => self.split(&which),
                 Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
@@ -152,8 +207,12 @@ impl App {
         }
     }
 
-    fn found(&self, at: Option<std::net::IpAddr>) {
+    fn found(&self, at: Option<IpAddr>, monitors: &[MonitorHandle]) {
         let old = self.hub.server.borrow().clone();
+        let current = self.targets.lock().current_index();
+        if let Some(monitor) = current.and_then(|current| monitors.get(current)) {
+            monitor.dialled(at);
+        }
         if let Some(old) = old {
             self.hub.dial_at(old.at(at));
             // Its name may have led links to others.
@@ -163,26 +222,26 @@ impl App {
 
     fn serve(
         &self,
-        target: usize,
-        endpoint: &Endpoint,
-        at: Option<std::net::IpAddr>,
+        choosing: &mut Choosing,
+        (target, at): (usize, Option<IpAddr>),
         lost: bool,
         monitors: &[MonitorHandle],
     ) {
+        let Some(endpoint) = choosing.endpoints.get(target) else { return };
         let old = self.hub.server.borrow().clone();
         if let Some(old) = old.as_ref().filter(|_| lost) {
             old.mark_lost();
         }
         // Sampled by the time its first link is there.
         for (index, monitor) in monitors.iter().enumerate() {
+            monitor.dialled(at.filter(|_| index == target));
             monitor.sample(index == target);
         }
         self.monitor.store(monitors.get(target).cloned().map(Arc::new));
         self.sample.store(None);
         self.unreachable.store(None);
-        let server = self.server(endpoint, at);
-        let first = server.number == 0;
-        self.hub.dial_only(Some(server));
+        let server = Server::new(self.next_number(), setup::place(endpoint), at);
+        self.hub.dial_only(Some(server.clone()));
         // What was asked for before is of no use any more.
         monitors.iter().skip(target).take(1).for_each(MonitorHandle::sample_now);
         let shown = match at {
@@ -195,7 +254,8 @@ impl App {
             let targets = self.targets.lock();
             format!("{shown} is dialled from now on: {}", targets.summary())
         };
-        if first {
+        let last = choosing.last.replace(server.clone());
+        if last.is_none_or(|last| server.is(&last)) {
             tracing::info!("{text}");
             self.note("upstream", "", None, &text);
         } else {
@@ -207,7 +267,10 @@ impl App {
     }
 
     fn hold(&self, monitors: &[MonitorHandle]) {
-        monitors.iter().for_each(|monitor| monitor.sample(false));
+        for monitor in monitors {
+            monitor.dialled(None);
+            monitor.sample(false);
+        }
         self.hub.dial_only(None);
         self.sample.store(None);
         self.unreachable.store(None);
@@ -245,17 +308,17 @@ impl App {
         names.join(" and ")
     }
 
-    /// Links on servers that are not dialled any more are to end.
-    fn leave(&self, now: Moment) {
-        *self.left.lock() = Some(now);
-        self.end_left_links(now);
+    /// Links on servers that are not dialled any more are to end, then.
+    fn leave(&self, then: Moment) {
+        *self.left.lock() = Some(then);
+        self.end_left_links(clock::now());
     }
 
     /// Tells links on servers that are not dialled any more to end: outside a transaction at once, else with it. PostgreSQL refuses writes
     /// on them for ever, and Odoo repeats what is refused on the same connection. Where the server is silent and was replaced, nothing can come
     /// of a transaction: it ends at once, not when the network gives up. Repeated, for links may have been logging in when they were told.
     pub(super) fn end_left_links(&self, now: Moment) {
-        let Some(since) = *self.left.lock() else { return };
+        let Some(since) = self.left.lock().filter(|since| *since <= now) else { return };
         let current = self.hub.server.borrow().clone();
         let mut found = false;
         for link in self.links() {

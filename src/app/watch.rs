@@ -1,6 +1,7 @@
 //! The monitors' word: samples for the guard, everything else for the timeline, and what each server is for who decides which one is
 //! dialled.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -53,12 +54,18 @@ impl App {
         ears: &mut JoinSet<()>,
     ) -> (Vec<MonitorHandle>, mpsc::Receiver<(usize, MonitorEvent)>) {
         let upstream = self.config.load().upstream.clone();
-        let scouting =
-            Scouting { resolve_interval: upstream.resolve_interval, wants: setup::wants(upstream.session) };
-        let current = self.targets.lock().current_index();
+        let (current, at) = {
+            let targets = self.targets.lock();
+            (targets.current_index(), targets.current_at())
+        };
         let (said, heard) = mpsc::channel(EVENTS_MAX);
         let mut monitors = Vec::new();
         for (index, settings) in settings.into_iter().enumerate() {
+            let scouting = Scouting {
+                resolve_interval: upstream.resolve_interval,
+                wants: setup::wants(upstream.session),
+                dialled: at.filter(|_| current == Some(index)),
+            };
             let (monitor, mut events) = if upstream.is_watched() {
                 Monitor::scout(settings, clock::now, scouting)
             } else {
@@ -99,21 +106,11 @@ impl App {
                 }
             };
             let Some((index, event)) = event else { return };
-            let seen = match &event {
-                MonitorEvent::Role { role, at } => Some(Seen::Is(*role, *at)),
-                MonitorEvent::Down { cause, sign } => Some(match sign {
-                    Sign::Answers | Sign::Suspect => Seen::Mute(cause.clone()),
-                    Sign::Hung => Seen::Hung(cause.clone()),
-                    Sign::Silent => Seen::Silent(cause.clone()),
-                }),
-                MonitorEvent::Pooler(cause) => Some(Seen::Mute(cause.clone())),
-                // The only one is not asked what it is.
-                MonitorEvent::Sample(_) | MonitorEvent::Blind if !is_watched => {
-                    Some(Seen::Mute(String::new()))
-                }
-                MonitorEvent::Sample(_) | MonitorEvent::Blind => None,
-            };
-            if let Some(seen) = seen {
+            if let MonitorEvent::Name(addresses) = event {
+                self.named(generation, index, addresses, monitors);
+                continue;
+            }
+            if let Some(seen) = seen(&event, is_watched) {
                 self.saw(generation, index, seen, monitors);
             }
             // Of the others no more is of interest than what they are.
@@ -132,7 +129,11 @@ impl App {
                 self.take_sample(sample).await;
             }
             MonitorEvent::Down { cause, .. } => {
-                *trouble = true;
+                let is_known = self.unreachable.load().as_deref().is_some_and(|known| **known == cause);
+                // Said again where another server of its name was looked at between.
+                if std::mem::replace(trouble, true) && is_known {
+                    return;
+                }
                 if cause.contains("53300") {
                     self.incidents.monitor_full.fetch_add(1, Ordering::Relaxed);
                 }
@@ -151,7 +152,7 @@ impl App {
                 tracing::error!("monitor: {cause}");
                 self.note("monitor_pooler", "", None, &cause);
             }
-            MonitorEvent::Role { .. } => {}
+            MonitorEvent::Role { .. } | MonitorEvent::Name(_) => {}
         }
     }
 
@@ -166,14 +167,34 @@ impl App {
             active.for_each(|session| self.hub.make_room_for(session.query.as_bytes()));
         }
         // Not waited for: each may take as long as PostgreSQL likes, and it is to be heard meanwhile that a server is lost. The monitor
-        // is that of the sample, whatever is dialled by then.
-        if let Some(monitor) = self.monitor.load_full() {
+        // and the leaks are those of the sample, whatever is dialled by then.
+        let leaks = self.bypass_leaks_to_terminate(&sample);
+        if let Some(monitor) = self.monitor.load_full().filter(|_| !leaks.is_empty()) {
             let app = Arc::clone(self);
             tokio::spawn(async move {
                 if let Ok(_alone) = app.terminating.try_lock() {
-                    app.terminate_bypass_leaks(&sample, &monitor).await;
+                    app.terminate_bypass_leaks(leaks, &monitor).await;
                 }
             });
         }
     }
+}
+
+/// What an event says of a server, and of which one of its name.
+fn seen(event: &MonitorEvent, is_watched: bool) -> Option<(Seen, Option<IpAddr>)> {
+    Some(match event {
+        MonitorEvent::Role { role, at } => (Seen::Is(*role, *at), *at),
+        MonitorEvent::Down { cause, sign, at } => {
+            let trouble = match sign {
+                Sign::Answers | Sign::Suspect => Seen::Mute,
+                Sign::Hung => Seen::Hung,
+                Sign::Silent => Seen::Silent,
+            };
+            (trouble(cause.clone()), *at)
+        }
+        MonitorEvent::Pooler(cause) => (Seen::Mute(cause.clone()), None),
+        // The only one is not asked what it is.
+        MonitorEvent::Sample(_) | MonitorEvent::Blind if !is_watched => (Seen::Mute(String::new()), None),
+        MonitorEvent::Sample(_) | MonitorEvent::Blind | MonitorEvent::Name(_) => return None,
+    })
 }

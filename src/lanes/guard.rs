@@ -3,7 +3,7 @@
 //!
 //! A link the guard does not know (any more) is ignored by every method: hang-ups race with everything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -253,6 +253,8 @@ pub struct Guard {
     pub(super) breaker: Breaker,
     /// Whose dial began before is on another server than the one that is dialled now.
     pub(super) moved_at: Moment,
+    /// But for these: they were on it already. Links that ended since may be among them.
+    pub(super) here: BTreeSet<LinkId>,
     pub(super) pool: Pool,
     pub(super) jitter: Jitter,
     pub(super) chain: Option<Chain>,
@@ -283,6 +285,7 @@ impl Guard {
             usage: Usage::new(now),
             breaker: Breaker::default(),
             moved_at: Moment::default(),
+            here: BTreeSet::new(),
             pool: Pool::default(),
             jitter: Jitter::new(seed),
             chain: None,

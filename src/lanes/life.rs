@@ -115,10 +115,12 @@ impl Guard {
         }
     }
 
-    /// Another server is dialled from now on; with `held` none is. Slots are one server's: those that are ending on another one are not
-    /// counted any more, and the others until they end. Their pids and addresses are nothing to the new one, where others may have the same.
-    pub fn server_changed(&mut self, now: Moment, held: bool) {
+    /// Another server is dialled from now on, and these links, with their pids, are on it already; or none is. Slots are one server's: those that
+    /// are ending on another one are not counted any more, and the others until they end. Their pids and addresses are nothing to the new
+    /// one, where others may have the same.
+    pub fn server_changed(&mut self, now: Moment, here: Option<&[(LinkId, i32)]>) {
         self.moved_at = now;
+        self.here.clear();
         let phase_is = |ledger: &Ledger, wanted: fn(Phase) -> bool| {
             let links = ledger.iter().filter(|(_, known)| wanted(known.phase));
             links.map(|(link, _)| link).collect::<Vec<_>>()
@@ -134,20 +136,31 @@ impl Guard {
         for link in ending {
             self.forget_quietly(now, link);
         }
-        for link in phase_is(&self.ledger, |phase| phase.has_slot() && phase != Phase::Dialling) {
-            self.ledger.update(link, |known| {
-                known.pid = None;
-                known.extra_mut().local = None;
-            });
+        // While there is none nothing is counted there, and the next one may be the last one.
+        if let Some(here) = here {
+            let elsewhere = phase_is(&self.ledger, |phase| phase.has_slot() && phase != Phase::Dialling);
+            for link in elsewhere {
+                self.ledger.update(link, |known| {
+                    known.pid = None;
+                    known.extra_mut().local = None;
+                });
+            }
+            for (link, pid) in here {
+                let is_there = self.ledger.get(*link).is_some_and(|known| known.phase == Phase::Established);
+                if is_there && self.here.insert(*link) {
+                    self.ledger.update(*link, |known| known.pid = NonZeroI32::new((*pid).max(0)));
+                }
+            }
         }
         self.usage.moved(now);
-        self.breaker.set_homeless(held);
+        self.breaker.set_homeless(here.is_none());
         self.settle(now);
     }
 
     /// Whether a link's slot is on a server that is not dialled any more.
     fn is_elsewhere(&self, link: LinkId) -> bool {
-        self.ledger.get(link).is_some_and(|known| known.dialled_at < self.moved_at)
+        let is_older = self.ledger.get(link).is_some_and(|known| known.dialled_at < self.moved_at);
+        is_older && !self.here.contains(&link)
     }
 
     fn upstream_is_well(&mut self) {

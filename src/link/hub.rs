@@ -378,14 +378,32 @@ impl Hub {
 
     /// Another server, or none, is dialled from now on. What was dialled before is not pooled any more, nor counted where it ends.
     pub fn dial_only(&self, server: Option<Arc<Server>>) {
-        let held = server.is_none();
-        // The server before the epoch, see [`Pool::epoch`]; the guard last, who lets those go that wait for it.
-        self.server.send_replace(server);
-        self.pool.upstream_changed();
+        let here = server.as_ref().map(|server| self.links_on(server));
         self.guard(|guard, now| {
-            guard.server_changed(now, held);
+            // Under the guard's lock: who dials the new one by then tells the guard of it afterwards.
+            self.server.send_replace(server);
+            // After the server, see [`Pool::epoch`].
+            self.pool.upstream_changed();
+            guard.server_changed(now, here.as_deref());
             guard.drain_pool(now, None, false);
         });
+    }
+
+    /// The only server is dialled under another address from now on. Who is connected stays, and counts, as if nothing had changed.
+    pub fn dial_alone(&self, server: Arc<Server>) {
+        self.dial_at(server);
+        self.pool.upstream_changed();
+        self.guard(|guard, now| guard.drain_pool(now, None, false));
+    }
+
+    /// Links that are logged in to a server, with their pids.
+    fn links_on(&self, server: &Server) -> Vec<(LinkId, i32)> {
+        let on = |link: &LinkShared| {
+            let its = link.cancel_keys().and_then(CancelKeys::server);
+            let pid = link.pid.load(Ordering::Relaxed);
+            its.is_some_and(|its| server.is(its)).then_some((link.id, pid))
+        };
+        self.links.iter().filter_map(|entry| on(entry.value())).collect()
     }
 
     /// Whether a server is the one that is dialled.
@@ -458,12 +476,12 @@ impl Registered {
 
     /// Enters its cancel keys.
     pub fn set_key(&mut self, pid: i32, keys: CancelKeys) {
-        let server = keys.server().map(|server| server.number);
+        let server = keys.server().cloned();
         self.shared.set_cancel_keys(keys);
         self.key = Some(pid);
         let Some(other) = self.hub.keys.insert(pid, self.shared.clone()) else { return };
-        let its_server = other.cancel_keys().and_then(CancelKeys::server).map(|server| server.number);
-        if server != its_server {
+        let its_server = other.cancel_keys().and_then(CancelKeys::server);
+        if server.as_ref().zip(its_server).is_some_and(|(server, its)| !server.is_at(its)) {
             // Another server gives its pids without regard to this one's. Where it ended meanwhile nobody else takes it out.
             let place = (pid, other.id);
             self.hub.keys_elsewhere.insert(place, other);

@@ -78,7 +78,11 @@ pub enum MonitorEvent {
         cause: String,
         /// What it says of the server.
         sign: Sign,
+        /// Which of the servers that its name leads to was tried, if that is looked up beforehand ([`Scouting`]).
+        at: Option<IpAddr>,
     },
+    /// Where the server's name leads, by the resolver's last answer ([`Scouting`]).
+    Name(Vec<IpAddr>),
     /// What the server is, and where it was reached by TCP; said before the sample in which it became so.
     Role {
         /// What it calls itself.
@@ -112,6 +116,8 @@ pub struct Scouting {
     pub resolve_interval: Duration,
     /// What is looked for: where a name leads to several servers, one that will do.
     pub wants: Wants,
+    /// Where the server is dialled already, if it is: it is looked at there first, whatever the resolver says.
+    pub dialled: Option<IpAddr>,
 }
 
 /// Starts monitors.
@@ -151,10 +157,12 @@ impl Monitor {
             samples: AtomicBool::new(scouting.is_none()),
             hurries: AtomicBool::new(false),
             highest: AtomicU32::new(0),
+            dialled: Mutex::new(scouting.and_then(|scouting| scouting.dialled)),
             now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
         });
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
-        let name = scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval));
+        let name =
+            scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval, scouting.dialled));
         let wants = scouting.map(|scouting| scouting.wants);
         tokio::spawn(
             Task {
@@ -166,6 +174,8 @@ impl Monitor {
                 role: None,
                 failing_since: None,
                 name,
+                leads_to: Vec::new(),
+                at: None,
                 wants,
             }
             .run(),
@@ -225,6 +235,10 @@ struct Task {
     failing_since: Option<Moment>,
     /// Where it is to be looked up.
     name: Option<Name>,
+    /// What was said last of that.
+    leads_to: Vec<IpAddr>,
+    /// Where the name led this time.
+    at: Option<IpAddr>,
     wants: Option<Wants>,
 }
 
@@ -249,12 +263,16 @@ impl Task {
                 End::Moved => continue,
                 End::NoSession(failed) => {
                     let sign = if failed.answers { Sign::Answers } else { Sign::Silent };
+                    self.failing_since = None;
                     self.tell_down(failed.cause, sign).await;
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
                 End::Lost(failed) => {
                     let sign = self.sign_of(&failed);
                     self.tell_down(failed.cause, sign).await;
+                    if sign == Sign::Hung {
+                        self.skip();
+                    }
                     // Without randomness only the spreading is lost.
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
@@ -280,7 +298,20 @@ impl Task {
 
     async fn tell_down(&mut self, cause: String, sign: Sign) {
         self.shared.set_state(format!("down: {cause}"));
-        self.tell(MonitorEvent::Down { cause, sign }).await;
+        self.tell(MonitorEvent::Down { cause, sign, at: self.at }).await;
+    }
+
+    async fn tell_name(&mut self) {
+        let Some(name) = &self.name else { return };
+        if name.names.answer() != self.leads_to {
+            self.leads_to = name.names.answer().to_vec();
+            self.tell(MonitorEvent::Name(self.leads_to.clone())).await;
+        }
+    }
+
+    /// Lets another server have its turn, where the name leads to several.
+    fn skip(&mut self) -> bool {
+        self.name.as_mut().is_some_and(|name| name.names.skip())
     }
 
     /// Where the server's name leads; none where that is left to the dial.
@@ -306,15 +337,19 @@ impl Task {
     /// One connection from dial to loss.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
         self.role = None;
+        self.at = None;
         let at = match self.resolve().await {
             Ok(at) => at,
             Err(failed) => return End::NoSession(failed),
         };
+        self.at = at;
+        self.tell_name().await;
         let Opened { client, connection, announced_pid } = match connect::open_at(&self.settings, at).await {
             Ok(opened) => opened,
             Err(failed) => {
-                if let Some(name) = &mut self.name {
-                    name.names.skip();
+                // One that is dialled and only does not let the monitor in is not left for others of its name.
+                if !(failed.answers && at.is_some() && at == *self.shared.dialled.lock()) {
+                    self.skip();
                 }
                 return End::NoSession(failed);
             }
@@ -366,7 +401,8 @@ impl Task {
                     self.role = None;
                     seen.roster = Roster::default();
                     self.tell_down(failed.cause, Sign::Answers).await;
-                    self.rest(asked_at, self.settings.interval).await;
+                    let pause = backoff.next(getrandom::u32().unwrap_or(0));
+                    self.rest(asked_at, pause.min(self.settings.interval)).await;
                     continue;
                 }
                 Err(end) => return end,
@@ -413,13 +449,16 @@ impl Task {
     }
 
     /// Whether another address of the server's name is to be dialled: it does not lead to this one any more, or to others too, of which
-    /// one may be what is looked for.
+    /// one may be what is looked for, or is the one that links are dialled to.
     async fn is_elsewhere(&mut self, role: Role, at: Option<IpAddr>) -> bool {
         let (Some(name), Some(at), Some(wants)) = (&mut self.name, at, self.wants) else { return false };
         name.look((self.clock)()).await;
+        self.tell_name().await;
         let highest = self.shared.highest.load(Ordering::Relaxed);
         let will_do = wants.suits(role) && !is_behind(role.timeline(), highest);
-        !name.names.leads_to(at) || !will_do && name.names.skip()
+        let is_meant = self.shared.dialled.lock().is_none_or(|dialled| dialled == at);
+        let leads_here = self.name.as_ref().is_some_and(|name| name.names.leads_to(at));
+        !leads_here || !(will_do && is_meant) && self.skip()
     }
 
     /// Makes sure PostgreSQL itself answers, then sets the session up.
@@ -507,7 +546,7 @@ impl Task {
         if self.told.as_ref() == Some(&event) {
             return;
         }
-        if !matches!(event, MonitorEvent::Role { .. }) {
+        if !matches!(event, MonitorEvent::Role { .. } | MonitorEvent::Name(_)) {
             self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
         }
         // A receiver that is gone ends the task through `closed`.

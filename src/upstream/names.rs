@@ -17,14 +17,22 @@ pub struct Names {
     every: Duration,
     asked_at: Option<Moment>,
     known: Vec<IpAddr>,
+    /// The resolver has not said it yet.
+    guessed: bool,
     /// Whose turn it is.
     turn: usize,
 }
 
 impl Names {
-    /// Nothing is known yet; it is to be asked `every` so often.
-    pub fn new(every: Duration) -> Self {
-        Self { every, asked_at: None, known: Vec::new(), turn: 0 }
+    /// Nothing is known yet but where it led `before`; it is to be asked `every` so often.
+    pub fn new(every: Duration, before: Option<IpAddr>) -> Self {
+        let known = before.map(|ip| ip.to_canonical()).into_iter().collect();
+        Self { every, asked_at: None, known, guessed: true, turn: 0 }
+    }
+
+    /// Where the resolver said that it leads; empty as long as it has said nothing.
+    pub fn answer(&self) -> &[IpAddr] {
+        if self.guessed { &[] } else { &self.known }
     }
 
     /// Whether it is time to ask. One that was asked and is not known is asked at each occasion.
@@ -52,6 +60,7 @@ impl Names {
         let used = self.candidate();
         self.turn = used.and_then(|used| new.iter().position(|ip| *ip == used)).unwrap_or(0);
         self.known = new;
+        self.guessed = false;
     }
 
     /// Whose turn it is; none where nothing is known.
@@ -85,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_name_is_asked_again_in_time_and_its_last_answer_holds() {
-        let mut names = Names::new(Duration::from_secs(10));
+        let mut names = Names::new(Duration::from_secs(10), None);
         assert!(names.is_due(at(0)) && names.candidate().is_none());
         names.asked(at(0));
         assert!(names.is_due(at(1)), "nothing is known yet");
@@ -103,7 +112,7 @@ mod tests {
 
     #[test]
     fn several_addresses_take_turns_and_another_order_is_no_change() {
-        let mut names = Names::new(Duration::from_secs(10));
+        let mut names = Names::new(Duration::from_secs(10), None);
         names.answered([ip(1), ip(2), ip(3)]);
         assert!(names.skip());
         assert_eq!(names.candidate(), Some(ip(2)));
@@ -113,5 +122,15 @@ mod tests {
         assert_eq!(names.candidate(), Some(ip(3)));
         names.answered((0..100).map(ip));
         assert_eq!(names.known.len(), ADDRESSES_MAX);
+    }
+    #[test]
+    fn where_a_server_is_dialled_it_is_looked_at_first_and_until_the_resolver_answers() {
+        let mut names = Names::new(Duration::from_secs(10), Some(ip(2)));
+        assert!(names.is_due(at(0)) && names.candidate() == Some(ip(2)) && names.answer().is_empty());
+        names.asked(at(0));
+        names.answered([]);
+        assert!(names.candidate() == Some(ip(2)) && names.answer().is_empty(), "a resolver that fails");
+        names.answered([ip(1), ip(2)]);
+        assert_eq!((names.candidate(), names.answer()), (Some(ip(2)), [ip(1), ip(2)].as_slice()));
     }
 }

@@ -7,7 +7,7 @@
 //!            │ one that suits is seen                │
 //!            ▼                                       │
 //!  serving: one server is dialled ───────────────────┘
-//!     ▲      │ the current one is silent or does not suit, and another one suits; or its name leads elsewhere
+//!     ▲      │ the current one is silent or does not suit, and another one suits; or its name leads to another one that suits
 //!     └──────┘ (a switch)
 //! ```
 //! Invariants:
@@ -19,6 +19,8 @@
 //! - A current one that is silent stays while nobody else suits: it may only be restarting, and links find out as soon as the monitor does.
 //! - One that answers, but not the monitor (a wrong password, no connection left), stays as well: that is trouble of the monitor's. So does one
 //!   that is only suspect: a session was lost, or a look was not answered in time. An overloaded server looks like that, and lives.
+//! - Where a name leads to several servers only the one that was chosen is the current one: what the others say of themselves is no word on it.
+//!   One of them takes its place when it is silent, when the name does not lead to it any more, or when it was left behind.
 //! - Between two times that a silent server is left there are [`DWELL`] at least.
 //!
 //! Deliberately absent: when to look, and how links leave a server.
@@ -165,6 +167,29 @@ pub struct Target {
     pub seen: Seen,
     /// Since when it is that, without a break.
     pub since: Moment,
+    /// Which server of its name that is; none where it is not known.
+    from: Option<IpAddr>,
+    /// Where its name leads, as far as it is known.
+    leads_to: Vec<IpAddr>,
+}
+
+/// What ails the server that is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ails {
+    Nothing,
+    Hung,
+    Silent,
+}
+
+/// What becomes of the server that is dialled, or of there being none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Whoever else suits.
+    Stays,
+    /// Until another one suits.
+    Yields,
+    /// It is not dialled, whether or not another one suits.
+    IsOut,
 }
 
 /// What is to be done.
@@ -200,8 +225,8 @@ pub struct Targets {
     /// Where the current one was when it was chosen; none too where it was the only one until now, whose name is looked up at each dial.
     at: Option<IpAddr>,
     split: bool,
-    /// Whether the current one was silent when it was last tried where it is dialled. Its name may lead to others.
-    silent_at: bool,
+    /// What ailed the current one when it was last tried where it is dialled. Its name may lead to others.
+    ails: Ails,
     /// What the current one's timeline was when it was seen last; 0 where it is not known.
     timeline: u32,
     /// The highest timeline of a server that suited, wherever it was seen; 0 where there can be more than one.
@@ -219,7 +244,7 @@ pub struct Targets {
 impl Targets {
     /// Servers of which nothing is known; all are held.
     pub fn new(wants: Wants, names: Vec<String>, now: Moment) -> Self {
-        let target = |name| Target { name, seen: Seen::Unseen, since: now };
+        let target = |name| Target { name, seen: Seen::Unseen, since: now, from: None, leads_to: Vec::new() };
         let all = names.into_iter().map(target).collect();
         Self {
             wants,
@@ -227,7 +252,7 @@ impl Targets {
             current: None,
             at: None,
             split: false,
-            silent_at: false,
+            ails: Ails::Nothing,
             timeline: 0,
             highest: 0,
             only_stale: false,
@@ -243,12 +268,14 @@ impl Targets {
     }
 
     /// Goes on with the server that `old` has served, where it is among these: it is dialled on until more is known. Who was left behind
-    /// stays so; an operator who means a server of a lower timeline configures it as the only one, which is dialled whatever it is.
+    /// stays so; an operator who means a server of a lower timeline configures it as the only one, which is dialled whatever it is. Where none of
+    /// these was among the old ones it is another cluster, whose timelines begin anew.
     pub fn inherit(&mut self, old: &Self) {
         if self.fixed {
             return;
         }
-        if self.wants.is_unique() {
+        let was_there = |target: &Target| old.all.iter().any(|old| old.name == target.name);
+        if self.wants.is_unique() && self.all.iter().any(was_there) {
             self.highest = old.highest;
         }
         let name = old.current().map(|target| &target.name);
@@ -288,9 +315,8 @@ impl Targets {
 
     /// Whether what the current one's monitor sees now is another server of its name.
     pub fn is_seen_elsewhere(&self) -> bool {
-        !self.fixed
-            && self.at.is_some()
-            && self.current().is_some_and(|target| matches!(target.seen, Seen::Is(_, at) if at != self.at))
+        let from = self.current().and_then(|target| target.from);
+        !self.fixed && self.at.zip(from).is_some_and(|(at, from)| at != from)
     }
 
     /// The highest timeline of a server that suited, below which nobody is dialled; 0 where none is known.
@@ -302,7 +328,8 @@ impl Targets {
     pub fn is_settled(&self) -> bool {
         let suits = |target: &Target| target.seen.role().is_some_and(|role| self.will_do(role));
         self.fixed
-            || self.current().is_some_and(|target| suits(target) || matches!(target.seen, Seen::Mute(_)))
+            || !self.is_seen_elsewhere()
+                && self.current().is_some_and(|target| suits(target) || matches!(target.seen, Seen::Mute(_)))
     }
 
     /// How many call themselves the primary.
@@ -326,10 +353,17 @@ impl Targets {
         self.all.iter().map(line).collect::<Vec<_>>().join("; ")
     }
 
-    /// A server was looked at. True in front where it is not what it was before.
-    pub fn saw(&mut self, now: Moment, index: usize, seen: Seen) -> (bool, Vec<Decision>) {
+    /// A server was looked at, for trouble at `from`, if that is known: else it is that of the one that is dialled. True in front where it is
+    /// not what it was before.
+    pub fn saw_at(
+        &mut self,
+        now: Moment,
+        index: usize,
+        seen: Seen,
+        from: Option<IpAddr>,
+    ) -> (bool, Vec<Decision>) {
         let Some(target) = self.all.get_mut(index) else { return (false, Vec::new()) };
-        let was_silent = matches!(target.seen, Seen::Silent(_));
+        target.from = if let Seen::Is(_, at) = seen { at } else { from };
         let changed = target.seen.word() != seen.word();
         if changed {
             target.since = now;
@@ -340,20 +374,31 @@ impl Targets {
         if !self.fixed {
             self.note_timeline(index, role);
             if self.current == Some(index) {
-                self.note_silence();
+                self.note_trouble();
             }
             self.look_for_split(&mut decisions);
-            self.decide(now, was_silent, &mut decisions);
+            self.decide(now, &mut decisions);
             self.look_for_stale(&mut decisions);
         }
         (changed, decisions)
+    }
+
+    /// The resolver has said where the name of one leads.
+    pub fn leads(&mut self, now: Moment, index: usize, addresses: Vec<IpAddr>) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        let Some(target) = self.all.get_mut(index) else { return decisions };
+        target.leads_to = addresses;
+        if !self.fixed {
+            self.decide(now, &mut decisions);
+        }
+        decisions
     }
 
     /// Time has passed: to be called each second or so, for what [`GRACE`] and [`DWELL`] have put off.
     pub fn tick(&mut self, now: Moment) -> Vec<Decision> {
         let mut decisions = Vec::new();
         if !self.fixed && !self.is_settled() {
-            self.decide(now, false, &mut decisions);
+            self.decide(now, &mut decisions);
             self.look_for_stale(&mut decisions);
         }
         decisions
@@ -375,13 +420,15 @@ impl Targets {
         }
     }
 
-    fn note_silence(&mut self) {
-        match self.current().map(|target| &target.seen) {
-            Some(Seen::Silent(_)) => self.silent_at = true,
-            // The name's other servers say nothing of this one.
-            Some(Seen::Is(_, at)) if *at != self.at => {}
-            _ => self.silent_at = false,
+    fn note_trouble(&mut self) {
+        if self.is_seen_elsewhere() {
+            return;
         }
+        self.ails = match self.current().map(|target| &target.seen) {
+            Some(Seen::Silent(_)) => Ails::Silent,
+            Some(Seen::Hung(_)) => Ails::Hung,
+            _ => Ails::Nothing,
+        };
     }
 
     /// Whether a timeline is known to have been left behind.
@@ -423,69 +470,94 @@ impl Targets {
         }
     }
 
-    fn decide(&mut self, now: Moment, was_silent: bool, decisions: &mut Vec<Decision>) {
-        let dwells = self.switched_at.is_some_and(|at| now.since(at) < DWELL);
-        let behind = self.is_behind(self.timeline);
-        let lost = match self.current().map(|target| &target.seen) {
-            Some(Seen::Is(role, at)) if self.will_do(*role) => {
-                if *at == self.at {
-                    return;
-                }
-                let at = *at;
-                if self.at.is_none() {
-                    self.at = at;
-                    return decisions.push(Decision::Found(at));
-                }
-                // Its name leads elsewhere: the same server for the operator, another one for links.
-                return self.serve(now, self.current, at, was_silent, decisions);
-            }
-            // Of several that its name leads to, another one: the one that is dialled may only be restarting.
-            Some(Seen::Is(_, at)) if self.silent_at && *at != self.at && dwells => return,
-            Some(Seen::Is(_, at)) if self.silent_at && *at != self.at => true,
-            Some(Seen::Is(..)) => false,
-            // Another one was promoted since it was seen last: whether it answers or not is nothing any more.
-            Some(seen) if behind => matches!(seen, Seen::Silent(_)),
-            Some(Seen::Mute(_) | Seen::Unseen) => return,
-            Some(Seen::Silent(_) | Seen::Hung(_)) if dwells => return,
-            // Who is let in may be answered yet: its transactions are left to end.
-            Some(seen) => matches!(seen, Seen::Silent(_)),
-            None if self.is_early(now) => return,
-            None => false,
-        };
-        let answers =
-            matches!(self.current().map(|target| &target.seen), Some(Seen::Is(..))) && !self.silent_at;
-        match self.best() {
-            Some((target, at)) => self.serve(now, Some(target), at, lost, decisions),
-            None if !answers && !behind => {}
-            None => {
-                if self.current.take().is_some() {
-                    decisions.push(Decision::Hold);
-                }
-            }
+    fn decide(&mut self, now: Moment, decisions: &mut Vec<Decision>) {
+        if let Some(at) = self.place_to_find() {
+            self.at = Some(at);
+            return decisions.push(Decision::Found(Some(at)));
         }
+        let standing = self.standing(now);
+        if standing == Standing::Stays {
+            return;
+        }
+        if let Some((target, at)) = self.best() {
+            // Who is let in and not answered may be answered yet: its transactions are left to end.
+            let lost = self.current.is_some() && self.ails == Ails::Silent;
+            self.serve(now, target, at, lost, decisions);
+        } else if standing == Standing::IsOut && self.current.take().is_some() {
+            decisions.push(Decision::Hold);
+        }
+    }
+
+    /// Where the current one, whose name was looked up at each dial until now, is to be dialled from now on.
+    fn place_to_find(&self) -> Option<IpAddr> {
+        match self.current()?.seen {
+            Seen::Is(role, at) if self.at.is_none() && self.will_do(role) => at,
+            _ => None,
+        }
+    }
+
+    fn standing(&self, now: Moment) -> Standing {
+        let dwells = self.switched_at.is_some_and(|at| now.since(at) < DWELL);
+        let Some(target) = self.current() else {
+            return if self.is_early(now) { Standing::Stays } else { Standing::Yields };
+        };
+        // Another one was promoted since it was seen last: whether it answers or not is nothing any more.
+        let behind = self.is_behind(self.timeline);
+        if self.is_seen_elsewhere() {
+            let yields = self.ails != Ails::Nothing || self.has_moved(target);
+            return if behind {
+                Standing::IsOut
+            } else if yields && !dwells {
+                Standing::Yields
+            } else {
+                Standing::Stays
+            };
+        }
+        match &target.seen {
+            Seen::Is(role, _) if self.will_do(*role) => Standing::Stays,
+            // It may have been another one of its name.
+            Seen::Is(..) if self.at.is_none() && target.leads_to.len() > 1 => Standing::Stays,
+            Seen::Is(..) => Standing::IsOut,
+            _ if behind => Standing::IsOut,
+            Seen::Mute(_) | Seen::Unseen => Standing::Stays,
+            Seen::Silent(_) | Seen::Hung(_) if dwells => Standing::Stays,
+            Seen::Silent(_) | Seen::Hung(_) => Standing::Yields,
+        }
+    }
+
+    /// Whether the name of the one that is dialled does not lead to it any more, but to one that suits.
+    fn has_moved(&self, target: &Target) -> bool {
+        let leads_here = |at| target.leads_to.is_empty() || target.leads_to.contains(&at);
+        let suits = target.seen.role().is_some_and(|role| self.will_do(role));
+        suits && self.at.is_some_and(|at| !leads_here(at))
     }
 
     fn serve(
         &mut self,
         now: Moment,
-        target: Option<usize>,
+        target: usize,
         at: Option<IpAddr>,
         lost: bool,
         decisions: &mut Vec<Decision>,
     ) {
-        let Some(target) = target else { return };
         if self.current.replace(target).is_some() {
             self.switched_at = Some(now);
         }
         self.at = at;
-        self.silent_at = false;
+        self.ails = Ails::Nothing;
         let role = self.all.get(target).and_then(|target| target.seen.role());
         self.timeline = role.filter(|_| self.wants.is_unique()).map_or(0, Role::timeline);
         decisions.push(Decision::Serve { target, at, lost });
     }
 
-    /// The first that suits; of primaries the one promoted last.
+    /// Another one of the current one's name; else the first that suits; of primaries the one promoted last.
     fn best(&self) -> Option<(usize, Option<IpAddr>)> {
+        if let Some(Target { seen: Seen::Is(role, at), .. }) = self.current()
+            && self.is_seen_elsewhere()
+            && self.will_do(*role)
+        {
+            return self.current.map(|current| (current, *at));
+        }
         let suiting = self.all.iter().enumerate().filter_map(|(index, target)| match target.seen {
             Seen::Is(role, at) if self.will_do(role) => Some((index, role, at)),
             _ => None,

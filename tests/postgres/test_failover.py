@@ -377,6 +377,55 @@ def test_a_reload_that_leaves_the_server_the_same_drops_nobody(pair, make_weir, 
     assert idle.error()["C"] == "57P01"
 
 
+def strangers(weir):
+    """Sessions that are nobody's link."""
+    return [row for row in weir.admin("SHOW SESSIONS") if row["via"] == "bypass"]
+
+
+def test_a_reload_that_spells_the_address_otherwise_is_no_switch(template, make_weir, tidy):
+    """The links stay, stay pgweir's own, and are not taken for leaks that bypass it; whichever way the server is named, alone or as one of several."""
+    cluster = Cluster(template=template).start()
+    try:
+        weir = make_weir(lanes=LANES, bypass={"action": "terminate", "after": "1s"}, upstream={"address": f"127.0.0.1:{cluster.port}"})
+        idle = tidy(weir.raw("web-idle"))
+        inside = tidy(weir.connect("web-inside", autocommit=False))
+        inside.cursor().execute("select 1")
+        name, number = f"localhost:{cluster.port}", f"127.0.0.1:{cluster.port}"
+        for address in (name, f"unix:{cluster.sockets}:{cluster.port}", number, [name, "127.0.0.1:1"], [number, "127.0.0.1:1"], number):
+            weir.config["upstream"]["address"] = address
+            weir.reload()
+            eventually(lambda: current(weir) == cluster.port, what=str(address))
+            eventually(lambda: 2 <= weir.usage()["own_slots"] and (weir.usage()["sampled_ms_ago"] or 9999) < 1000)
+            never(lambda: strangers(weir) or weir.usage()["bypass"] or weir.timeline_has("terminate"), 1.8)
+            assert idle.ok("select 1") == [["1"]], address
+            inside.cursor().execute("select 1")
+            new = weir.raw("web-new")
+            assert new.ok("select 1") == [["1"]], address
+            new.close()
+        assert weir.metric("pgweir_upstream_switches_total") == 0
+    finally:
+        cluster.close()
+
+
+@pytest.mark.parametrize("left", ["for one", "for others", "for nobody"])
+def test_links_leave_a_server_that_a_reload_takes_away(two, weir_at, tidy, left):
+    a, b = two
+    weir = weir_at(a, b, upstream={"connect_timeout": "1s"})
+    assert current(weir) == a.port
+    idle = tidy(weir.raw("web-idle"))
+    inside = tidy(weir.connect("web-inside", autocommit=False))
+    inside.cursor().execute("select 1")
+    new = f"127.0.0.1:{b.port}"
+    weir.config["upstream"]["address"] = {"for one": new, "for others": [new, "127.0.0.1:1"], "for nobody": ["127.0.0.1:1", "127.0.0.1:2"]}[left]
+    weir.reload()
+    assert idle.error()["C"] == "57P01"
+    inside.cursor().execute("select 2")
+    inside.commit()
+    eventually(lambda: a.count("web%") == 0, timeout=5, what="the other one leaves with its transaction")
+    if left != "for nobody":
+        assert port_of(tidy(weir.connect("web"))) == b.port
+
+
 WITHOUT_TIMELINE = "revoke execute on function pg_current_wal_lsn() from public"
 
 
@@ -493,6 +542,39 @@ def test_a_name_that_leads_to_both(template, make_weir, tidy, tmp_path):
         never(waiting.done, 1)
         pair.b.start(wait=False)
         assert waiting.result(20) == "127.0.0.2" and weir.metric("pgweir_upstream_switches_total") == 1
+    finally:
+        pair.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a mount namespace of its own")
+def test_a_name_that_leads_to_both_whose_primary_does_not_let_the_monitor_in(template, make_weir, tidy, tmp_path):
+    """It serves its clients all the same: that its standby is none is no word on it, and a reload is none either."""
+    pair = Pair(template, standby_host="127.0.0.2", same_port=True)
+    try:
+        hosts = tmp_path / "hosts"
+        # The standby first.
+        hosts.write_text("127.0.0.2 pg-of-the-suite\n127.0.0.1 localhost pg-of-the-suite\n")
+        os.chmod(tmp_path, 0o755)
+        prefix = ["unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"']
+        lanes = [lane("web", quota=20, wait_timeout="60s", protected=True), lane("other", default=True, quota=10)]
+        weir = make_weir(lanes=lanes, prefix=prefix, upstream={
+            "address": f"pg-of-the-suite:{pair.a.port}", "target_session_attrs": "read-write", "resolve_interval": "500ms"})
+        idle = tidy(weir.raw("web-idle"))
+        assert idle.ok("select inet_server_addr()") == [["127.0.0.1"]]
+        weir.config["upstream"]["address"] = [f"pg-of-the-suite:{pair.a.port}", "127.0.0.1:1"]
+        weir.reload()
+        eventually(lambda: weir.admin("SHOW UPSTREAMS")[0]["ip"] == "127.0.0.1")
+        assert idle.ok("select 1") == [["1"]]
+        pair.a.rule("host all pgweir all reject")
+        assert end_monitor(pair.a) == 1
+        eventually(lambda: "pg_hba.conf" in weir.admin("SHOW UPSTREAMS")[0]["cause"])
+        never(lambda: weir.timeline_has("upstream_hold"), 2.5)
+        assert idle.ok("select inet_server_addr()") == [["127.0.0.1"]]
+        assert tidy(weir.raw("web-new")).ok("select inet_server_addr()") == [["127.0.0.1"]]
+        # It is left when it dies.
+        pair.a.crash()
+        pair.b.promote()
+        assert tidy(weir.raw("web-after")).ok("select inet_server_addr()") == [["127.0.0.2"]]
     finally:
         pair.close()
 

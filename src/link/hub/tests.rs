@@ -79,7 +79,7 @@ pub(crate) fn slots(hub: &Hub) -> u32 {
 #[test]
 fn a_pid_of_two_servers_is_two_cancel_keys() {
     let (hub, _events) = hub();
-    let server = |number| Server::new(number, Upstream::Tcp("127.0.0.1".to_owned(), 5432), None);
+    let server = |number| Server::new(number, Upstream::Tcp(format!("127.0.0.{number}"), 5432), None);
     let (old, new) = (server(1), server(2));
     let keyed = |server: &Arc<Server>| {
         let (registered, slot) = link_with(&hub, 42, CancelKeys::new(&[1], &[2]).at(server.clone()));
@@ -113,6 +113,37 @@ fn a_pid_of_two_servers_is_two_cancel_keys() {
         drop(third);
         owners(&[]);
         assert!(hub.keys_elsewhere.is_empty());
+    }
+}
+
+#[test]
+fn a_reload_that_spells_the_only_address_otherwise_makes_nobody_a_stranger() {
+    let (hub, _events) = hub();
+    let place = |host: &str| Upstream::Tcp(host.to_owned(), 5432);
+    let here = |link: &Registered| hub.pid_here(&link.shared);
+    let keyed = |pid: i32, server: &Arc<Server>| {
+        let (registered, slot) = link_with(&hub, pid, CancelKeys::new(&[1], &[2]).at(server.clone()));
+        registered.shared.pid.store(pid, Ordering::Relaxed);
+        (registered, slot)
+    };
+    let first = Server::only(0, place("127.0.0.1"));
+    hub.dial_only(Some(first.clone()));
+    let chosen = hub.server.subscribe();
+    let (link, _slot) = keyed(42, &first);
+    let (epoch, second) = (hub.pool.epoch(), first.alone(place("localhost")));
+    hub.dial_alone(second.clone());
+    assert!(hub.dials(&first) && hub.pool.epoch() != epoch, "and nothing is pooled that was dialled before");
+    assert!(!chosen.has_changed().expect("alive"), "no login is begun anew");
+    let (other, _other) = keyed(43, &second);
+    assert_eq!((here(&link), here(&other)), (42, 43));
+    // Held, and served again, as another choice.
+    let (a, b) = (Server::new(1, place("127.0.0.1"), None), Server::new(2, place("127.0.0.2"), None));
+    hub.dial_only(None);
+    assert_eq!((here(&link), chosen.has_changed().expect("alive")), (0, true));
+    drop(chosen);
+    for (server, pid) in [(&a, 42), (&b, 0), (&Server::new(3, place("127.0.0.1"), None), 42)] {
+        hub.dial_only(Some(server.clone()));
+        assert_eq!(here(&link), pid, "{server:?}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) hurries: AtomicBool,
     /// See [`MonitorHandle::left_behind_by`].
     pub(super) highest: AtomicU32,
+    /// See [`MonitorHandle::dialled`].
+    pub(super) dialled: Mutex<Option<IpAddr>>,
     pub(super) now: Mutex<Now>,
 }
 
@@ -59,6 +62,12 @@ impl MonitorHandle {
         if self.shared.samples.swap(on, Ordering::Relaxed) != on {
             self.sample_now();
         }
+    }
+
+    /// Where links are dialled to this server; none while they are not: where its name leads to others too, it is this one that is looked at as
+    /// long as it answers.
+    pub fn dialled(&self, at: Option<IpAddr>) {
+        *self.shared.dialled.lock() = at;
     }
 
     /// Whether to look more often: no server is known that suits.

@@ -180,6 +180,13 @@ class Cluster:
         for one in [pid, *map(int, children)]:
             os.kill(one, signal.SIGSTOP if on else signal.SIGCONT)
 
+    def rule(self, line):
+        """Puts a line in front of pg_hba.conf."""
+        self._write(self.data / "pg_hba.conf", f"{line}\n{HBA}")
+        conn = self.direct(app="suite")
+        conn.cursor().execute("select pg_reload_conf()")
+        conn.close()
+
     def promote(self):
         """Makes a standby the primary, and waits until it is."""
         self._run([self.bin / "pg_ctl", "promote", "-D", self.data, "-w", "-t", "60"])
