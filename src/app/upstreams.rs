@@ -67,6 +67,7 @@ impl App {
                 self.hub.dial_at(if watched { old.among_others(at) } else { old.alone(place) });
             }
             (_, place) => {
+                self.monitor.store(None);
                 self.sample.store(None);
                 if watched && place.is_none() {
                     self.unreachable.store(None);

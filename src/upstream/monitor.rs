@@ -11,6 +11,7 @@
 //! Where there are several servers each has a monitor, and only that of the server in use takes samples; the others ask for no more than
 //! what the server is ([`Scouting`]).
 
+mod failing;
 mod handle;
 
 use std::future::Future;
@@ -36,6 +37,7 @@ use super::targets::{Role, Wants, is_behind};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
+use self::failing::Failing;
 pub use self::handle::{LookUpError, MonitorHandle};
 use self::handle::{Now, Shared, bounded};
 pub use super::connect::{MonitorAddress, MonitorSettings};
@@ -46,8 +48,6 @@ const GAP_MIN: Duration = Duration::from_millis(20);
 const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// What is not answered so long after that costs the connection: PostgreSQL's own word, which shows that it lives, comes first.
 const ANSWER_MARGIN: Duration = Duration::from_secs(1);
-/// A server that lets the monitor in again and again, and does not answer, counts as lost after this.
-const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
@@ -103,7 +103,7 @@ pub enum Sign {
     Answers,
     /// A session ended or was not answered in time, and it was not tried yet to get another.
     Suspect,
-    /// So it goes for [`HUNG_AFTER`] already.
+    /// So it goes for ten seconds already.
     Hung,
     /// No session is to be had.
     Silent,
@@ -172,7 +172,7 @@ impl Monitor {
                 events,
                 told: None,
                 role: None,
-                failing_since: None,
+                failing: Failing::default(),
                 name,
                 leads_to: Vec::new(),
                 at: None,
@@ -231,8 +231,7 @@ struct Task {
     told: Option<MonitorEvent>,
     /// What was said last of the server, on this connection.
     role: Option<Role>,
-    /// Since when sessions are lost without an answer between.
-    failing_since: Option<Moment>,
+    failing: Failing,
     /// Where it is to be looked up.
     name: Option<Name>,
     /// What was said last of that.
@@ -262,13 +261,12 @@ impl Task {
             let pause = match end {
                 End::Moved => continue,
                 End::NoSession(failed) => {
-                    let sign = if failed.answers { Sign::Answers } else { Sign::Silent };
-                    self.failing_since = None;
+                    let sign = self.failing.refused(failed.answers);
                     self.tell_down(failed.cause, sign).await;
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
                 End::Lost(failed) => {
-                    let sign = self.sign_of(&failed);
+                    let sign = self.failing.lost((self.clock)(), failed.answers);
                     self.tell_down(failed.cause, sign).await;
                     if sign == Sign::Hung {
                         self.skip();
@@ -284,16 +282,6 @@ impl Task {
             };
             tokio::time::sleep(pause).await;
         }
-    }
-
-    fn sign_of(&mut self, failed: &Failed) -> Sign {
-        if failed.answers {
-            self.failing_since = None;
-            return Sign::Answers;
-        }
-        let now = (self.clock)();
-        let since = *self.failing_since.get_or_insert(now);
-        if now.since(since) < HUNG_AFTER { Sign::Suspect } else { Sign::Hung }
     }
 
     async fn tell_down(&mut self, cause: String, sign: Sign) {
@@ -397,7 +385,7 @@ impl Task {
                 }
                 // The session lives, and another may not be had as long as PostgreSQL is so busy.
                 Err(End::Lost(failed)) if failed.answers && !client.is_closed() => {
-                    self.failing_since = None;
+                    self.failing.over();
                     self.role = None;
                     seen.roster = Roster::default();
                     self.tell_down(failed.cause, Sign::Answers).await;
@@ -408,7 +396,7 @@ impl Task {
                 Err(end) => return end,
             };
             *backoff = Backoff::default();
-            self.failing_since = None;
+            self.failing.over();
             let is_blind = matches!(look, Look::Blind);
             let mut pause = self.settings.interval;
             // First: whose sample it is, where the name leads to several.
