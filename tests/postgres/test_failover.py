@@ -232,6 +232,8 @@ def test_a_fenced_primary_is_left_and_newcomers_wait(pair, weir_at, tidy):
     eventually(lambda: weir.lane("web")["waiting"] == 1)
     assert current(weir) is None and weir.http("/readyz")[0] == 503
     assert weir.timeline_has("upstream_hold")
+    with pytest.raises(psycopg2.Error, match="no server is dialled"):
+        weir.admin("TERMINATE PID 2147483647")
     # What had begun to write may end, and is told so.
     busy.cursor().execute("insert into sums values (99, 2)")
     busy.commit()
