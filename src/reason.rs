@@ -123,6 +123,8 @@ reasons! {
     ShuttingDown, "shutting_down", b"57P03", Fatal, "pgweir is shutting down";
     /// PostgreSQL cannot be reached, is starting up or is shutting down.
     UpstreamDown, "upstream_down", b"57P03", Fatal, "PostgreSQL cannot be reached";
+    /// None of several servers is known to be what `target_session_attrs` wants.
+    NoPrimary, "no_primary", b"57P03", Fatal, "no server is known that takes the connection";
     /// Bytes that are no PostgreSQL message.
     Malformed, "malformed", b"08P01", Fatal, "malformed message";
     /// A message beyond its bound.
@@ -159,6 +161,8 @@ reasons! {
     Killed, "killed", b"57P01", Fatal, "the connection was closed by an operator";
     /// DRAIN LANE, or drain at shutdown.
     Drained, "drained", b"57P01", Fatal, "the connection was closed because its lane or pgweir is being drained";
+    /// The link's server is not the one that is dialled any more.
+    UpstreamSwitched, "upstream_switched", b"57P01", Fatal, "the connection was closed because another server has taken over";
     /// Idle link closed because others wait (`reclaim_idle_after`).
     Reclaimed, "reclaimed", b"57P01", Fatal, "the idle connection was given to a waiting client";
     /// A held statement was cancelled.

@@ -270,6 +270,25 @@ pub struct ListsRow {
     pub used_servers: u32,
 }
 
+/// A server, as SHOW UPSTREAMS shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamRow {
+    /// As configured.
+    pub address: String,
+    /// Where its name led, if that is watched; else empty.
+    pub ip: String,
+    /// primary, read_only, standby; down, unknown (it does not let the monitor in; or it is the only address, and not asked) or unseen.
+    pub role: &'static str,
+    /// Whether it is the one that is dialled.
+    pub current: bool,
+    /// Since when it is what it is.
+    pub since_ms: u64,
+    /// Of a primary.
+    pub timeline: Option<u32>,
+    /// Why nothing is known of it.
+    pub cause: String,
+}
+
 /// A line of SHOW HEADROOM's reckoning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadroomRow {

@@ -118,7 +118,7 @@ fn thirty_two_workers_on_a_hundred_connections() {
     assert_eq!(kinds(&planned(&conf, &limits(plan.fits_with))), ["worst_exceeds", "elsewhere"], "all fits");
     let place = Place { upstream: place().upstream_of(&conf).unwrap_or_else(|p| panic!("{p}")), ..place() };
     let config = checked(&conf, &limits(100), &place);
-    assert_eq!(config.upstream.endpoint.to_string(), "db.example:5433");
+    assert_eq!(config.upstream.endpoints[0].to_string(), "db.example:5433");
     assert_eq!(config.upstream.tls.word(), "require");
     let users: Vec<_> =
         config.settings.lanes.iter().flat_map(|l| &l.rules).filter_map(|r| r.user.as_ref()).collect();

@@ -68,6 +68,8 @@ const PURE: &[&str] = &[
     "src/lanes/",
     "src/leaks/",
     "src/upstream/roster.rs",
+    "src/upstream/targets.rs",
+    "src/upstream/names.rs",
     "src/link/session",
     "src/link/cycles.rs",
     "src/link/out.rs",

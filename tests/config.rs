@@ -190,6 +190,42 @@ fn addresses_are_checked() {
 }
 
 #[test]
+fn several_servers_are_listed_once_and_need_a_monitor() {
+    let upstream = |to: &str, says: &str| one("\"127.0.0.1:5432\"", to, to, "upstream.address", says);
+    upstream("[]", "has 0 addresses");
+    upstream("[\"a:1\", \"b:1\", \"a:1\"]", "has a:1 twice");
+    upstream("[\"a:1\", \"b\"]", "item 2 \"b\" has no port");
+    upstream("[\"a:1\", \"127.0.0.1:6432\"]", "connect to itself");
+    let many: Vec<String> = (1..=17).map(|n| format!("\"a:{n}\"")).collect();
+    upstream(&format!("[{}]", many.join(", ")), "has 17 addresses");
+    let two = "address = [\"a:1\", \"b:1\"]";
+    one(
+        "address = \"127.0.0.1:5432\"\n[monitor]\nuser = \"pgweir\"\n",
+        &format!("{two}\n"),
+        two,
+        "upstream.address",
+        "needs a [monitor]",
+    );
+    let (text, _) = edited("address = \"127.0.0.1:5432\"", two);
+    let text = text.replace("[monitor]\n", "[monitor]\naddress = \"a:1\"\n");
+    assert!(problems(&text).iter().any(|p| p.contains("monitor.address: has no meaning here")), "{text}");
+}
+
+#[test]
+fn a_list_of_servers_means_the_one_that_takes_writes() {
+    let attrs = |address: &str| {
+        let (text, _) = edited("\"127.0.0.1:5432\"", address);
+        let (config, _) = checked(&text).unwrap_or_else(|problems| panic!("{problems:#?}"));
+        (config.upstream.session.word(), config.upstream.is_watched(), config.upstream.addresses())
+    };
+    assert_eq!(attrs("\"a:1\""), ("any", false, "a:1".to_owned()));
+    assert_eq!(attrs("[\"a:1\"]"), ("any", false, "a:1".to_owned()));
+    assert_eq!(attrs("[\"a:1\", \"b:1\"]"), ("read-write", true, "a:1, b:1".to_owned()));
+    assert_eq!(attrs("\"a:1\"\ntarget_session_attrs = \"standby\""), ("standby", true, "a:1".to_owned()));
+    assert_eq!(attrs("[\"a:1\", \"b:1\"]\ntarget_session_attrs = \"any\"").0, "any");
+}
+
+#[test]
 fn what_is_missing_is_named() {
     one(
         "[[lane]]\nname = \"web\"\nquota = 10",

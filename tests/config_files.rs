@@ -56,7 +56,7 @@ fn paths_start_at_the_files_directory_and_sockets_have_their_names() {
         endpoint.socket_path().expect("a socket").display().to_string()
     };
     assert_eq!(socket(&config.listen[0].endpoint), "/run/pgweir/.s.PGSQL.6432");
-    assert_eq!(socket(&config.upstream.endpoint), "/run/postgresql/.s.PGSQL.5433");
+    assert_eq!(socket(&config.upstream.endpoints[0]), "/run/postgresql/.s.PGSQL.5433");
     let file = config.monitor.and_then(|m| m.password_file);
     assert_eq!(file.as_deref(), Some(Path::new("/etc/pgweir/monitor.password")));
 }

@@ -148,6 +148,9 @@ impl Control for Fake {
     fn lists(&self) -> ListsRow {
         ListsRow::default()
     }
+    fn upstreams(&self) -> Vec<UpstreamRow> {
+        Vec::new()
+    }
     fn headroom(&self) -> Later<'_, Vec<HeadroomRow>> {
         Box::pin(async { vec![] })
     }

@@ -59,6 +59,13 @@ const END: &str = "quota = 5\n";
 const MONITOR: &str = "[monitor]\nuser = \"pgweir\"\n";
 
 const MISTAKES: &[Mistake] = &[
+    (
+        "several servers",
+        "[upstream]\naddress = \"127.0.0.1:5432\"\n[monitor]\nuser = \"pgweir\"\n",
+        "[upstream]\naddress = [\"127.0.0.1:5432\", \"127.0.0.1:5433\"]\n",
+        "problem",
+        "needs a [monitor]",
+    ),
     ("broken syntax", WEB, "quota =\n", "problem", "pgweir.toml:9: "),
     ("broken syntax", WEB, "quota = 10\nquota = 10\n", "problem", "duplicate key"),
     ("unknown key", WEB, "qouta = 10\n", "problem", "did you mean `quota`?"),
@@ -241,6 +248,7 @@ const MISTAKES: &[Mistake] = &[
 const NOT_OF_THE_TEXT: &[&str] = &[
     "reserves of all lanes",
     "the monitor's role",
+    "no server that is",
     "PostgreSQL cannot be reached",
     "a password file",
     "a certificate or key",

@@ -112,6 +112,7 @@ pub enum Show {
     Databases,
     Lists,
     Servers,
+    Upstreams,
     Headroom,
     Version,
     Help,

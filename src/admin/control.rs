@@ -9,7 +9,7 @@ use super::command::Command;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
     LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
-    UsageRow,
+    UpstreamRow, UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -85,6 +85,9 @@ pub trait Control: Send + Sync + 'static {
     fn servers(&self) -> Vec<ServerRow>;
     /// SHOW LISTS.
     fn lists(&self) -> ListsRow;
+    /// SHOW UPSTREAMS, in the order of the configuration.
+    fn upstreams(&self) -> Vec<UpstreamRow>;
+
     /// SHOW HEADROOM, one line of the reckoning after the other.
     fn headroom(&self) -> Later<'_, Vec<HeadroomRow>>;
     /// Figures of the process.

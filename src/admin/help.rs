@@ -1,13 +1,14 @@
 //! The console's commands as shown by SHOW HELP and named in hints. Pure.
 
 /// Syntax and meaning of every command.
-pub const COMMANDS: [(&str, &str); 39] = [
+pub const COMMANDS: [(&str, &str); 40] = [
     ("SHOW LANES", "state, quota and load of each lane"),
     ("SHOW APPLICATIONS", "quota and load of each application"),
     ("SHOW CLIENTS", "every client link"),
     ("SHOW SESSIONS", "PostgreSQL's sessions, those that bypass pgweir included"),
     ("SHOW LEAKS", "sessions idle in transaction for too long"),
     ("SHOW USAGE", "how full PostgreSQL is"),
+    ("SHOW UPSTREAMS", "PostgreSQL's servers: what each one is, and which one is dialled"),
     ("SHOW HEADROOM", "how many more backends memory would bear, and why"),
     ("SHOW STATS", "what each database's clients did, as PgBouncer tells it"),
     ("SHOW STATS_TOTALS", "the same without averages"),

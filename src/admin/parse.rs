@@ -120,6 +120,7 @@ fn show(tokens: &[Token]) -> Option<Show> {
         "DATABASES" => Show::Databases,
         "LISTS" => Show::Lists,
         "SERVERS" => Show::Servers,
+        "UPSTREAMS" => Show::Upstreams,
         "HEADROOM" => Show::Headroom,
         "VERSION" => Show::Version,
         "HELP" => Show::Help,

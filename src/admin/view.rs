@@ -7,8 +7,8 @@ use super::control::Control;
 use super::{help, tongue};
 use crate::clock::WallMs;
 use crate::snapshot::{
-    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, SessionRow, TimelineEntry, UsageRow,
-    utc,
+    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, SessionRow, TimelineEntry,
+    UpstreamRow, UsageRow, utc,
 };
 
 /// Type of a column.
@@ -157,6 +157,9 @@ const INCIDENTS: &[Column] = table![
 const INCIDENT: &[Column] = table![id: Int8, incident: Text];
 const NAME_VALUE: &[Column] = table![name: Text, value: Text];
 const HEADROOM: &[Column] = table![item: Text, value: Text, basis: Text, note: Text];
+const UPSTREAMS: &[Column] = table![
+    address: Text, ip: Text, role: Text, current: Bool, since_ms: Int8, timeline: Int8, cause: Text,
+];
 const VERSION: &[Column] = table![version: Text];
 const HELP: &[Column] = table![command: Text, what: Text];
 
@@ -175,6 +178,7 @@ pub fn columns(show: Show) -> &'static [Column] {
         Show::Pools => tongue::POOLS,
         Show::Databases => tongue::DATABASES,
         Show::Lists => tongue::LISTS,
+        Show::Upstreams => UPSTREAMS,
         Show::Headroom => HEADROOM,
         Show::Sessions => SESSIONS,
         Show::Leaks => LEAKS,
@@ -202,6 +206,7 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
         Show::Pools => Box::new(control.pools().into_iter().map(tongue::pool)),
         Show::Databases => Box::new(control.databases().into_iter().map(|row| tongue::database(&row))),
         Show::Lists => Box::new(tongue::lists(control).into_iter()),
+        Show::Upstreams => Box::new(control.upstreams().into_iter().map(upstream)),
         // Measured while somebody waits for it: see [`headroom`].
         Show::Headroom => Box::new(std::iter::empty()),
         Show::Sessions => Box::new(control.sessions().into_iter().map(session)),
@@ -258,6 +263,18 @@ fn application(row: ApplicationRow) -> Row {
 pub fn headroom(rows: Vec<HeadroomRow>) -> Rows {
     let row = |row: HeadroomRow| vec![text(row.item), text(row.value), text(row.basis), text(row.note)];
     Box::new(rows.into_iter().map(row))
+}
+
+fn upstream(row: UpstreamRow) -> Row {
+    vec![
+        text(row.address),
+        text(row.ip),
+        text(row.role),
+        Value::Bool(row.current),
+        count(row.since_ms),
+        row.timeline.map_or(Value::Null, |timeline| count(timeline.into())),
+        text(row.cause),
+    ]
 }
 
 fn session(row: SessionRow) -> Row {

@@ -189,13 +189,7 @@ impl App {
     async fn cancel_client(&self, by: &str, id: u64) -> Done {
         let link = self.client(id)?;
         let pid = link.pid.load(std::sync::atomic::Ordering::Relaxed);
-        let keys = self
-            .hub
-            .keys
-            .get(&pid)
-            .filter(|owner| owner.id == link.id)
-            .and_then(|owner| owner.cancel_keys().cloned());
-        let Some(keys) = keys else {
+        let Some(keys) = link.cancel_keys().cloned() else {
             return Err(CommandError::Refused(format!("client {id} has no backend yet")));
         };
         let (state, _) = link.state();
@@ -205,7 +199,7 @@ impl App {
             )));
         }
         self.note_by(by, "cancel", &lane_of(&link), Some(id), "its running query");
-        match cancel::cancel(&self.hub, &link, pid, keys.upstream()).await {
+        match cancel::cancel(&self.hub, &link, pid, &keys).await {
             Ok(()) => said(format!("client {id}: PostgreSQL was asked to cancel its query")),
             Err(refusal) => {
                 link.post(Order::Close { generation: None, refusal });
@@ -294,6 +288,17 @@ impl App {
         let Some(monitor) = self.monitor.load_full() else {
             return Err(CommandError::Refused("this needs a [monitor] connection".to_owned()));
         };
+        if let Some(why) = self.monitor_is_elsewhere() {
+            return Err(CommandError::Refused(why));
+        }
+        let owners = self.hub.owners(pid);
+        let elsewhere = owners.iter().find(|_| owners.iter().all(|link| self.hub.pid_here(link) == 0));
+        if let Some(link) = elsewhere {
+            return Err(CommandError::Refused(format!(
+                "pid {pid} is client {0}'s on a server that was left; KILL CLIENT {0} ends it",
+                link.id.0
+            )));
+        }
         let done = if terminate { monitor.terminate_pid(pid).await } else { monitor.cancel_pid(pid).await };
         let (event, what) = if terminate {
             ("terminate", "was terminated")

@@ -13,7 +13,7 @@ use crate::link::hub::Stage;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
     LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
-    UsageRow,
+    UpstreamRow, UsageRow,
 };
 
 impl App {
@@ -22,6 +22,9 @@ impl App {
         let unreachable = self.unreachable.load_full();
         match (trouble, unreachable) {
             (Some(Trouble::Full), _) => "full: PostgreSQL has no connection left".to_owned(),
+            (None, None) if self.hub.guard(|guard, _| guard.has_no_server()) => {
+                format!("down: {}", self.no_server())
+            }
             (None, Some(cause)) if cause.contains("53300") => format!("full: {cause}"),
             (_, Some(cause)) => format!("down: {cause}"),
             (Some(Trouble::Down), None) => "down: PostgreSQL cannot be reached, or is not ready".to_owned(),
@@ -105,6 +108,10 @@ impl Control for App {
 
     fn lists(&self) -> ListsRow {
         self.lists_row()
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamRow> {
+        self.upstream_rows()
     }
 
     fn headroom(&self) -> Later<'_, Vec<HeadroomRow>> {

@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,7 +17,7 @@ use super::accept::{Door, Listening, accept};
 use super::incidents::Incidents;
 use super::tls::Tls;
 use super::workers::Workers;
-use super::{App, auth, setup};
+use super::{App, auth, setup, upstreams};
 use crate::admin;
 use crate::admin::control::Control;
 use crate::clock;
@@ -65,6 +65,7 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     app.set_users(users);
     auth::connect(&app);
     app.restore_pauses(&pauses);
+    app.choose_servers();
     app.note("start", "", None, &format!("pgweir {}", env!("CARGO_PKG_VERSION")));
 
     let mut tasks = JoinSet::new();
@@ -129,12 +130,18 @@ fn new_app(
         incidents: Incidents::new(&config, started),
         averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),
+        terminating: tokio::sync::Mutex::default(),
         ticker: Notify::new(),
         shutdown: Notify::new(),
         restart_monitor: Notify::new(),
         admin_tls: admin_settings.tls.clone(),
         admin_hosts: admin_settings.hosts.clone(),
         unreachable: ArcSwapOption::from(not_seen_yet),
+        targets: Mutex::new(upstreams::targets_of(&config)),
+        choosing: Mutex::default(),
+        switches: AtomicU64::new(0),
+        servers: AtomicU32::new(0),
+        left: Mutex::default(),
         notifier: Notifier::from_env(),
         started,
         config: ArcSwap::from_pointee(config),

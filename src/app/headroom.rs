@@ -28,15 +28,17 @@ impl App {
     /// Measures on a thread of its own: walking page tables takes its time.
     async fn look_at_host(&self) -> Result<Host, String> {
         let config = self.config.load_full();
-        let Some(monitor) = &config.monitor else {
+        if config.monitor.is_none() {
             return Err("without [monitor] nothing is known of PostgreSQL's processes".to_owned());
+        }
+        let Some(endpoint) = self.monitored(&config) else {
+            return Err("no server is known that will do".to_owned());
         };
-        if let Endpoint::Tcp { host, .. } = &monitor.endpoint
+        if let Endpoint::Tcp { host, .. } = &endpoint
             && !is_here(host)
         {
             return Err(format!(
-                "PostgreSQL is at {}, and pgweir sees the memory of its own host only",
-                monitor.endpoint
+                "PostgreSQL is at {endpoint}, and pgweir sees the memory of its own host only"
             ));
         }
         let sample = self.sample.load_full().ok_or("the monitor has not seen PostgreSQL yet")?;

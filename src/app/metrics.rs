@@ -21,7 +21,7 @@ use crate::admin::control::Control;
 use crate::link::hub::Lane;
 use crate::link::meter::{BOUNDS_US, Histogram, Meter, TransactionEnd};
 use crate::reason::Reason;
-use crate::snapshot::{ApplicationRow, ExitRow, LaneRow, LaneState, ProcessRow, UsageRow};
+use crate::snapshot::{ApplicationRow, ExitRow, LaneRow, LaneState, ProcessRow, UpstreamRow, UsageRow};
 
 /// Everything of `/metrics`, in OpenMetrics' text format.
 pub(super) fn render(app: &App) -> String {
@@ -50,7 +50,12 @@ struct Figures {
     exit: Vec<ExitRow>,
     incident_open: bool,
     timeline_dropped: u64,
+    upstreams: Vec<UpstreamRow>,
+    switches: u64,
 }
+
+/// The words of SHOW UPSTREAMS' column `role`.
+const UPSTREAM_ROLES: [&str; 6] = ["primary", "read_only", "standby", "down", "unknown", "unseen"];
 
 impl Figures {
     fn gather(app: &App) -> Self {
@@ -85,6 +90,8 @@ impl Figures {
             exit: app.exit_rows(),
             incident_open: app.incident_rows().iter().any(|row| row.closed_at.is_none()),
             timeline_dropped: app.timeline.dropped_from_disk(),
+            upstreams: app.upstream_rows(),
+            switches: app.switches.load(Relaxed),
         }
     }
 
@@ -102,6 +109,19 @@ impl Figures {
         out.counter("pgweir_upstream_too_many_clients", help, process.too_many_clients)?;
         let up = i64::from(process.upstream == "up");
         out.gauge("pgweir_upstream_up", "Whether PostgreSQL answers.", up)?;
+        let current = self.upstreams.iter().map(|row| ([("address", &*row.address)], i64::from(row.current)));
+        out.gauges("pgweir_upstream_current", "Whether this server is the one that is dialled.", current)?;
+        let roles = self.upstreams.iter().flat_map(|row| {
+            UPSTREAM_ROLES
+                .map(|role| ([("address", &*row.address), ("role", role)], i64::from(row.role == role)))
+        });
+        out.gauges(
+            "pgweir_upstream_role",
+            "What a server was seen as, 1 for that and 0 for the others.",
+            roles,
+        )?;
+        let help = "Times another server was dialled than before.";
+        out.counter("pgweir_upstream_switches", help, self.switches)?;
         let failed = process.lookups_failed.iter().map(|(cause, count)| ([("cause", &**cause)], *count));
         out.counters("pgweir_process_lookups_failed", "Client processes not found.", failed)?;
         let help = "Timeline entries that did not reach the disk.";

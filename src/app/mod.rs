@@ -20,13 +20,14 @@ mod suspects;
 mod sweep;
 mod tls;
 mod tongue;
+mod upstreams;
 mod watch;
 mod workers;
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -46,6 +47,7 @@ use crate::link::hub::{Event, Hub};
 use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
+use crate::upstream::targets::Targets;
 
 use incidents::Incidents;
 
@@ -78,6 +80,8 @@ pub struct App {
     averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
     saving: tokio::sync::Mutex<()>,
+    /// Held while leaks that bypass pgweir are terminated.
+    terminating: tokio::sync::Mutex<()>,
     ticker: Notify,
     shutdown: Notify,
     restart_monitor: Notify,
@@ -87,6 +91,16 @@ pub struct App {
     admin_hosts: Arc<ArcSwap<Vec<String>>>,
     /// Why the monitor cannot reach PostgreSQL, as long as it cannot.
     unreachable: ArcSwapOption<String>,
+    /// What each server was seen as, and which one is dialled.
+    targets: Mutex<Targets>,
+    /// Held over each decision and what comes of it; before `targets`.
+    choosing: Mutex<upstreams::Choosing>,
+    /// How often another one was.
+    switches: AtomicU64,
+    /// Numbers of those chosen.
+    servers: AtomicU32,
+    /// Since when links are on servers that are not dialled any more; none where none are left.
+    left: Mutex<Option<Moment>>,
     notifier: Notifier,
     started: Moment,
 }

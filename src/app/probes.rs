@@ -74,6 +74,9 @@ impl App {
                 let monitor = setup::monitor_settings(&self.config.load(), tls)
                     .map_err(|error| format!("{error:#}"))?;
                 let mut settings = monitor.ok_or("there is no [monitor] to ask through")?;
+                let endpoint =
+                    self.monitored(&self.config.load()).ok_or("no server is known that will do")?;
+                settings.address = setup::monitor_address(&endpoint);
                 settings.database = database.to_string();
                 settings.connect_timeout = probe.timeout;
                 if let Some((user, file)) = role {

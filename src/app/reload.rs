@@ -58,7 +58,9 @@ impl App {
         self.hub.epoch.fetch_add(1, std::sync::atomic::Ordering::Release);
         let limits = &new.settings.limits;
         self.judge.lock().configure(limits.max_resets_per_minute, limits.observe);
-        if old.upstream != new.upstream {
+        let (was, is) = (&old.upstream, &new.upstream);
+        let servers_changed = (&was.endpoints, was.session) != (&is.endpoints, is.session);
+        if was != is {
             self.hub.pool.upstream_changed();
             self.hub.guard(|guard, now| guard.drain_pool(now, None, false));
         }
@@ -67,6 +69,9 @@ impl App {
         let expiries = tls.expiries(&new);
         self.incidents.exit.lock().configure(incidents::rules(&new), clock::now());
         self.config.store(Arc::new(new));
+        if servers_changed {
+            self.choose_servers();
+        }
         if old.exit != self.config.load().exit || monitor_changed {
             self.incidents.changed.notify_one();
         }

@@ -180,9 +180,11 @@ impl App {
         sample.sessions.iter().map(row).collect()
     }
 
-    /// Links by backend pid.
+    /// Links by the pid of their backend on the server that is sampled.
     pub(super) fn by_pid(&self) -> HashMap<i32, Arc<LinkShared>> {
-        self.hub.keys.iter().map(|entry| (*entry.key(), entry.value().clone())).collect()
+        let left = self.hub.keys_elsewhere.iter().map(|entry| entry.value().clone());
+        let all = self.hub.keys.iter().map(|entry| entry.value().clone()).chain(left);
+        all.map(|link| (self.hub.pid_here(&link), link)).filter(|(pid, _)| *pid != 0).collect()
     }
 
     /// Links idle in transaction beyond their lane's `warn`, and sessions that bypass pgweir for longer than `[bypass] after`.
@@ -203,7 +205,7 @@ impl App {
                     || warn.is_some_and(|warn| now.since(facts.idle_since) >= warn)
             })
             .map(|(link, facts)| {
-                let pid = link.pid.load(Ordering::Relaxed);
+                let pid = self.hub.pid_here(link);
                 let client = client_row(link, now, literals);
                 LeakRow {
                     id: Some(client.id),
@@ -251,19 +253,18 @@ impl App {
         }
     }
 
-    /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`.
+    /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`. Whose pid is a link's on any server is
+    /// none: of two addresses it is not always known that they are one server's.
     pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
         let after = self.config.load().bypass.after;
-        let ours = self.by_pid();
         sample
             .sessions
             .iter()
             .filter(|s| {
                 s.state.starts_with("idle in transaction") && s.pid != sample.monitor_pid && !s.walsender
             })
-            .filter(|s| !ours.contains_key(&s.pid))
             .map(|s| (&**s, s.ages(now).0))
-            .filter(|(_, idle)| *idle >= after)
+            .filter(|(session, idle)| *idle >= after && self.hub.owners(session.pid).is_empty())
             .collect()
     }
 }

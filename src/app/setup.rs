@@ -13,24 +13,21 @@ use crate::admin::{AdminSettings, AdminUser};
 use crate::auth::users::{Note, USERS_BYTES_MAX, Users};
 use crate::cli::endpoint::AdminEndpoint;
 use crate::config::checked::{Config, check_against};
-use crate::config::settings::{BypassAction, Endpoint, Role};
+use crate::config::settings::{BypassAction, Endpoint, Role, TargetSession};
 use crate::config::{self, read_password};
 use crate::incident::state;
 use crate::link::authority::OwnAuth;
-use crate::link::hub::{LinkSettings, Upstream};
+use crate::link::hub::LinkSettings;
+use crate::link::server::Upstream;
 use crate::tls::client::ClientTls;
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
 use crate::upstream::probe;
+use crate::upstream::targets::{self, Wants};
 
 /// What links need of the configuration.
 pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
-    let upstream = match &config.upstream.endpoint {
-        Endpoint::Tcp { host, port } => Upstream::Tcp(host.to_string(), *port),
-        unix @ Endpoint::Unix { .. } => Upstream::Unix(unix.socket_path().unwrap_or_default()),
-    };
     let limits = &config.settings.limits;
     LinkSettings {
-        upstream,
         upstream_tls: Some(tls.upstream.clone()),
         doors: tls.doors.clone(),
         connect_timeout: config.upstream.connect_timeout,
@@ -41,6 +38,25 @@ pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
         tag_application_name: config.upstream.tag_application_name,
         log_literals: config.log.literals,
         max_clients: limits.max_clients,
+    }
+}
+
+/// Where links are dialled, for an address of the configuration.
+pub(super) fn place(endpoint: &Endpoint) -> Upstream {
+    match endpoint {
+        Endpoint::Tcp { host, port } => Upstream::Tcp(host.to_string(), *port),
+        unix @ Endpoint::Unix { .. } => Upstream::Unix(unix.socket_path().unwrap_or_default()),
+    }
+}
+
+/// What is looked for among the servers.
+pub(super) fn wants(session: TargetSession) -> Wants {
+    match session {
+        TargetSession::Any => Wants::Any,
+        TargetSession::ReadWrite => Wants::ReadWrite,
+        TargetSession::ReadOnly => Wants::ReadOnly,
+        TargetSession::Primary => Wants::Primary,
+        TargetSession::Standby => Wants::Standby,
     }
 }
 
@@ -62,7 +78,26 @@ pub(super) fn users(config: &Config) -> Result<(Users, Vec<String>), Vec<String>
     }
 }
 
-/// What the monitor needs; none without `[monitor]`.
+/// What the monitors need, one a server; none without `[monitor]`.
+pub(super) fn monitors(config: &Config, tls: Option<ClientTls>) -> anyhow::Result<Vec<MonitorSettings>> {
+    let Some(first) = monitor_settings(config, tls)? else { return Ok(Vec::new()) };
+    if !config.upstream.is_watched() {
+        return Ok(vec![first]);
+    }
+    let at = |endpoint| MonitorSettings { address: monitor_address(endpoint), ..first.clone() };
+    Ok(config.upstream.endpoints.iter().map(at).collect())
+}
+
+pub(super) fn monitor_address(endpoint: &Endpoint) -> MonitorAddress {
+    match endpoint {
+        Endpoint::Tcp { host, port } => MonitorAddress::Tcp { host: host.to_string(), port: *port },
+        Endpoint::Unix { directory, port } => {
+            MonitorAddress::Unix { directory: directory.clone(), port: *port }
+        }
+    }
+}
+
+/// What the monitor of the only server needs, or of the first of several; none without `[monitor]`.
 pub(super) fn monitor_settings(
     config: &Config,
     tls: Option<ClientTls>,
@@ -71,14 +106,8 @@ pub(super) fn monitor_settings(
     let password = monitor.password_file.as_deref().map(read_password).transpose();
     let password =
         password.context("[monitor] password_file")?.map(|secret| Zeroizing::new(secret.expose().to_owned()));
-    let address = match &monitor.endpoint {
-        Endpoint::Tcp { host, port } => MonitorAddress::Tcp { host: host.to_string(), port: *port },
-        Endpoint::Unix { directory, port } => {
-            MonitorAddress::Unix { directory: directory.clone(), port: *port }
-        }
-    };
     Ok(Some(MonitorSettings {
-        address,
+        address: monitor_address(&monitor.endpoint),
         tls,
         user: monitor.user.to_string(),
         password,
@@ -164,42 +193,54 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
 }
 
 fn check_servers(config: &Config, tls: &Tls, problems: &mut Vec<String>, warnings: &mut Vec<String>) {
-    match monitor_settings(config, Some(tls.upstream.clone())) {
-        Ok(Some(monitor)) => check_postgres(config, &monitor, problems, warnings),
-        Ok(None) => {}
+    match monitors(config, Some(tls.upstream.clone())) {
+        Ok(monitors) => check_postgres(config, &monitors, problems, warnings),
         Err(error) => problems.push(format!("{error:#}")),
     }
     problems.extend(tls.certificates_differ(config).iter().map(ToString::to_string));
 }
 
-/// What only PostgreSQL can tell: its limits and the monitor role's rights.
+/// What only PostgreSQL can tell: each server's limits, the monitor role's rights there, and which of several is to be dialled.
 fn check_postgres(
     config: &Config,
-    monitor: &MonitorSettings,
+    monitors: &[MonitorSettings],
     problems: &mut Vec<String>,
     warnings: &mut Vec<String>,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let looked = match runtime {
-        Ok(runtime) => runtime.block_on(probe::look(monitor)),
-        Err(error) => Err(error.to_string()),
-    };
-    let facts = match looked {
-        Ok(facts) => facts,
-        Err(error) => {
-            warnings.push(format!(
-                "warning: PostgreSQL was not reached, so limits and rights are not checked: {error}. Hint: run check again when it is up"
-            ));
-            return;
+    let several = monitors.len() > 1;
+    let mut roles = Vec::new();
+    for monitor in monitors {
+        let looked = match &runtime {
+            Ok(runtime) => runtime.block_on(probe::look(monitor, config.upstream.is_watched())),
+            Err(error) => Err(error.to_string()),
+        };
+        let at = if several { format!("{}: ", monitor.address) } else { String::new() };
+        match looked {
+            Ok(facts) => {
+                let found = check_facts(config, &monitor.user, &facts);
+                problems.extend(found.into_iter().map(|problem| format!("{at}{problem}")));
+                let timeouts = facts.idle_timeouts.into_iter();
+                let timeouts: Vec<_> = timeouts
+                    .map(|(role, database, value)| config::RoleTimeout { role, database, value })
+                    .collect();
+                let found = config::check_timeouts(config, &timeouts);
+                warnings.extend(found.iter().map(|warning| format!("{at}{warning}")));
+                roles.extend(facts.role.map(|role| (monitor.address.to_string(), role)));
+            }
+            Err(error) => warnings.push(format!(
+                "warning: {at}PostgreSQL was not reached, so limits and rights are not checked: {error}. Hint: run check again when it is up"
+            )),
         }
-    };
+    }
+    if config.upstream.is_watched() && !roles.is_empty() {
+        warnings.extend(check_roles(wants(config.upstream.session), &roles));
+    }
+}
+
+fn check_facts(config: &Config, user: &str, facts: &probe::Facts) -> Vec<String> {
     let found = check_against(config, facts.max_connections, facts.reserved);
-    problems.extend(found.iter().map(ToString::to_string));
-    let timeouts = facts.idle_timeouts.into_iter();
-    let timeouts: Vec<_> =
-        timeouts.map(|(role, database, value)| config::RoleTimeout { role, database, value }).collect();
-    warnings.extend(config::check_timeouts(config, &timeouts).iter().map(ToString::to_string));
-    let user = &monitor.user;
+    let mut problems: Vec<String> = found.iter().map(ToString::to_string).collect();
     if !facts.is_postgres {
         problems.push(
             "monitor: a pooler answers, not PostgreSQL. Hint: [monitor] address must be PostgreSQL's own"
@@ -216,6 +257,24 @@ fn check_postgres(
             "bypass.action: {user} may not terminate sessions. Hint: GRANT pg_signal_backend TO {user}"
         ));
     }
+    problems
+}
+
+/// Whether exactly one of the servers that answer will do, where there should be one.
+fn check_roles(wants: Wants, roles: &[(String, targets::Role)]) -> Option<String> {
+    let list = |roles: &[(String, targets::Role)]| {
+        let one = |(address, role): &(String, targets::Role)| format!("{address} is {}", role.word());
+        roles.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let primaries = roles.iter().filter(|(_, role)| matches!(role, targets::Role::Primary { .. })).count();
+    let (text, hint) = if !roles.iter().any(|(_, role)| wants.suits(*role)) {
+        (format!("no server is {}: clients would wait", wants.word()), "promote one, or start the primary")
+    } else if matches!(wants, Wants::ReadWrite | Wants::Primary) && primaries > 1 {
+        ("more than one server is a primary".to_owned(), "stop the one that should not be")
+    } else {
+        return None;
+    };
+    Some(format!("warning: upstream.address: {text} ({}). Hint: {hint}", list(roles)))
 }
 
 /// Where the console of a configuration is, for the CLI. A configuration with problems elsewhere still says so: `reload` must be able to

@@ -13,7 +13,7 @@ use crate::lanes::ids::LinkId;
 use crate::lanes::sample::Sample;
 use crate::lanes::settings::LeakSettings;
 use crate::leaks::judge::LeakFacts;
-use crate::link::hub::Lane;
+use crate::link::hub::{Hub, Lane};
 use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
 use crate::wire::statement;
 
@@ -53,6 +53,7 @@ struct Suspect {
 
 /// What it takes to look at links.
 struct Look<'a> {
+    hub: &'a Hub,
     now: Moment,
     sample: Option<&'a Sample>,
     lanes: Arc<Vec<Arc<Lane>>>,
@@ -62,8 +63,15 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn new(now: Moment, sample: Option<&'a Sample>, lanes: Arc<Vec<Arc<Lane>>>) -> Self {
-        Self { now, sample, lanes, reading: OnceLock::new(), blockers: OnceLock::new() }
+    fn new(hub: &'a Hub, now: Moment, sample: Option<&'a Sample>) -> Self {
+        Self {
+            hub,
+            now,
+            sample,
+            lanes: hub.lanes.load_full(),
+            reading: OnceLock::new(),
+            blockers: OnceLock::new(),
+        }
     }
 
     fn reads(&self, pid: i32) -> bool {
@@ -100,7 +108,7 @@ impl<'a> Look<'a> {
     fn at(&self, link: &Arc<LinkShared>, due_only: bool) -> Option<Suspect> {
         let (state, since) = link.state();
         let flags = link.flags();
-        let pid = link.pid.load(Ordering::Relaxed);
+        let pid = self.hub.pid_here(link);
         let stalled = state == LinkState::Active
             && (flags & flag::STALLED != 0 || flags & flag::MAYBE_STALLED != 0 && self.reads(pid));
         if state != LinkState::IdleInTransaction && !stalled {
@@ -144,7 +152,7 @@ impl App {
         now: Moment,
         sample: Option<&Sample>,
     ) -> Vec<(Arc<LinkShared>, LeakFacts)> {
-        let look = Look::new(now, sample, self.hub.lanes.load_full());
+        let look = Look::new(&self.hub, now, sample);
         let found = self.hub.links.iter().filter_map(|entry| look.at(entry.value(), false)).collect();
         self.with_harm(now, found)
     }
@@ -158,7 +166,7 @@ impl App {
         watched: &mut Watched,
     ) -> (Vec<(Arc<LinkShared>, LeakFacts)>, Duration) {
         let mut worked = Duration::ZERO;
-        let look = Look::new(now, sample, self.hub.lanes.load_full());
+        let look = Look::new(&self.hub, now, sample);
         if watched.wants_scan(now, look.earliest()) {
             *watched = self.scan(&look).await;
             worked = watched.worked;

@@ -10,12 +10,13 @@ use super::rows::policy;
 use crate::clock::{self, Moment};
 use crate::config::settings::BypassAction;
 use crate::lanes::ids::LinkId;
-use crate::lanes::sample::Sample;
+use crate::lanes::sample::{Sample, Session};
 use crate::leaks::judge::{Judged, LeakFacts, Verdict};
 use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
 use crate::link::shared::{Command, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
+use crate::upstream::monitor::MonitorHandle;
 
 const EVERY: Duration = Duration::from_millis(250);
 /// The same while somebody waits whom a closed idle link would help.
@@ -97,6 +98,7 @@ impl App {
         let sample = self.sample.load_full();
         let worked = self.judge_leaks(sample.as_deref()).await;
         let began = clock::now();
+        self.end_left_links(began);
         let busy = self.reclaim(began, sample.as_deref());
         (busy, worked + clock::now().since(began))
     }
@@ -198,7 +200,7 @@ impl App {
             let (state, since) = link.state();
             let lane = link.with_labels(|labels| labels.lane);
             let works = matches!(state, LinkState::Idle | LinkState::Active | LinkState::IdleInTransaction);
-            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(link.pid.load(Ordering::Relaxed));
+            let spared = link.flags() & flag::LISTENING != 0 || holds_lock(self.hub.pid_here(link));
             if works && !spared && lanes.iter().any(|(one, _)| *one == lane) {
                 let since = link.transaction_since().unwrap_or(since);
                 busy.push(BusyLink {
@@ -238,9 +240,8 @@ impl App {
                     idle_since: since,
                     generation,
                     listening: link.flags() & flag::LISTENING != 0,
-                    advisory_lock: sample.is_some_and(|sample| {
-                        sample.may_hold_lock(link.pid.load(Ordering::Relaxed), since, now)
-                    }),
+                    advisory_lock: sample
+                        .is_some_and(|sample| sample.may_hold_lock(self.hub.pid_here(link), since, now)),
                 });
             }
         }
@@ -260,28 +261,29 @@ impl App {
         }
     }
 
-    /// Terminates leaks that bypass pgweir, where the configuration says so, a few at a time and oldest first.
-    pub(super) async fn terminate_bypass_leaks(&self, sample: &Sample) {
-        let config = self.config.load_full();
-        if config.bypass.action != BypassAction::Terminate {
-            return;
+    /// Leaks that bypass pgweir and are to be terminated, where the configuration says so, with words on each: a few at a time and oldest first.
+    pub(super) fn bypass_leaks_to_terminate(&self, sample: &Sample) -> Vec<(i32, String)> {
+        if self.config.load().bypass.action != BypassAction::Terminate {
+            return Vec::new();
         }
-        let Some(monitor) = self.monitor.load_full() else { return };
         let mut leaks = self.bypass_leaks(sample, clock::now());
         leaks.sort_by_key(|(_, idle)| std::cmp::Reverse(*idle));
-        for (session, idle) in leaks.into_iter().take(TERMINATIONS_MAX) {
-            let who = format!(
-                "pid {} of {} ({}), idle for {} s",
-                session.pid,
-                session.user,
-                session.application,
-                idle.as_secs()
-            );
-            if config.settings.limits.observe {
+        let words = |(session, idle): (&Session, Duration)| {
+            let (pid, user, application) = (session.pid, &session.user, &session.application);
+            (pid, format!("pid {pid} of {user} ({application}), idle for {} s", idle.as_secs()))
+        };
+        leaks.into_iter().take(TERMINATIONS_MAX).map(words).collect()
+    }
+
+    /// Terminates them.
+    pub(super) async fn terminate_bypass_leaks(&self, leaks: Vec<(i32, String)>, monitor: &MonitorHandle) {
+        let observe = self.config.load().settings.limits.observe;
+        for (pid, who) in leaks {
+            if observe {
                 self.note("would_terminate", "bypass", None, &who);
                 continue;
             }
-            match monitor.terminate_pid(session.pid).await {
+            match monitor.terminate_pid(pid).await {
                 Ok(true) => self.note("terminate", "bypass", None, &who),
                 Ok(false) => {}
                 Err(error) => self.note("terminate_failed", "bypass", None, &format!("{who}: {error}")),

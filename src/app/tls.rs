@@ -93,7 +93,12 @@ impl Tls {
         if self.doors.is_empty() || config.auth.own.is_some() {
             return Vec::new();
         }
-        let Some(theirs) = self.upstream_certificate(config) else { return Vec::new() };
+        let theirs: Vec<Vec<u8>> = config
+            .upstream
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| self.upstream_certificate(config, endpoint))
+            .collect();
         let listeners = config.listen.iter().enumerate();
         let told = listeners.filter_map(|(at, listen)| {
             let door = self.doors.iter().find(|door| door.listener == listen.text)?;
@@ -101,7 +106,7 @@ impl Tls {
                         (libpq does) cannot log in";
             let hint = "name PostgreSQL's own certificate and key here, or write [auth] mode = \"scram\", or [upstream] tls = \
                         \"disable\"; a client can leave channel binding out: channel_binding=disable";
-            (door.tls.leaf().as_ref().as_ref() != theirs.as_slice()).then(|| {
+            theirs.iter().any(|theirs| door.tls.leaf().as_ref().as_ref() != theirs.as_slice()).then(|| {
                 config.problem(&format!("listen[{}].certificate_file", at + 1), text, hint)
             })
         });
@@ -109,8 +114,8 @@ impl Tls {
     }
 
     /// PostgreSQL's certificate, if it shows one.
-    fn upstream_certificate(&self, config: &Config) -> Option<Vec<u8>> {
-        let Endpoint::Tcp { host, port } = &config.upstream.endpoint else { return None };
+    fn upstream_certificate(&self, config: &Config, endpoint: &Endpoint) -> Option<Vec<u8>> {
+        let Endpoint::Tcp { host, port } = endpoint else { return None };
         let address = (&**host, *port).to_socket_addrs().ok()?.next()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
         runtime.block_on(async {
@@ -150,11 +155,11 @@ fn upstream_files(config: &Config) -> ClientFiles {
 
 /// Hosts that no certificate can name.
 fn nameless(config: &Config) -> Vec<Problem> {
-    let upstream = ("upstream.address", Some(&config.upstream.endpoint));
-    let monitor = ("monitor.address", config.monitor.as_ref().map(|monitor| &monitor.endpoint));
+    let upstream = config.upstream.endpoints.iter().map(|endpoint| ("upstream.address", endpoint));
+    let monitor = config.monitor.iter().map(|monitor| ("monitor.address", &monitor.endpoint));
     let mut problems = Vec::new();
-    for (key, endpoint) in [upstream, monitor] {
-        if let Some(Endpoint::Tcp { host, .. }) = endpoint
+    for (key, endpoint) in upstream.chain(monitor) {
+        if let Endpoint::Tcp { host, .. } = endpoint
             && config.upstream.tls != UpstreamTls::Disable
             && let Err(error) = server_name(host)
         {

@@ -38,7 +38,10 @@ impl App {
 
     /// PostgreSQL's host, or its socket's directory, and port.
     fn upstream_place(&self) -> (Arc<str>, u16) {
-        match &self.config.load().upstream.endpoint {
+        let config = self.config.load();
+        let current = self.targets.lock().current_index().unwrap_or(0);
+        let endpoints = &config.upstream.endpoints;
+        match endpoints.get(current).unwrap_or(&endpoints[0]) {
             Endpoint::Tcp { host, port } => (host.clone(), *port),
             Endpoint::Unix { directory, port } => (directory.display().to_string().into(), *port),
         }
@@ -97,10 +100,8 @@ impl App {
 
     pub(super) fn server_rows(&self) -> Vec<ServerRow> {
         let wall = Wall::new(clock::now());
-        let (host, port) = match &self.config.load().upstream.endpoint {
-            Endpoint::Tcp { host, port } => (host.clone(), *port),
-            Endpoint::Unix { port, .. } => ("unix".into(), *port),
-        };
+        let (host, port) = self.upstream_place();
+        let host = if host.starts_with('/') { "unix".into() } else { host };
         let links: HashMap<u64, Arc<LinkShared>> =
             self.hub.links.iter().map(|entry| (entry.key().0, entry.value().clone())).collect();
         let backends = self.hub.guard(|guard, _| guard.backends());

@@ -63,6 +63,8 @@ pub enum Command {
     Leaks,
     /// PostgreSQL's connections: used, usable, by state
     Usage,
+    /// PostgreSQL's servers: what each one is, and which one is dialled
+    Upstreams,
     /// How many more backends memory would bear, and what that rests on
     Headroom,
     /// What happened and what was done, oldest first

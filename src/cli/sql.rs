@@ -13,6 +13,7 @@ pub fn show(command: &Command) -> Option<&'static str> {
         Command::Sessions => Some("SHOW SESSIONS"),
         Command::Leaks => Some("SHOW LEAKS"),
         Command::Usage => Some("SHOW USAGE"),
+        Command::Upstreams => Some("SHOW UPSTREAMS"),
         Command::Headroom => Some("SHOW HEADROOM"),
         _ => None,
     }

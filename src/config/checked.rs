@@ -117,7 +117,7 @@ fn read(report: &mut Report<'_>, document: &DeTable<'_>) -> Draft {
     let state_directory = sections::state(report, &mut root);
     let admin = sections::admin(report, &mut root, &state_directory);
     let (upstream, headroom) = sections::upstream(report, &mut root);
-    let (monitor, stale_after) = sections::monitor(report, &mut root, &upstream.endpoint);
+    let (monitor, stale_after) = sections::monitor(report, &mut root, &upstream);
     let auth = sections::auth(report, &mut root, monitor.is_some());
     let (mut limits, process) = sections::limits(report, &mut root);
     let bypass = sections::bypass(report, &mut root, monitor.is_some());

@@ -39,7 +39,7 @@ fn addresses(report: &mut Report<'_>, draft: &Draft) {
             report.problem_at(&key, text, "give each listener an address of its own");
         }
         let own = "is pgweir's own: it would connect to itself";
-        if same_place(&listen.endpoint, &config.upstream.endpoint) {
+        if config.upstream.endpoints.iter().any(|upstream| same_place(&listen.endpoint, upstream)) {
             report.problem_at("upstream.address", own, "write where PostgreSQL listens");
         } else if let Some(monitor) = &config.monitor
             && same_place(&listen.endpoint, &monitor.endpoint)

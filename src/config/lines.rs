@@ -132,7 +132,9 @@ impl Config {
             lines.put(format!("listen[{}].lane", at + 1), listen.lane.as_deref().unwrap_or(""));
         }
         self.admin_lines(&mut lines);
-        lines.put("upstream.address", &self.upstream.endpoint);
+        lines.put("upstream.address", self.upstream.addresses());
+        lines.put("upstream.target_session_attrs", self.upstream.session.word());
+        lines.time("upstream.resolve_interval", self.upstream.resolve_interval);
         lines.put("upstream.tls", self.upstream.tls.word());
         lines.put("upstream.tls_negotiation", if self.upstream.direct { "direct" } else { "postgres" });
         lines.file("upstream.ca_file", self.upstream.ca_file.as_deref());

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::raw::{Report, Section};
 use super::settings::{
     AdminSettings, AdminUser, AuthSettings, BypassAction, BypassSettings, Endpoint, ListenSettings,
-    LogSettings, MonitorSettings, OwnAuthSettings, ProcessSettings, Role, UpstreamSettings, UpstreamTls,
+    LogSettings, MonitorSettings, OwnAuthSettings, ProcessSettings, Role, TargetSession, UPSTREAMS_MAX,
+    UpstreamSettings, UpstreamTls,
 };
 use super::{tls, values};
 use crate::lanes::settings::{ApplicationSettings, Limits};
@@ -175,7 +176,9 @@ pub(super) fn is_loopback(host: &str) -> bool {
 /// `[upstream]` with its headroom.
 pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (UpstreamSettings, u32) {
     let mut settings = UpstreamSettings {
-        endpoint: nowhere().0,
+        endpoints: vec![nowhere().0],
+        session: TargetSession::Any,
+        resolve_interval: Duration::from_secs(10),
         tls: UpstreamTls::Prefer,
         direct: false,
         ca_file: None,
@@ -190,8 +193,15 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
         }
         return (settings, 3);
     };
-    if let Some((endpoint, _)) = section.require(report, "address", hint, values::endpoint(5432)) {
-        settings.endpoint = endpoint;
+    if let Some(endpoints) = section.require(report, "address", hint, values::endpoints(5432, UPSTREAMS_MAX))
+    {
+        settings.endpoints = endpoints;
+    }
+    let session = section.read(report, "target_session_attrs", values::word(&TargetSession::WORDS));
+    let several = settings.endpoints.len() > 1;
+    settings.session = session.unwrap_or(if several { TargetSession::ReadWrite } else { TargetSession::Any });
+    if let Some(interval) = section.read(report, "resolve_interval", values::positive_duration) {
+        settings.resolve_interval = interval;
     }
     tls::upstream(report, &mut section, &mut settings);
     if let Some(timeout) = section.read(report, "connect_timeout", values::positive_duration) {
@@ -209,11 +219,21 @@ pub(super) fn upstream(report: &mut Report<'_>, root: &mut Section<'_>) -> (Upst
 pub(super) fn monitor(
     report: &mut Report<'_>,
     root: &mut Section<'_>,
-    upstream: &Endpoint,
+    upstream: &UpstreamSettings,
 ) -> (Option<MonitorSettings>, Duration) {
     let path = report.path;
     let stale_default = Duration::from_secs(5);
-    let Some(mut section) = root.table(report, "monitor") else { return (None, stale_default) };
+    let Some(mut section) = root.table(report, "monitor") else {
+        if upstream.is_watched() && !root.has("monitor") {
+            let text = "needs a [monitor]: it is the monitor that sees which server is which";
+            report.problem_at("upstream.address", text, "add [monitor] with a role that has pg_monitor");
+        }
+        return (None, stale_default);
+    };
+    if upstream.is_watched() && section.has("address") {
+        let text = "has no meaning here: the monitor asks each address of [upstream]";
+        report.problem_at(&section.key("address"), text, "remove it");
+    }
     let interval =
         section.read(report, "interval", values::positive_duration).unwrap_or(Duration::from_secs(1));
     let stale_after = section
@@ -222,7 +242,7 @@ pub(super) fn monitor(
     let settings = MonitorSettings {
         endpoint: section
             .read(report, "address", values::endpoint(5432))
-            .map_or_else(|| upstream.clone(), |(endpoint, _)| endpoint),
+            .map_or_else(|| upstream.endpoints[0].clone(), |(endpoint, _)| endpoint),
         user: section.read(report, "user", values::name).unwrap_or_else(|| "pgweir".into()),
         database: section.read(report, "database", values::name).unwrap_or_else(|| "postgres".into()),
         password_file: section.read(report, "password_file", values::path(path)),

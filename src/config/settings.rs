@@ -140,11 +140,49 @@ impl UpstreamTls {
     }
 }
 
+/// Addresses of `[upstream]` at most.
+pub const UPSTREAMS_MAX: usize = 16;
+
+/// libpq's target_session_attrs, as far as a proxy can do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetSession {
+    /// Whatever answers.
+    Any,
+    /// A primary that lets transactions write.
+    ReadWrite,
+    /// A standby, or a primary whose transactions are read-only by default.
+    ReadOnly,
+    /// A primary.
+    Primary,
+    /// A standby.
+    Standby,
+}
+
+impl TargetSession {
+    /// As in the file.
+    pub const WORDS: [(&'static str, Self); 5] = [
+        ("any", Self::Any),
+        ("read-write", Self::ReadWrite),
+        ("read-only", Self::ReadOnly),
+        ("primary", Self::Primary),
+        ("standby", Self::Standby),
+    ];
+
+    /// The word in the file.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, one)| *one == self).map_or("", |(word, _)| word)
+    }
+}
+
 /// `[upstream]`; its `headroom` is in [`crate::lanes::settings::Limits`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSettings {
-    /// PostgreSQL.
-    pub endpoint: Endpoint,
+    /// PostgreSQL: at least one, at most [`UPSTREAMS_MAX`], each once.
+    pub endpoints: Vec<Endpoint>,
+    /// Which of them clients are led to.
+    pub session: TargetSession,
+    /// How often a name among them is looked up again, never zero.
+    pub resolve_interval: Duration,
     /// TLS, of the monitor and of cancels too.
     pub tls: UpstreamTls,
     /// Whether TLS begins without asking.
@@ -157,6 +195,18 @@ pub struct UpstreamSettings {
     pub connect_timeout: Duration,
     /// Whether PostgreSQL sees the client's address behind its application_name.
     pub tag_application_name: bool,
+}
+
+impl UpstreamSettings {
+    /// Whether it takes the monitor to know which address to dial. Otherwise it is the one there is, whatever it may be.
+    pub fn is_watched(&self) -> bool {
+        self.endpoints.len() > 1 || self.session != TargetSession::Any
+    }
+
+    /// The addresses as in the file.
+    pub fn addresses(&self) -> String {
+        self.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// `[monitor]`; its `stale_after` is in [`crate::lanes::settings::Limits`].

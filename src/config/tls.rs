@@ -87,7 +87,7 @@ fn judge(report: &mut Report<'_>, section: &Section<'_>, settings: &UpstreamSett
         let text = format!("\"direct\" cannot be had with tls = {word:?}: there is nothing to fall back to");
         report.problem_at(&section.key("tls_negotiation"), text, "write tls = \"require\" or better");
     }
-    if matches!(settings.endpoint, Endpoint::Unix { .. }) {
+    if settings.endpoints.iter().all(|endpoint| matches!(endpoint, Endpoint::Unix { .. })) {
         if section.has("tls") && settings.tls != UpstreamTls::Disable {
             report.warning_at(&section.key("tls"), "has no effect on a unix: address", "remove it");
         }

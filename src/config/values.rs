@@ -312,6 +312,26 @@ pub(super) fn endpoint(unix_port: u16) -> impl Fn(&DeValue<'_>) -> Checked<(Endp
     }
 }
 
+/// One [`endpoint`], or a list of up to `max`, each of them once.
+pub(super) fn endpoints(unix_port: u16, max: usize) -> impl Fn(&DeValue<'_>) -> Checked<Vec<Endpoint>> {
+    move |value| {
+        let one = endpoint(unix_port);
+        if !value.is_array() {
+            return one(value).map(|(endpoint, _)| vec![endpoint]);
+        }
+        let all: Vec<Endpoint> = list(one)(value)?.into_iter().map(|(endpoint, _)| endpoint).collect();
+        if all.is_empty() || all.len() > max {
+            let text = format!("has {} addresses", all.len());
+            return Err(Fault::new(text, format!("write one to {max} of them")));
+        }
+        let twice = all.iter().enumerate().find(|(at, one)| all[..*at].contains(one));
+        match twice {
+            Some((_, one)) => Err(Fault::new(format!("has {one} twice"), "write each server once")),
+            None => Ok(all),
+        }
+    }
+}
+
 fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|p| *p != 0 && text.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -1,4 +1,5 @@
-//! One probe at a time while PostgreSQL is down or full, instead of a storm of redials.
+//! One probe at a time while PostgreSQL is down or full, instead of a storm of redials. None at all while no server is known that will do:
+//! it is the monitor who finds one.
 //!
 //! ```text
 //! closed ── a dial failed ──► open, waiting ── back-off over ──► open, a probe may go ── granted ──► open, probing
@@ -30,9 +31,21 @@ pub struct Breaker {
     failures: u32,
     retry_at: Moment,
     probe: Option<LinkId>,
+    /// No server is known that will do.
+    homeless: bool,
 }
 
 impl Breaker {
+    /// Whether no server is known that will do. Another server's troubles are over with it.
+    pub fn set_homeless(&mut self, homeless: bool) {
+        *self = Self { homeless, ..Self::default() };
+    }
+
+    /// Whether no server is known that will do.
+    pub fn is_homeless(&self) -> bool {
+        self.homeless
+    }
+
     /// Why it is open; none when closed.
     pub fn trouble(&self) -> Option<Trouble> {
         self.open
@@ -40,6 +53,9 @@ impl Breaker {
 
     /// Why nobody may dial now; none when closed or when a probe may go.
     pub fn stops(&self, now: Moment) -> Option<Reason> {
+        if self.homeless {
+            return Some(Reason::NoPrimary);
+        }
         let probe_may_go = self.probe.is_none() && self.retry_at <= now;
         (!probe_may_go).then_some(self.open?).map(|trouble| match trouble {
             Trouble::Down => Reason::UpstreamDown,
@@ -49,7 +65,7 @@ impl Breaker {
 
     /// When the next probe may go; none when closed or while one is out.
     pub fn retry_at(&self) -> Option<Moment> {
-        (self.open.is_some() && self.probe.is_none()).then_some(self.retry_at)
+        (self.open.is_some() && self.probe.is_none() && !self.homeless).then_some(self.retry_at)
     }
 
     /// A link dials: while open it is the probe.
@@ -81,7 +97,7 @@ impl Breaker {
     /// Upstream is well. True if it was open.
     pub fn healthy(&mut self) -> bool {
         let was_open = self.open.is_some();
-        *self = Self::default();
+        *self = Self { homeless: self.homeless, ..Self::default() };
         was_open
     }
 
@@ -126,6 +142,19 @@ mod tests {
         breaker.failed(later, Some(LinkId(4)), Trouble::Down, &mut jitter);
         assert!(breaker.retry_at().is_some_and(|at| at >= later + Duration::from_millis(200)), "doubled");
         assert!(breaker.healthy() && breaker.stops(later).is_none());
+    }
+
+    #[test]
+    fn without_a_server_nobody_probes_and_a_new_one_begins_anew() {
+        let (mut breaker, mut jitter) = (Breaker::default(), Jitter::new(1));
+        let start = Moment::from_micros(1);
+        breaker.failed(start, None, Trouble::Down, &mut jitter);
+        breaker.set_homeless(true);
+        let later = start + Duration::from_secs(60);
+        assert_eq!((breaker.stops(later), breaker.retry_at()), (Some(Reason::NoPrimary), None));
+        assert!(!breaker.healthy() && breaker.stops(later).is_some(), "a late login elsewhere opens nothing");
+        breaker.set_homeless(false);
+        assert_eq!((breaker.stops(start), breaker.trouble()), (None, None));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! A link the guard does not know (any more) is ignored by every method: hang-ups race with everything.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -75,6 +75,8 @@ pub enum DialFailure {
     Full,
     /// A CONNECTION LIMIT of role or database was reached, and room has been made.
     Limited,
+    /// Another server is dialled by now, or none.
+    Moved,
 }
 
 /// Whether a transaction may begin.
@@ -249,6 +251,10 @@ pub struct Guard {
     pub(super) ends: Ends,
     pub(super) usage: Usage,
     pub(super) breaker: Breaker,
+    /// Whose dial began before is on another server than the one that is dialled now.
+    pub(super) moved_at: Moment,
+    /// But for these: they were on it already. Links that ended since may be among them.
+    pub(super) here: BTreeSet<LinkId>,
     pub(super) pool: Pool,
     pub(super) jitter: Jitter,
     pub(super) chain: Option<Chain>,
@@ -278,6 +284,8 @@ impl Guard {
             ends: Ends::default(),
             usage: Usage::new(now),
             breaker: Breaker::default(),
+            moved_at: Moment::default(),
+            here: BTreeSet::new(),
             pool: Pool::default(),
             jitter: Jitter::new(seed),
             chain: None,
@@ -329,6 +337,10 @@ impl Guard {
 
     /// What the monitor saw. A sample asked for before the last one is ignored.
     pub fn sample(&mut self, now: Moment, sample: &Sample) {
+        // Of the server before this one.
+        if sample.asked_at < self.moved_at {
+            return;
+        }
         for link in usage::proven_gone(sample, &self.ledger) {
             self.forget_quietly(now, link);
         }

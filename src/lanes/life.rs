@@ -6,7 +6,7 @@ use std::num::NonZeroI32;
 use super::breaker::Trouble;
 use super::guard::{Action, Arrival, Arrived, DialFailure, Guard, Lane, SELF};
 use super::ids::LinkId;
-use super::ledger::{Phase, Who};
+use super::ledger::{Ledger, Phase, Who};
 use super::near::Near;
 use super::queue::Place;
 use crate::clock::Moment;
@@ -108,11 +108,59 @@ impl Guard {
     /// Upstream answered, with whatever says that it runs.
     pub fn upstream_answered(&mut self, now: Moment, link: LinkId) {
         // The answer of a full server is an authentication request like any other: only a login tells.
-        let down = self.breaker.trouble() == Some(Trouble::Down);
+        let down = self.breaker.trouble() == Some(Trouble::Down) && !self.is_elsewhere(link);
         if down && self.ledger.get(link).is_some_and(|known| known.phase.has_slot()) {
             self.upstream_is_well();
             self.settle(now);
         }
+    }
+
+    /// Another server is dialled from now on, and these links, with their pids, are on it already; or none is. Slots are one server's: those that
+    /// are ending on another one are not counted any more, and the others until they end. Their pids and addresses are nothing to the new
+    /// one, where others may have the same.
+    pub fn server_changed(&mut self, now: Moment, here: Option<&[(LinkId, i32)]>) {
+        self.moved_at = now;
+        self.here.clear();
+        let phase_is = |ledger: &Ledger, wanted: fn(Phase) -> bool| {
+            let links = ledger.iter().filter(|(_, known)| wanted(known.phase));
+            links.map(|(link, _)| link).collect::<Vec<_>>()
+        };
+        let (dialling, ending) = (
+            phase_is(&self.ledger, |phase| phase == Phase::Dialling),
+            phase_is(&self.ledger, Phase::is_ending),
+        );
+        for link in dialling {
+            // It dials the new one, or gives up by itself.
+            self.ledger.update(link, |known| known.dialled_at = now);
+        }
+        for link in ending {
+            self.forget_quietly(now, link);
+        }
+        // While there is none nothing is counted there, and the next one may be the last one.
+        if let Some(here) = here {
+            let elsewhere = phase_is(&self.ledger, |phase| phase.has_slot() && phase != Phase::Dialling);
+            for link in elsewhere {
+                self.ledger.update(link, |known| {
+                    known.pid = None;
+                    known.extra_mut().local = None;
+                });
+            }
+            for (link, pid) in here {
+                let is_there = self.ledger.get(*link).is_some_and(|known| known.phase == Phase::Established);
+                if is_there && self.here.insert(*link) {
+                    self.ledger.update(*link, |known| known.pid = NonZeroI32::new((*pid).max(0)));
+                }
+            }
+        }
+        self.usage.moved(now);
+        self.breaker.set_homeless(here.is_none());
+        self.settle(now);
+    }
+
+    /// Whether a link's slot is on a server that is not dialled any more.
+    fn is_elsewhere(&self, link: LinkId) -> bool {
+        let is_older = self.ledger.get(link).is_some_and(|known| known.dialled_at < self.moved_at);
+        is_older && !self.here.contains(&link)
     }
 
     fn upstream_is_well(&mut self) {
@@ -124,9 +172,12 @@ impl Guard {
 
     /// The dial failed, and its slot is free. With `may_wait` (nothing was asked of the client yet) it goes back to its old place.
     pub fn dial_failed(&mut self, now: Moment, link: LinkId, why: DialFailure, may_wait: bool) -> Arrived {
+        // What another server says is nothing to the one that is dialled.
+        let why = if self.is_elsewhere(link) { DialFailure::Moved } else { why };
         let reason = match why {
             DialFailure::Down(_) => Reason::UpstreamDown,
             DialFailure::Full | DialFailure::Limited => Reason::UpstreamFull,
+            DialFailure::Moved => Reason::NoPrimary,
         };
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else {
             return Arrived::Refused(Refusal::new(reason, "", ""));
@@ -166,7 +217,9 @@ impl Guard {
         match why {
             DialFailure::Full => self.upstream_said_full(now, link),
             // PostgreSQL is well: it has looked at role and database.
-            DialFailure::Limited => link.into_iter().for_each(|link| self.breaker.gone(now, link)),
+            DialFailure::Limited | DialFailure::Moved => {
+                link.into_iter().for_each(|link| self.breaker.gone(now, link))
+            }
             DialFailure::Down(cause) => {
                 if self.breaker.failed(now, link, Trouble::Down, &mut self.jitter) {
                     let text = format!("PostgreSQL cannot be reached: {cause}");
@@ -200,7 +253,8 @@ impl Guard {
 
     /// The first ReadyForQuery: the login is over. A pid of 0 or less is none.
     pub fn login_done(&mut self, now: Moment, link: LinkId, pid: i32) {
-        let pid = NonZeroI32::new(pid.max(0));
+        // Of another server the pid tells nothing.
+        let pid = NonZeroI32::new(pid.max(0)).filter(|_| !self.is_elsewhere(link));
         let Some(known) = self.ledger.get(link).filter(|known| known.phase.is_login()) else { return };
         let dialled_at = known.dialled_at;
         // PostgreSQL gave the pid away again: whoever had it is gone, whatever became of its socket.
@@ -208,9 +262,11 @@ impl Guard {
             self.forget(now, dead);
         }
         self.ledger.update(link, |known| known.establish(pid));
-        self.usage.login_succeeded(dialled_at);
-        if !self.usage.is_latched() {
-            self.upstream_is_well();
+        if !self.is_elsewhere(link) {
+            self.usage.login_succeeded(dialled_at);
+            if !self.usage.is_latched() {
+                self.upstream_is_well();
+            }
         }
         self.settle(now);
     }
@@ -229,6 +285,8 @@ impl Guard {
         match self.ledger.get(link).map(|known| known.phase) {
             None | Some(Phase::Zombie) => return,
             Some(Phase::Waiting) => self.forget(now, link),
+            // It is nothing to the server that slots are counted of, and its own may never answer.
+            Some(_) if self.is_elsewhere(link) => self.forget_quietly(now, link),
             Some(_) => {
                 self.breaker.gone(now, link);
                 self.drop_hold(now, link);
@@ -261,7 +319,7 @@ impl Guard {
 
     pub(super) fn bury(&mut self, now: Moment, link: LinkId) {
         let slot = self.ledger.get(link).filter(|known| known.phase.has_slot() && !known.who.replication);
-        if let Some(known) = slot {
+        if let Some(known) = slot.filter(|_| !self.is_elsewhere(link)) {
             self.usage.bury(now, known);
         }
     }

@@ -291,7 +291,10 @@ impl Guard {
             match stop {
                 // Those behind it may use a connection that it cannot.
                 Some(Stop::Lane(
-                    reason @ (Reason::LaneFull | Reason::UpstreamFull | Reason::UpstreamDown),
+                    reason @ (Reason::LaneFull
+                    | Reason::UpstreamFull
+                    | Reason::UpstreamDown
+                    | Reason::NoPrimary),
                 )) if looks => lane_stopped = Some(reason),
                 // Nested links, which a pause may let pass, come first: whom the lane stops, it stops with all behind.
                 Some(Stop::Lane(_)) => break,
@@ -387,10 +390,14 @@ impl Guard {
         let known = self.ledger.get(link)?;
         let lane = self.lane_ref(known.home);
         if let Some(reason) = self.lane_stop(now, known, lane, own_slot) {
-            return Some(Stop::Lane(reason));
+            // Without a server there is nobody to sample: that is the cause.
+            let homeless = reason == Reason::MonitorStale && self.breaker.is_homeless();
+            return Some(Stop::Lane(if homeless { Reason::NoPrimary } else { reason }));
         }
         if own_slot > 0 {
             // Nobody dials.
+        } else if self.breaker.is_homeless() {
+            return Some(Stop::Lane(Reason::NoPrimary));
         } else if !lane.settings.protected {
             if let Some(reason) = self.breaker.stops(now) {
                 return Some(Stop::Lane(reason));

@@ -148,6 +148,11 @@ impl Guard {
         self.breaker.trouble()
     }
 
+    /// Whether no server is known that will do.
+    pub fn has_no_server(&self) -> bool {
+        self.breaker.is_homeless()
+    }
+
     /// Lanes ever known: ids run from 0 up to it.
     pub fn lane_count(&self) -> u16 {
         u16::try_from(self.lanes.len()).unwrap_or(u16::MAX)
@@ -227,6 +232,7 @@ fn hint(reason: Reason, lane: &str) -> String {
         }
         Reason::MonitorStale => "pgweir status tells why the monitor sees nothing".to_owned(),
         Reason::UpstreamDown => "pgweir status; is PostgreSQL running?".to_owned(),
+        Reason::NoPrimary => "pgweir status, SHOW UPSTREAMS: what each server calls itself".to_owned(),
         Reason::LoginLimit | Reason::ConnectRate => {
             "pgweir clients shows who is logging in; see max_logins and connect_rate".to_owned()
         }

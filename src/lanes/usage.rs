@@ -109,6 +109,11 @@ impl Usage {
         self.latched_at.replace(now).is_none()
     }
 
+    /// Another server is dialled from now on: nothing is known of it yet, and what was known was the other's.
+    pub fn moved(&mut self, now: Moment) {
+        *self = Self::new(now);
+    }
+
     /// Whether "too many clients" still counts.
     pub fn is_latched(&self) -> bool {
         self.latched_at.is_some()
@@ -185,7 +190,8 @@ impl Usage {
             match (pid, local) {
                 (Some(pid), _) => pids.push(pid),
                 (None, Some(local)) => drop(ports.insert((local.ip().to_canonical(), local.port()))),
-                (None, None) if dialled_at <= sample.taken_at => unknown += 1,
+                // Before it was begun to count, on another server.
+                (None, None) if (self.started..=sample.taken_at).contains(&dialled_at) => unknown += 1,
                 (None, None) => {}
             }
         }

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::binding::Binding;
 use super::closing;
-use super::dial::dial;
+use super::dial::{Dialled, dial};
 use super::hub::{Hub, Slot, Stage};
 use super::login::{self, LoggedIn, Login, LoginError};
 use super::pool::{self, Resting, Ticket};
@@ -119,6 +119,9 @@ async fn make(
     (lane, key): &(LaneId, PoolKey),
     guest: &Guest,
 ) -> Option<Result<(), Duration>> {
+    let epoch = hub.pool.epoch();
+    let mut chosen = hub.server.subscribe();
+    let dialling = chosen.borrow_and_update().clone()?;
     let known = hub.lane(*lane)?;
     known.settings.pooling.as_ref().filter(|pooling| pooling.makes_ahead())?;
     let credentials = hub.authority.credentials(&guest.facts.user)?;
@@ -138,13 +141,14 @@ async fn make(
         return None;
     }
     let mut slot = Slot::new(hub.clone(), id);
-    let epoch = hub.pool.epoch();
     let settings = hub.settings.load_full();
-    let (mut upstream, local) = match dial(&settings).await {
+    let Dialled { stream: mut upstream, local, server } = match dial(&settings, &dialling).await {
         Ok(dialled) => dialled,
         Err(error) => {
             slot.forget();
-            hub.guard(|guard, now| guard.dial_failed(now, id, DialFailure::Down(error.to_string()), false));
+            let is_left = !hub.dials(&dialling);
+            let why = if is_left { DialFailure::Moved } else { DialFailure::Down(error.to_string()) };
+            hub.guard(|guard, now| guard.dial_failed(now, id, why, false));
             return Some(Err(AFTER_NOT_NOW));
         }
     };
@@ -172,23 +176,26 @@ async fn make(
         bound: settings.startup_timeout,
         own: Some((&credentials, &[])),
         tag: guest.tag.as_deref(),
+        chosen,
     };
     let sent = login::send_startup(&mut upstream, &guest.startup).await;
     let logged_in = match sent {
-        Ok(()) => login.relay(&mut nobody, &mut upstream, Vec::new()).await,
+        Ok(()) => login.relay(&mut nobody, &mut upstream, &server, Vec::new()).await,
         Err(_) => Err(LoginError::ClientGone),
     };
     match logged_in {
         Ok(LoggedIn { pid, keys, parameters, .. }) => {
             hub.guard(|guard, now| guard.login_done(now, id, pid));
             let (application, tag) = (guest.application.clone(), guest.tag.clone());
+            let keys = keys.at(server);
             let ticket = Ticket::new(epoch, key.clone(), *lane, application, parameters, tag);
             pool::rest(hub, Resting { upstream, slot, key: (pid, keys), ticket, since: clock::now() });
             Some(Ok(()))
         }
         Err(error) => {
+            let error = if hub.dials(&server) { error } else { error.of_another_server() };
             give_up(hub, id, &error, upstream, slot).await;
-            let is_later = matches!(error, LoginError::NotNow { .. });
+            let is_later = matches!(error, LoginError::NotNow { .. } | LoginError::Moved { .. });
             Some(Err(if is_later { AFTER_NOT_NOW } else { AFTER_FAILURE }))
         }
     }

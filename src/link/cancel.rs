@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::dial::dial;
+use super::dial::{Dialled, dial};
 use super::hub::{Hub, LinkSettings};
 use super::keys::CancelKeys;
 use super::shared::{Command, LinkShared, Phase};
@@ -42,20 +42,26 @@ impl Drop for Underway {
 /// that the client knows that the cancel cannot hit its next query.
 pub async fn route(hub: &Arc<Hub>, pid: i32, key: &[u8]) {
     let Some((link, keys)) = find(hub, pid, key) else { return };
-    let _ = cancel(hub, &link, pid, keys.upstream()).await;
+    let _ = cancel(hub, &link, pid, &keys).await;
 }
 
 fn find(hub: &Hub, pid: i32, key: &[u8]) -> Option<(Arc<LinkShared>, CancelKeys)> {
-    let owner = hub.keys.get(&pid)?;
-    let keys = owner.cancel_keys()?;
-    bool::from(keys.secret().ct_eq(key)).then(|| (owner.clone(), keys.clone()))
+    hub.owners(pid).into_iter().find_map(|owner| {
+        let keys = owner.cancel_keys()?.clone();
+        bool::from(keys.secret().ct_eq(key)).then_some((owner, keys))
+    })
 }
 
 /// Cancels what `link` is doing now, if it is doing anything.
 ///
 /// # Errors
 /// The request was sent but PostgreSQL did not close the connection in time. The link has been told to end.
-pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]) -> Result<(), Refusal> {
+pub async fn cancel(
+    hub: &Arc<Hub>,
+    link: &Arc<LinkShared>,
+    pid: i32,
+    keys: &CancelKeys,
+) -> Result<(), Refusal> {
     if hub.counters.cancels.fetch_add(1, Ordering::Relaxed) >= CANCELS_MAX {
         hub.counters.cancels.fetch_sub(1, Ordering::Relaxed);
         return Ok(());
@@ -68,7 +74,7 @@ pub async fn cancel(hub: &Arc<Hub>, link: &Arc<LinkShared>, pid: i32, key: &[u8]
             link.post(Command::CancelHeld(number));
             Ok(())
         }
-        Phase::Running => send(&hub.settings.load(), pid, key).await.map_err(|()| {
+        Phase::Running => send(&hub.settings.load_full(), pid, keys).await.map_err(|()| {
             let refusal =
                 Refusal::new(Reason::UpstreamDown, "PostgreSQL did not answer a cancel request", "");
             // The request may still be on its way: neither a later query nor the backend's next client must be hit, so the link cannot go
@@ -90,16 +96,18 @@ impl Default for Turns {
 }
 
 /// Cancels what runs for a client that went away, once it is its turn. Best effort: whoever needs the end of it asks again.
-pub(super) async fn orphan(hub: &Hub, pid: i32, key: &[u8]) {
+pub(super) async fn orphan(hub: &Hub, pid: i32, keys: &CancelKeys) {
     let Ok(_turn) = hub.counters.orphans.0.acquire().await else { return };
     let settings = hub.settings.load_full();
-    let _ = send(&settings, pid, key).await;
+    let _ = send(&settings, pid, keys).await;
 }
 
-/// Sends one CancelRequest and waits until PostgreSQL has closed the connection. A dial that fails is no error: nothing was sent.
-async fn send(settings: &LinkSettings, pid: i32, key: &[u8]) -> Result<(), ()> {
-    let Ok((mut stream, _)) = dial(settings).await else { return Ok(()) };
-    let request = reply::cancel_request(pid, key);
+/// Sends one CancelRequest to the backend's own server and waits until that has closed the connection. A dial that fails is no error:
+/// nothing was sent.
+async fn send(settings: &LinkSettings, pid: i32, keys: &CancelKeys) -> Result<(), ()> {
+    let Some(server) = keys.server() else { return Ok(()) };
+    let Ok(Dialled { mut stream, .. }) = dial(settings, server).await else { return Ok(()) };
+    let request = reply::cancel_request(pid, keys.upstream());
     if stream.write_all(&request).await.is_err() {
         return Ok(());
     }

@@ -107,7 +107,7 @@ pub async fn close(hub: &Arc<Hub>, closing: Closing) {
         (How::Cancel, Some((pid, keys))) => {
             tokio::select! {
                 seen = timeout(bound, finish) => seen,
-                () = keep_cancelling(hub, pid, keys.upstream()) => Ok(Err(io::ErrorKind::Other.into())),
+                () = keep_cancelling(hub, pid, &keys) => Ok(Err(io::ErrorKind::Other.into())),
             }
         }
         _ => tokio::select! {
@@ -188,13 +188,13 @@ async fn breathe(turn: &mut usize, n: usize) {
     }
 }
 
-async fn keep_cancelling(hub: &Hub, pid: i32, key: &[u8]) {
+async fn keep_cancelling(hub: &Hub, pid: i32, keys: &CancelKeys) {
     let mut every = interval(CANCEL_EVERY);
     // One at a time: those whose time came while the last one was on its way are left out, not made up for.
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        cancel::orphan(hub, pid, key).await;
+        cancel::orphan(hub, pid, keys).await;
     }
 }
 
@@ -222,7 +222,8 @@ mod tests {
 
     use super::*;
     use crate::link::cancel::ORPHANS_MAX;
-    use crate::link::hub::{LinkSettings, Upstream, tests::hub};
+    use crate::link::hub::{LinkSettings, tests::hub};
+    use crate::link::server::{Server, Upstream};
 
     /// A reply of which more is always there.
     struct Reply {
@@ -272,13 +273,13 @@ mod tests {
         let (hub, _events) = hub();
         let postgres = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = postgres.local_addr().expect("bound").port();
-        let upstream = Upstream::Tcp("127.0.0.1".to_owned(), port);
+        let server = Server::new(1, Upstream::Tcp("127.0.0.1".to_owned(), port), None);
         let connect_timeout = Duration::from_secs(60);
-        let settings = LinkSettings { upstream, connect_timeout, ..(**hub.settings.load()).clone() };
+        let settings = LinkSettings { connect_timeout, ..(**hub.settings.load()).clone() };
         hub.settings.store(Arc::new(settings));
         for pid in 0..50 {
-            let hub = hub.clone();
-            tokio::spawn(async move { keep_cancelling(&hub, pid, &[1]).await });
+            let (hub, keys) = (hub.clone(), CancelKeys::new(&[1], &[1]).at(server.clone()));
+            tokio::spawn(async move { keep_cancelling(&hub, pid, &keys).await });
         }
         let mut open = Vec::new();
         heard(&postgres, &mut open).await;

@@ -1,61 +1,82 @@
 //! Connections to PostgreSQL.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::hub::{LinkSettings, Upstream};
+use super::hub::LinkSettings;
+use super::server::{Server, Upstream};
 use super::stream::Stream;
 use crate::listen::socket::tune_tcp;
 use crate::tls::client::ClientTls;
 
-/// Dials PostgreSQL within `connect_timeout`, TLS included. Gives the connection and, over TCP, its own address.
+/// A connection.
+#[derive(Debug)]
+pub struct Dialled {
+    /// The connection.
+    pub stream: Stream,
+    /// Over TCP, its own address.
+    pub local: Option<SocketAddr>,
+    /// Whose it is: where the name was looked up, with what it led to.
+    pub server: Arc<Server>,
+}
+
+/// Dials a server within `connect_timeout`, TLS included.
 ///
 /// # Errors
-/// As the system says; `TimedOut` at the bound.
-pub async fn dial(settings: &LinkSettings) -> io::Result<(Stream, Option<SocketAddr>)> {
-    match timeout(settings.connect_timeout, connect(settings)).await {
+/// As the system says; `TimedOut` at the bound. A server that is lost is not dialled.
+pub async fn dial(settings: &LinkSettings, server: &Arc<Server>) -> io::Result<Dialled> {
+    if server.is_lost() {
+        return Err(io::ErrorKind::HostUnreachable.into());
+    }
+    match timeout(settings.connect_timeout, connect(settings, server)).await {
         Ok(done) => done,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-async fn connect(settings: &LinkSettings) -> io::Result<(Stream, Option<SocketAddr>)> {
-    let (host, port) = match &settings.upstream {
+async fn connect(settings: &LinkSettings, server: &Arc<Server>) -> io::Result<Dialled> {
+    let (host, port) = match &server.place {
         Upstream::Tcp(host, port) => (host, *port),
-        Upstream::Unix(path) => return Ok((UnixStream::connect(path).await?.into(), None)),
+        Upstream::Unix(path) => {
+            let stream = UnixStream::connect(path).await?.into();
+            return Ok(Dialled { stream, local: None, server: server.clone() });
+        }
     };
     let dead_after = settings.dead_after;
-    let (mut stream, local) = connect_tcp(host, port, dead_after).await?;
+    let mut dialled = connect_tcp(server, host, port, dead_after).await?;
     let Some(tls) = settings.upstream_tls.as_ref().filter(|tls| tls.is_on()) else {
-        return Ok((stream, local));
+        return Ok(dialled);
     };
-    match secure(&mut stream, tls, host).await {
-        Ok(()) => Ok((stream, local)),
+    match secure(&mut dialled.stream, tls, host).await {
+        Ok(()) => Ok(dialled),
         // As libpq does it: "prefer" goes on without.
         Err(error) if tls.may_be_plain() => {
             tracing::debug!(%error, "no TLS with PostgreSQL, which tls = \"prefer\" allows");
-            connect_tcp(host, port, dead_after).await
+            connect_tcp(server, host, port, dead_after).await
         }
         Err(error) => Err(error),
     }
 }
 
 async fn connect_tcp(
+    server: &Arc<Server>,
     host: &str,
     port: u16,
     dead_after: Duration,
-) -> io::Result<(Stream, Option<SocketAddr>)> {
-    let stream = match host.parse::<std::net::IpAddr>() {
-        Ok(address) => TcpStream::connect((address, port)).await?,
-        Err(_) => TcpStream::connect((host, port)).await?,
+) -> io::Result<Dialled> {
+    let stream = match server.at.or_else(|| host.parse::<IpAddr>().ok()) {
+        Some(address) => TcpStream::connect((address, port)).await?,
+        None => TcpStream::connect((host, port)).await?,
     };
     tune_tcp(&stream, dead_after)?;
     let local = stream.local_addr().ok();
-    Ok((stream.into(), local))
+    let server = server.found_at(stream.peer_addr().ok().map(|peer| peer.ip()));
+    Ok(Dialled { stream: stream.into(), local, server })
 }
 
 async fn secure(stream: &mut Stream, tls: &ClientTls, host: &str) -> io::Result<()> {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,13 +9,14 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
 use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::pool::Pool;
+use super::server::Server;
 use super::shared::{Command, LinkShared, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
@@ -32,21 +32,10 @@ use crate::listen::process::Lookups;
 use crate::reason::Reason;
 use crate::tls::client::ClientTls;
 
-/// Where PostgreSQL is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstream {
-    /// Host (name or address) and port.
-    Tcp(String, u16),
-    /// Path of the socket file.
-    Unix(PathBuf),
-}
-
 /// What links need of the configuration.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
-    /// Where to dial.
-    pub upstream: Upstream,
-    /// TLS asked of it; none where there can be none.
+    /// TLS asked of PostgreSQL; none where there can be none.
     pub upstream_tls: Option<ClientTls>,
     /// Listeners with TLS.
     pub doors: Vec<DoorTls>,
@@ -158,8 +147,10 @@ pub struct Hub {
     guard: Mutex<Guard>,
     /// Every link that sent a startup packet.
     pub links: DashMap<LinkId, Arc<LinkShared>>,
-    /// Who owns a cancel key.
+    /// Who owns a cancel key, by pid.
     pub keys: DashMap<i32, Arc<LinkShared>>,
+    /// The same of those whose pid a link of another server has got: hardly ever anybody.
+    pub keys_elsewhere: DashMap<(i32, LinkId), Arc<LinkShared>>,
     /// What is known of clients, one for all links of a service.
     pub facts: Interner<Facts>,
     /// How links are put into lanes.
@@ -170,6 +161,8 @@ pub struct Hub {
     pub lanes: ArcSwap<Vec<Arc<Lane>>>,
     /// What links need of the configuration.
     pub settings: ArcSwap<LinkSettings>,
+    /// Which server is dialled; none while none is known that will do.
+    pub server: watch::Sender<Option<Arc<Server>>>,
     /// Figures.
     pub counters: Counters,
     /// What links that are gone did.
@@ -200,11 +193,13 @@ impl Hub {
             guard: Mutex::new(guard),
             links: DashMap::new(),
             keys: DashMap::new(),
+            keys_elsewhere: DashMap::new(),
             facts: Interner::default(),
             rules: ArcSwap::from_pointee(rules),
             epoch: AtomicU32::new(0),
             lanes: ArcSwap::from_pointee(Vec::new()),
             settings: ArcSwap::from_pointee(settings),
+            server: watch::Sender::new(None),
             counters: Counters::default(),
             gone: Gone::default(),
             pool: Pool::default(),
@@ -381,6 +376,65 @@ impl Hub {
         }
     }
 
+    /// Another server, or none, is dialled from now on. What was dialled before is not pooled any more, nor counted where it ends.
+    pub fn dial_only(&self, server: Option<Arc<Server>>) {
+        let here = server.as_ref().map(|server| self.links_on(server));
+        self.guard(|guard, now| {
+            // Under the guard's lock: who dials the new one by then tells the guard of it afterwards.
+            self.server.send_replace(server);
+            // After the server, see [`Pool::epoch`].
+            self.pool.upstream_changed();
+            guard.server_changed(now, here.as_deref());
+            guard.drain_pool(now, None, false);
+        });
+    }
+
+    /// The only server is dialled under another address from now on. Who is connected stays, and counts, as if nothing had changed.
+    pub fn dial_alone(&self, server: Arc<Server>) {
+        self.dial_at(server);
+        self.pool.upstream_changed();
+        self.guard(|guard, now| guard.drain_pool(now, None, false));
+    }
+
+    /// Links that are logged in to a server, with their pids.
+    fn links_on(&self, server: &Server) -> Vec<(LinkId, i32)> {
+        let on = |link: &LinkShared| {
+            let its = link.cancel_keys().and_then(CancelKeys::server);
+            let pid = link.pid.load(Ordering::Relaxed);
+            its.is_some_and(|its| server.is(its)).then_some((link.id, pid))
+        };
+        self.links.iter().filter_map(|entry| on(entry.value())).collect()
+    }
+
+    /// Whether a server is the one that is dialled.
+    pub fn dials(&self, server: &Server) -> bool {
+        self.server.borrow().as_ref().is_some_and(|current| current.is(server))
+    }
+
+    /// The pid of a link's backend; 0 where it has none, or one of a server that is not dialled any more.
+    pub fn pid_here(&self, link: &LinkShared) -> i32 {
+        let is_elsewhere = |keys: &CancelKeys| keys.server().is_some_and(|server| !self.dials(server));
+        if link.cancel_keys().is_some_and(is_elsewhere) { 0 } else { link.pid.load(Ordering::Relaxed) }
+    }
+
+    /// Everybody with this pid, on whatever server.
+    pub fn owners(&self, pid: i32) -> Vec<Arc<LinkShared>> {
+        let mut owners: Vec<_> = self.keys.get(&pid).map(|owner| owner.clone()).into_iter().collect();
+        if !self.keys_elsewhere.is_empty() {
+            let all = self.keys_elsewhere.iter().filter(|entry| entry.key().0 == pid);
+            owners.extend(all.map(|entry| entry.value().clone()));
+        }
+        owners
+    }
+
+    /// The server that is dialled is to be found elsewhere, or its place is known better. Nobody who dials it is disturbed.
+    pub fn dial_at(&self, server: Arc<Server>) {
+        self.server.send_if_modified(|old| {
+            *old = Some(server);
+            false
+        });
+    }
+
     /// How far a shutdown has come.
     pub fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Acquire) {
@@ -422,9 +476,19 @@ impl Registered {
 
     /// Enters its cancel keys.
     pub fn set_key(&mut self, pid: i32, keys: CancelKeys) {
+        let server = keys.server().cloned();
         self.shared.set_cancel_keys(keys);
-        self.hub.keys.insert(pid, self.shared.clone());
         self.key = Some(pid);
+        let Some(other) = self.hub.keys.insert(pid, self.shared.clone()) else { return };
+        let its_server = other.cancel_keys().and_then(CancelKeys::server);
+        if server.as_ref().zip(its_server).is_some_and(|(server, its)| !server.is_at(its)) {
+            // Another server gives its pids without regard to this one's. Where it ended meanwhile nobody else takes it out.
+            let place = (pid, other.id);
+            self.hub.keys_elsewhere.insert(place, other);
+            if !self.hub.links.contains_key(&place.1) {
+                self.hub.keys_elsewhere.remove(&place);
+            }
+        }
     }
 }
 
@@ -437,6 +501,9 @@ impl Drop for Registered {
         self.hub.counters.sessions.fetch_sub(1, Ordering::Relaxed);
         if let Some(pid) = self.key {
             self.hub.keys.remove_if(&pid, |_, owner| owner.id == self.shared.id);
+            if !self.hub.keys_elsewhere.is_empty() {
+                self.hub.keys_elsewhere.remove(&(pid, self.shared.id));
+            }
         }
         if let Some(process) = self.shared.with_labels(|labels| labels.process.take()) {
             process.links.fetch_sub(1, Ordering::Relaxed);

@@ -6,9 +6,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -16,6 +18,7 @@ use super::authority;
 use super::binding::{self, Binding};
 use super::hub::Hub;
 use super::keys::CancelKeys;
+use super::server::Server;
 use super::shared::LinkShared;
 use super::stream::{Socket, Stream};
 use super::tag::Tag;
@@ -76,10 +79,25 @@ pub enum LoginError {
         /// Too late to dial again.
         asked: bool,
     },
+    /// Another server is dialled by now; `told` says whether the client has heard anything of this one.
+    Moved {
+        /// Too late to dial again.
+        told: bool,
+    },
     /// pgweir refuses.
     Refuse(Refusal),
     /// pgweir could not log in in the user's name, for this reason.
     NotLetIn(String),
+}
+
+impl LoginError {
+    /// The same where the server was left meanwhile: that it cannot be reached, or is full, is nothing to the one that is dialled now.
+    pub fn of_another_server(self) -> Self {
+        match self {
+            Self::NotNow { asked, .. } => Self::Moved { told: asked },
+            other => other,
+        }
+    }
 }
 
 /// What the login needs to know of its client.
@@ -101,6 +119,8 @@ pub struct Login<'a> {
     pub own: Option<(&'a Credentials, &'a [u8])>,
     /// Upstream the client's name is tagged so.
     pub tag: Option<&'a Tag>,
+    /// Tells when another server is dialled than that of this login, as last seen.
+    pub chosen: watch::Receiver<Option<Arc<Server>>>,
 }
 
 struct Exchange<'a> {
@@ -112,6 +132,8 @@ struct Exchange<'a> {
     kept_back: Vec<u8>,
     key: Option<(i32, CancelKeys)>,
     asked: bool,
+    /// Something has been written to the client.
+    told: &'a AtomicBool,
     awaits_answer: bool,
     /// The client's next answer chooses among SASL's mechanisms.
     first_answer: bool,
@@ -138,10 +160,12 @@ impl Login<'_> {
         &self,
         client: &mut Stream,
         upstream: &mut Stream,
+        server: &Server,
         behind: Vec<u8>,
     ) -> Result<LoggedIn, LoginError> {
         let answerer =
             self.own.map(|(credentials, _)| Answerer::new(credentials.clone(), is_private(upstream)));
+        let told = AtomicBool::new(false);
         let mut exchange = Exchange {
             login: self,
             client,
@@ -151,13 +175,19 @@ impl Login<'_> {
             kept_back: self.own.map(|(_, words)| words.to_vec()).unwrap_or_default(),
             key: None,
             asked: false,
+            told: &told,
             awaits_answer: false,
             first_answer: false,
             healthy: false,
             answerer,
             let_in: false,
         };
-        match timeout(self.bound, exchange.run()).await {
+        let done = tokio::select! {
+            biased;
+            done = timeout(self.bound, exchange.run()) => done,
+            told = self.moved(server, &told) => return Err(LoginError::Moved { told }),
+        };
+        match done {
             Ok(done) => done,
             // Who kept whom waiting?
             Err(_) if !exchange.awaits_answer => {
@@ -171,6 +201,23 @@ impl Login<'_> {
                 ),
                 "",
             ))),
+        }
+    }
+}
+
+impl Login<'_> {
+    /// Returns when the login is to be given up for another server: the client has heard nothing yet, or this one is lost.
+    async fn moved(&self, server: &Server, told: &AtomicBool) -> bool {
+        let mut chosen = self.chosen.clone();
+        loop {
+            if chosen.changed().await.is_err() {
+                // The process ends.
+                std::future::pending::<()>().await;
+            }
+            let told = told.load(Ordering::Relaxed);
+            if !told || server.is_lost() {
+                return told;
+            }
         }
     }
 }
@@ -341,6 +388,7 @@ impl Exchange<'_> {
     }
 
     async fn forward_kept_back(&mut self) -> Result<(), LoginError> {
+        self.told.store(true, Ordering::Relaxed);
         let bytes = std::mem::take(&mut self.kept_back);
         self.client.write_all(&bytes).await.map_err(|_| LoginError::ClientGone)
     }

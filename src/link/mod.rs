@@ -24,6 +24,7 @@ pub mod reactor;
 mod relay;
 mod rollback;
 pub mod serve;
+pub mod server;
 pub mod session;
 pub mod shared;
 mod side;

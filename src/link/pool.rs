@@ -238,7 +238,8 @@ pub(super) struct Worn {
 
 /// Whether nothing of a link that has left the registry can hit whoever comes next: no cancel is on its way, nor was one given up.
 pub(super) fn is_undisturbed(hub: &Hub, shared: &LinkShared) -> bool {
-    let given_up = |command: &Command| matches!(command, Command::Close { .. } | Command::Drain);
+    let given_up =
+        |command: &Command| matches!(command, Command::Close { .. } | Command::Drain | Command::Leave(_));
     hub.stage() == Stage::Running && !shared.is_being_cancelled() && !shared.take_mail().iter().any(given_up)
 }
 
@@ -457,7 +458,14 @@ impl Resting {
         out.extend_from_slice(&self.ticket.parameters);
         reply::backend_key_data(&mut out, self.key.0, &secret);
         reply::ready_for_query(&mut out, b'I');
-        Some((out, CancelKeys::new(&secret, upstream)))
+        let keys = CancelKeys::new(&secret, upstream);
+        Some((
+            out,
+            match self.key.1.server() {
+                Some(server) => keys.at(server.clone()),
+                None => keys,
+            },
+        ))
     }
 
     /// Greets a client; what a login would have left, or nothing if the client is gone.

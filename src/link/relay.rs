@@ -451,6 +451,7 @@ impl Relay {
                 Ok(false)
             }
             Command::Drain => self.drain(Refusal::new(Reason::Drained, "", "connect again")),
+            Command::Leave(refusal) => self.drain(refusal),
             Command::Yield => {
                 self.shared().set_flag(flag::YIELDING, true);
                 let detail = "PostgreSQL is full, and a better lane waits for its reserve";

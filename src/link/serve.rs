@@ -17,7 +17,7 @@ use super::binding::Binding;
 use super::cancel;
 use super::closing;
 use super::desk::{Alias, Desk};
-use super::dial::dial;
+use super::dial::{Dialled, dial};
 use super::established::Established;
 use super::hub::{Client, Hub, Lane, Registered, Slot, Stage, Tally};
 use super::login::{self, LoggedIn, Login, LoginError};
@@ -442,19 +442,25 @@ impl<'a> Newcomer<'a> {
         self.dialled_in = self.hub.pool.epoch();
         let settings = self.hub.settings.load_full();
         let shared = self.shared().clone();
-        let dialled = tokio::select! {
-            dialled = dial(&settings) => dialled,
-            refusal = closing::killed(&shared) => return Err(Failure::Refuse(refusal)),
+        let mut chosen = self.hub.server.subscribe();
+        let Some(dialling) = chosen.borrow_and_update().clone() else {
+            return Err(Failure::Again(DialFailure::Moved));
         };
-        let (mut upstream, local) = match dialled {
+        let dialled = tokio::select! {
+            dialled = dial(&settings, &dialling) => dialled,
+            refusal = closing::killed(&shared) => return Err(Failure::Refuse(refusal)),
+            // A server that died with its host says nothing for as long as a dial may take.
+            _ = chosen.changed() => return Err(Failure::Again(DialFailure::Moved)),
+        };
+        let Dialled { stream: mut upstream, local, server } = match dialled {
             Ok(dialled) => dialled,
-            Err(error) => return Err(Failure::Again(DialFailure::Down(error.to_string()))),
+            Err(error) => return Err(self.not_reached(&dialling, error.to_string())),
         };
         if let Some(slot) = slot {
             slot.dialled(local);
         }
         if login::send_startup(&mut upstream, &self.startup.raw).await.is_err() {
-            return Err(Failure::Again(DialFailure::Down("the connection was closed at once".to_owned())));
+            return Err(self.not_reached(&server, "the connection was closed at once".to_owned()));
         }
         let login = Login {
             hub: self.hub,
@@ -465,14 +471,18 @@ impl<'a> Newcomer<'a> {
             bound: settings.startup_timeout,
             own: self.own.as_ref().map(|own| (&own.credentials, own.words.as_slice())),
             tag: self.tag.as_deref(),
+            chosen,
         };
         let logged_in = tokio::select! {
-            done = login.relay(&mut self.client, &mut upstream, behind) => done,
+            done = login.relay(&mut self.client, &mut upstream, &server, behind) => done,
             refusal = closing::killed(&shared) => Err(LoginError::Refuse(refusal)),
         };
         match logged_in {
-            Ok(logged_in) => Ok((upstream, logged_in)),
-            Err(error) => Err(self.failed(error, upstream, slot).await),
+            Ok(mut logged_in) => {
+                logged_in.keys = logged_in.keys.at(server);
+                Ok((upstream, logged_in))
+            }
+            Err(error) => Err(self.failed(error, &server, upstream, slot).await),
         }
     }
 

@@ -124,6 +124,8 @@ pub enum Command {
     },
     /// End at the next transaction boundary.
     Drain,
+    /// The same, for its server is not the one that is dialled any more.
+    Leave(Refusal),
     /// The same, for a better lane's reserve.
     Yield,
     /// The client of this phase's held statement cancelled it.

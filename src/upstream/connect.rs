@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::{Client, Config, Connection, NoTls};
 use zeroize::Zeroizing;
@@ -141,12 +143,47 @@ pub struct Opened {
     pub announced_pid: i32,
 }
 
+/// Why there is no session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// A sentence for the operator: no name, no connection, refused by PostgreSQL, or longer than `connect_timeout`.
+    pub cause: String,
+    /// Whether PostgreSQL runs, and only does not let this role in.
+    pub answers: bool,
+    /// Whether it says that it has no such thing, or not for this role (SQLSTATE classes 0A and 42).
+    pub lacks: bool,
+}
+
+impl Failed {
+    /// There was no answer.
+    pub fn silent(cause: String) -> Self {
+        Self { cause, answers: false, lacks: false }
+    }
+
+    /// What a driver says. PostgreSQL's own refusal is an answer, unless it says that it starts or stops.
+    pub fn of(error: &tokio_postgres::Error) -> Self {
+        let leaving = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
+        let answers = error.code().is_some_and(|code| !leaving.contains(&code));
+        let lacks =
+            error.code().is_some_and(|code| code.code().starts_with("0A") || code.code().starts_with("42"));
+        Self { cause: explain(error), answers, lacks }
+    }
+}
+
 /// Dials and logs in.
 ///
 /// # Errors
-/// A sentence for the operator: no name, no connection, refused by PostgreSQL, or longer than `connect_timeout`.
+/// A sentence for the operator.
 pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
     open_as(settings, APPLICATION_NAME).await
+}
+
+/// The same with the server's name resolved already.
+///
+/// # Errors
+/// No session.
+pub async fn open_at(settings: &MonitorSettings, at: Option<IpAddr>) -> Result<Opened, Failed> {
+    bounded(settings, APPLICATION_NAME, at).await
 }
 
 /// The same under another `application_name`.
@@ -154,17 +191,27 @@ pub async fn open(settings: &MonitorSettings) -> Result<Opened, String> {
 /// # Errors
 /// As [`open`].
 pub async fn open_as(settings: &MonitorSettings, application_name: &str) -> Result<Opened, String> {
-    match tokio::time::timeout(settings.connect_timeout, log_in(settings, application_name)).await {
+    bounded(settings, application_name, None).await.map_err(|failed| failed.cause)
+}
+
+async fn bounded(settings: &MonitorSettings, name: &str, at: Option<IpAddr>) -> Result<Opened, Failed> {
+    match tokio::time::timeout(settings.connect_timeout, log_in(settings, name, at)).await {
         Ok(result) => result,
         Err(_) => {
-            Err(format!("{}: no login within {} ms", settings.address, settings.connect_timeout.as_millis()))
+            let bound = settings.connect_timeout.as_millis();
+            Err(Failed::silent(format!("{}: no login within {bound} ms", settings.address)))
         }
     }
 }
 
-async fn log_in(settings: &MonitorSettings, application_name: &str) -> Result<Opened, String> {
-    let dialled = dial(&settings.address, settings.tls.as_ref()).await;
-    let (inner, private) = dialled.map_err(|error| format!("{}: {error}", settings.address))?;
+async fn log_in(
+    settings: &MonitorSettings,
+    application_name: &str,
+    at: Option<IpAddr>,
+) -> Result<Opened, Failed> {
+    let dialled = dial(&settings.address, at, settings.tls.as_ref()).await;
+    let (inner, private) =
+        dialled.map_err(|error| Failed::silent(format!("{}: {error}", settings.address)))?;
     let answered = if private { Answered::All } else { Answered::NotInTheClear };
     // The code is always that of the password in the clear.
     let inner = Wary::new(inner, answered, |_| EXPOSED);
@@ -176,14 +223,23 @@ async fn log_in(settings: &MonitorSettings, application_name: &str) -> Result<Op
     if let Some(password) = &settings.password {
         config.password(password.as_bytes());
     }
-    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| explain(&e))?;
+    let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(|e| Failed::of(&e))?;
     Ok(Opened { client, connection, announced_pid: pid.load(Ordering::Relaxed) })
 }
 
 /// A connection, and whether nobody can listen on it: local, or TLS with a server that showed who it is.
 type Dialled = (Box<dyn Duplex>, bool);
 
-async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<Dialled> {
+async fn connect(host: &str, at: Option<IpAddr>, port: u16) -> io::Result<TcpStream> {
+    let stream = match at {
+        Some(ip) => TcpStream::connect((ip, port)).await?,
+        None => TcpStream::connect((host, port)).await?,
+    };
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn dial(address: &MonitorAddress, at: Option<IpAddr>, tls: Option<&ClientTls>) -> io::Result<Dialled> {
     let (host, port) = match address {
         MonitorAddress::Tcp { host, port } => (host.as_str(), *port),
         MonitorAddress::Unix { directory, port } => {
@@ -191,8 +247,7 @@ async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<D
             return Ok((Box::new(stream), true));
         }
     };
-    let mut stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
+    let mut stream = connect(host, at, port).await?;
     let Some(tls) = tls else { return Ok(plain(stream)) };
     match tls.negotiate(&mut stream, host).await {
         Ok(Some(session)) => {
@@ -201,11 +256,7 @@ async fn dial(address: &MonitorAddress, tls: Option<&ClientTls>) -> io::Result<D
         }
         Ok(None) => Ok(plain(stream)),
         // As libpq does it: "prefer" goes on without.
-        Err(_) if tls.may_be_plain() => {
-            let stream = TcpStream::connect((host, port)).await?;
-            stream.set_nodelay(true)?;
-            Ok(plain(stream))
-        }
+        Err(_) if tls.may_be_plain() => Ok(plain(connect(host, at, port).await?)),
         Err(error) => Err(error),
     }
 }

@@ -3,8 +3,12 @@
 pub mod connect;
 pub mod limits;
 pub mod monitor;
+pub mod names;
+pub mod pace;
 pub mod probe;
 pub mod query;
+pub mod resolve;
 pub mod roster;
 pub mod row;
 pub mod sniff;
+pub mod targets;

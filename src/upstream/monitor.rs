@@ -1,51 +1,60 @@
 //! The monitor: one session that looks at PostgreSQL again and again, and survives whatever happens to it.
 //!
 //! ```text
-//! dialling ─► checked (pid as announced: no pooler) ─► looking ⇄ resting
+//! [resolved ─►] dialling ─► checked (pid as announced: no pooler) ─► looking ⇄ resting
 //!    ▲  │ refused, timeout         │ pooler              │ lost, no answer in time
 //!    └──┴──── back-off ◄───────────┴─────────────────────┘
 //! ```
 //! Invariants: no transaction stays open; every wait is bounded; a low reading (a role that sees only itself, a pooler) is never
 //! passed on as a sample. Deliberately absent: what a sample means.
+//!
+//! Where there are several servers each has a monitor, and only that of the server in use takes samples; the others ask for no more than
+//! what the server is ([`Scouting`]).
 
-use std::collections::BTreeMap;
+mod failing;
+mod handle;
+
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use zeroize::Zeroizing;
 
-use super::connect::{self, Opened, explain};
-use super::query;
+use super::connect::{self, Failed, Opened, explain};
+use super::pace::{Backoff, pause_after};
+use super::query::{self, Asks};
+use super::resolve::Name;
 use super::roster::{Answer, Roster};
 use super::row::Known;
+use super::targets::{Role, Wants, is_behind};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
+use self::failing::Failing;
+pub use self::handle::{LookUpError, MonitorHandle};
+use self::handle::{Now, Shared, bounded};
 pub use super::connect::{MonitorAddress, MonitorSettings};
 
 /// Least time from one look to the next, however often one is asked for.
 const GAP_MIN: Duration = Duration::from_millis(20);
-/// A look that is not answered within this (or twice the interval) costs the connection.
+/// PostgreSQL gives a statement of ours up after this, or twice the interval.
 const QUERY_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+/// What is not answered so long after that costs the connection: PostgreSQL's own word, which shows that it lives, comes first.
+const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 /// Sessions read at once, and the rest after them: some 0.1 ms of work at a time.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
-/// A look at a session costs PostgreSQL and us a microsecond: with thousands of them one rests longer than the interval, up to so many times.
-const REST_PER_SESSION: Duration = Duration::from_micros(300);
-const INTERVALS_MAX: u32 = 2;
 /// What only an operator can change is looked at again after this.
 const RECHECK: Duration = Duration::from_secs(10);
-/// Pause before the first redial, and the longest one.
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Time between two looks at what a server is while none is known that suits, where the interval is longer.
+const HURRIED: Duration = Duration::from_millis(200);
 /// Events not yet taken. A consumer that is slower stops the monitor, whose samples then grow stale: as they should.
 const EVENTS_MAX: usize = 4;
 
@@ -54,6 +63,8 @@ enum Look {
     Sample(Sample),
     /// The role would see itself only.
     Blind,
+    /// Nothing was asked but what the server is.
+    Role,
 }
 
 /// What the monitor has to say. Everything but samples is said once, when it becomes so.
@@ -65,11 +76,48 @@ pub enum MonitorEvent {
     Down {
         /// For the operator: PostgreSQL's words with SQLSTATE, or the system's.
         cause: String,
+        /// What it says of the server.
+        sign: Sign,
+        /// Which of the servers that its name leads to was tried, if that is looked up beforehand ([`Scouting`]).
+        at: Option<IpAddr>,
+    },
+    /// Where the server's name leads, by the resolver's last answer ([`Scouting`]).
+    Name(Vec<IpAddr>),
+    /// What the server is, and where it was reached by TCP; said before the sample in which it became so.
+    Role {
+        /// What it calls itself.
+        role: Role,
+        /// Where its name led, if that is looked up beforehand ([`Scouting`]).
+        at: Option<IpAddr>,
     },
     /// The role lacks pg_read_all_stats: it would see itself only.
     Blind,
     /// Something that is not PostgreSQL answers.
     Pooler(String),
+}
+
+/// What the monitor's trouble says of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// It is PostgreSQL that refuses, so it runs.
+    Answers,
+    /// A session ended or was not answered in time, and it was not tried yet to get another.
+    Suspect,
+    /// So it goes for ten seconds already.
+    Hung,
+    /// No session is to be had.
+    Silent,
+}
+
+/// How one of several servers is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scouting {
+    /// How often the server's name is looked up again.
+    pub resolve_interval: Duration,
+    /// What is looked for: where a name leads to several servers, one that will do.
+    pub wants: Wants,
+    /// Where the server is dialled already, if it is: it is looked at there first, whatever the resolver says.
+    pub dialled: Option<IpAddr>,
 }
 
 /// Starts monitors.
@@ -82,155 +130,74 @@ impl Monitor {
         settings: MonitorSettings,
         clock: fn() -> Moment,
     ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
+        Self::start(settings, clock, None)
+    }
+
+    /// The same for one of several servers: until [`MonitorHandle::sample`] it only asks what the server is.
+    pub fn scout(
+        settings: MonitorSettings,
+        clock: fn() -> Moment,
+        scouting: Scouting,
+    ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
+        Self::start(settings, clock, Some(scouting))
+    }
+
+    fn start(
+        settings: MonitorSettings,
+        clock: fn() -> Moment,
+        scouting: Option<Scouting>,
+    ) -> (MonitorHandle, mpsc::Receiver<MonitorEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let limit = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
+        let statement_timeout = (2 * settings.interval).max(QUERY_TIMEOUT_MIN);
         let shared = Arc::new(Shared {
             wake: Notify::new(),
             user: settings.user.clone(),
-            limit,
+            statement_timeout,
+            limit: statement_timeout + ANSWER_MARGIN,
+            samples: AtomicBool::new(scouting.is_none()),
+            hurries: AtomicBool::new(false),
+            highest: AtomicU32::new(0),
+            dialled: Mutex::new(scouting.and_then(|scouting| scouting.dialled)),
             now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
         });
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
-        tokio::spawn(Task { settings, clock, shared, events, told: None }.run());
+        let name =
+            scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval, scouting.dialled));
+        let wants = scouting.map(|scouting| scouting.wants);
+        tokio::spawn(
+            Task {
+                settings,
+                clock,
+                shared,
+                events,
+                told: None,
+                role: None,
+                failing: Failing::default(),
+                name,
+                leads_to: Vec::new(),
+                at: None,
+                wants,
+            }
+            .run(),
+        );
         (handle, receiver)
     }
 }
 
-struct Now {
-    client: Option<Arc<Client>>,
-    state: String,
-}
-
-struct Shared {
-    wake: Notify,
-    user: String,
-    /// Bound of each query.
-    limit: Duration,
-    now: Mutex<Now>,
-}
-
-impl Shared {
-    fn set_state(&self, state: impl Into<String>) {
-        self.now.lock().state = state.into();
-    }
-}
-
-/// Reaches a running monitor. Cheap to clone.
-#[derive(Clone)]
-pub struct MonitorHandle {
-    shared: Arc<Shared>,
-}
-
-impl MonitorHandle {
-    /// Asks for a sample at once. Requests that come while one is under way are served together by the next.
-    pub fn sample_now(&self) {
-        self.shared.wake.notify_one();
-    }
-
-    /// For `status`: `connecting`, `ok`, `blind: …`, `down: …`, `pooler: …`.
-    pub fn state(&self) -> String {
-        self.shared.now.lock().state.clone()
-    }
-
-    /// Cancels the running query of a backend; `false` where there is no such backend. Idle in transaction, nothing happens.
-    ///
-    /// # Errors
-    /// A sentence for the operator: not connected, not allowed, no answer in time.
-    pub async fn cancel_pid(&self, pid: i32) -> Result<bool, String> {
-        self.signal(query::CANCEL, pid).await
-    }
-
-    /// Ends a backend; `false` where there is none.
-    ///
-    /// # Errors
-    /// As [`Self::cancel_pid`].
-    pub async fn terminate_pid(&self, pid: i32) -> Result<bool, String> {
-        self.signal(query::TERMINATE, pid).await
-    }
-
-    /// Puts a query with one parameter, a user's name, and takes the user's secret from its one row (name, secret). None where there is
-    /// no row, or no secret. It runs on the monitor's session, whose search_path is pg_catalog.
-    ///
-    /// # Errors
-    /// Not connected, refused by PostgreSQL, or an answer that is none.
-    pub async fn look_up(
-        &self,
-        statement: &str,
-        user: &str,
-    ) -> Result<Option<Zeroizing<String>>, LookUpError> {
-        let client = self.shared.now.lock().client.clone().ok_or(LookUpError::NotConnected)?;
-        let query = async { client.query_typed(statement, &[(&user, Type::TEXT)]).await };
-        let rows = match bounded(self.shared.limit, query).await {
-            Ok(Ok(rows)) => rows,
-            Ok(Err(error)) if is_lost(&error) => return Err(LookUpError::NotConnected),
-            Ok(Err(error)) => return Err(LookUpError::Failed(explain(&error))),
-            Err(why) => return Err(LookUpError::Failed(why)),
-        };
-        query::read_secret(&rows, user).map_err(LookUpError::Failed)
-    }
-
-    /// PostgreSQL's settings that concern memory, by name, sizes in bytes.
-    ///
-    /// # Errors
-    /// As [`Self::cancel_pid`].
-    pub async fn memory_settings(&self) -> Result<BTreeMap<String, u64>, String> {
-        let client = self.shared.now.lock().client.clone().ok_or("the monitor is not connected")?;
-        let query = async { client.query_typed(query::MEMORY_SETTINGS, &[]).await };
-        let rows = bounded(self.shared.limit, query).await?.map_err(|error| explain(&error))?;
-        let row = |row: &tokio_postgres::Row| {
-            let (name, value): (&str, i64) = (row.try_get(0)?, row.try_get(1)?);
-            Ok((name.to_owned(), u64::try_from(value).unwrap_or(0)))
-        };
-        rows.iter().map(row).collect::<Result<_, tokio_postgres::Error>>().map_err(|error| explain(&error))
-    }
-
-    async fn signal(&self, statement: &str, pid: i32) -> Result<bool, String> {
-        let client = {
-            let now = self.shared.now.lock();
-            now.client.clone().ok_or_else(|| format!("the monitor is not connected ({})", now.state))?
-        };
-        let query = async { client.query_typed_one(statement, &[(&pid, Type::INT4)]).await };
-        let row = bounded(self.shared.limit, query).await?.map_err(|error| self.refusal(&error))?;
-        row.try_get(0).map_err(|error| explain(&error))
-    }
-
-    fn refusal(&self, error: &tokio_postgres::Error) -> String {
-        let text = explain(error);
-        if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
-            return text;
-        }
-        format!(
-            "{text}; `grant pg_signal_backend to {}` allows it (a superuser's session can only be ended by a superuser)",
-            self.shared.user
-        )
-    }
-}
-
-/// Whether an error is the connection's end and not the query's.
-fn is_lost(error: &tokio_postgres::Error) -> bool {
-    let ending = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
-    error.is_closed() || error.code().is_some_and(|code| ending.contains(&code))
-}
-
-/// Why a user could not be looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LookUpError {
-    /// There is no connection at the moment.
-    NotConnected,
-    /// What PostgreSQL said, or what is wrong with its answer.
-    Failed(String),
-}
-
-async fn bounded<F: Future>(limit: Duration, what: F) -> Result<F::Output, String> {
-    tokio::time::timeout(limit, what)
-        .await
-        .map_err(|_| format!("PostgreSQL did not answer within {} ms", limit.as_millis()))
-}
-
 /// Why a session ended.
 enum End {
-    Lost(String),
+    /// There was none.
+    NoSession(Failed),
+    Lost(Failed),
     Pooler(String),
+    /// The server's name leads elsewhere, or it is the next address' turn.
+    Moved,
+}
+
+impl End {
+    fn silent(cause: impl Into<String>) -> Self {
+        Self::Lost(Failed::silent(cause.into()))
+    }
 }
 
 /// What one connection has seen.
@@ -239,6 +206,20 @@ struct Seen {
     pid: i32,
     roster: Roster,
     known: Known,
+    questions: Questions,
+}
+
+/// The statements of a connection.
+struct Questions {
+    asks: Asks,
+    sample: String,
+    role: String,
+}
+
+impl Questions {
+    fn new(asks: Asks) -> Self {
+        Self { asks, sample: query::sample(asks), role: query::role(asks) }
+    }
 }
 
 struct Task {
@@ -248,6 +229,16 @@ struct Task {
     events: mpsc::Sender<MonitorEvent>,
     /// The last event, where it was not a sample: it is not repeated.
     told: Option<MonitorEvent>,
+    /// What was said last of the server, on this connection.
+    role: Option<Role>,
+    failing: Failing,
+    /// Where it is to be looked up.
+    name: Option<Name>,
+    /// What was said last of that.
+    leads_to: Vec<IpAddr>,
+    /// Where the name led this time.
+    at: Option<IpAddr>,
+    wants: Option<Wants>,
 }
 
 impl Task {
@@ -268,9 +259,18 @@ impl Task {
             let end = self.session(&mut backoff).await;
             self.shared.now.lock().client = None;
             let pause = match end {
-                End::Lost(cause) => {
-                    self.shared.set_state(format!("down: {cause}"));
-                    self.tell(MonitorEvent::Down { cause }).await;
+                End::Moved => continue,
+                End::NoSession(failed) => {
+                    let sign = self.failing.refused(failed.answers);
+                    self.tell_down(failed.cause, sign).await;
+                    backoff.next(getrandom::u32().unwrap_or(0))
+                }
+                End::Lost(failed) => {
+                    let sign = self.failing.lost((self.clock)(), failed.answers);
+                    self.tell_down(failed.cause, sign).await;
+                    if sign == Sign::Hung {
+                        self.skip();
+                    }
                     // Without randomness only the spreading is lost.
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
@@ -284,49 +284,136 @@ impl Task {
         }
     }
 
+    async fn tell_down(&mut self, cause: String, sign: Sign) {
+        self.shared.set_state(format!("down: {cause}"));
+        self.tell(MonitorEvent::Down { cause, sign, at: self.at }).await;
+    }
+
+    async fn tell_name(&mut self) {
+        let Some(name) = &self.name else { return };
+        if name.names.answer() != self.leads_to {
+            self.leads_to = name.names.answer().to_vec();
+            self.tell(MonitorEvent::Name(self.leads_to.clone())).await;
+        }
+    }
+
+    /// Lets another server have its turn, where the name leads to several.
+    fn skip(&mut self) -> bool {
+        self.name.as_mut().is_some_and(|name| name.names.skip())
+    }
+
+    /// Where the server's name leads; none where that is left to the dial.
+    async fn resolve(&mut self) -> Result<Option<IpAddr>, Failed> {
+        let Some(name) = &mut self.name else { return Ok(None) };
+        name.look((self.clock)()).await;
+        if name.names.candidate().is_none() {
+            let bound = self.settings.connect_timeout;
+            match tokio::time::timeout(bound, name.answer()).await {
+                Ok(answered) => answered.map_err(Failed::silent)?,
+                Err(_) => {
+                    let text = format!("{}: no address within {} ms", name.host, bound.as_millis());
+                    return Err(Failed::silent(text));
+                }
+            }
+        }
+        match name.names.candidate() {
+            Some(ip) => Ok(Some(ip)),
+            None => Err(Failed::silent(format!("{} has no address", name.host))),
+        }
+    }
+
     /// One connection from dial to loss.
     async fn session(&mut self, backoff: &mut Backoff) -> End {
-        let Opened { client, connection, announced_pid } = match connect::open(&self.settings).await {
+        self.role = None;
+        self.at = None;
+        let at = match self.resolve().await {
+            Ok(at) => at,
+            Err(failed) => return End::NoSession(failed),
+        };
+        self.at = at;
+        self.tell_name().await;
+        let Opened { client, connection, announced_pid } = match connect::open_at(&self.settings, at).await {
             Ok(opened) => opened,
-            Err(cause) => return End::Lost(cause),
+            Err(failed) => {
+                // One that is dialled and only does not let the monitor in is not left for others of its name.
+                if !(failed.answers && at.is_some() && at == *self.shared.dialled.lock()) {
+                    self.skip();
+                }
+                return End::NoSession(failed);
+            }
         };
         let mut connection = pin!(connection);
-        let mut watch = pin!(self.watch(Arc::new(client), announced_pid, backoff));
+        let mut watch = pin!(self.watch(Arc::new(client), announced_pid, at, backoff));
         tokio::select! {
             biased;
             closed = &mut connection => {
                 // A FATAL goes to the query in flight, if there is one; else the connection itself has it.
                 match (closed, watch.now_or_never()) {
-                    (Err(error), _) if error.as_db_error().is_some() => End::Lost(explain(&error)),
+                    (Err(error), _) if error.as_db_error().is_some() => End::silent(explain(&error)),
                     (_, Some(end)) => end,
-                    (Err(error), None) => End::Lost(explain(&error)),
-                    (Ok(()), None) => End::Lost("PostgreSQL closed the connection".to_owned()),
+                    (Err(error), None) => End::silent(explain(&error)),
+                    (Ok(()), None) => End::silent("PostgreSQL closed the connection"),
                 }
             }
             end = &mut watch => end,
         }
     }
 
-    async fn watch(&mut self, client: Arc<Client>, announced_pid: i32, backoff: &mut Backoff) -> End {
+    async fn watch(
+        &mut self,
+        client: Arc<Client>,
+        announced_pid: i32,
+        at: Option<IpAddr>,
+        backoff: &mut Backoff,
+    ) -> End {
         if let Err(end) = self.prepare(&client, announced_pid).await {
             return end;
         }
         self.shared.now.lock().client = Some(Arc::clone(&client));
-        let mut seen = Seen { pid: announced_pid, roster: Roster::default(), known: Known::default() };
+        let questions = Questions::new(if self.wants.is_some() { Asks::Timeline } else { Asks::Nothing });
+        let mut seen =
+            Seen { pid: announced_pid, roster: Roster::default(), known: Known::default(), questions };
         loop {
             let asked_at = (self.clock)();
-            let look = match bounded(self.shared.limit, self.look(&client, &mut seen)).await {
-                Ok(Ok(look)) => look,
-                Ok(Err(end)) => return end,
-                Err(cause) => return End::Lost(cause),
+            let (look, role) = match self.look(&client, &mut seen).await {
+                Ok(looked) => looked,
+                Err(End::Lost(failed)) if failed.lacks && seen.questions.asks == Asks::Timeline => {
+                    tracing::warn!(upstream = %self.settings.address, error = failed.cause, "its timeline cannot be asked for");
+                    seen.questions = Questions::new(Asks::Role);
+                    seen.roster = Roster::default();
+                    continue;
+                }
+                // The session lives, and another may not be had as long as PostgreSQL is so busy.
+                Err(End::Lost(failed)) if failed.answers && !client.is_closed() => {
+                    self.failing.over();
+                    self.role = None;
+                    seen.roster = Roster::default();
+                    self.tell_down(failed.cause, Sign::Answers).await;
+                    let pause = backoff.next(getrandom::u32().unwrap_or(0));
+                    self.rest(asked_at, pause.min(self.settings.interval)).await;
+                    continue;
+                }
+                Err(end) => return end,
             };
             *backoff = Backoff::default();
+            self.failing.over();
+            let is_blind = matches!(look, Look::Blind);
+            let mut pause = self.settings.interval;
+            // First: whose sample it is, where the name leads to several.
+            if let Some(role) = role
+                && self.role.replace(role) != Some(role)
+            {
+                self.tell(MonitorEvent::Role { role, at }).await;
+            }
             match look {
                 Look::Sample(sample) => {
                     self.shared.set_state("ok");
-                    let pause = pause_after(self.settings.interval, sample.sessions.len());
+                    pause = pause_after(self.settings.interval, sample.sessions.len());
                     self.tell(MonitorEvent::Sample(sample)).await;
-                    self.rest(asked_at, pause).await;
+                }
+                Look::Role => {
+                    self.shared.set_state("ok");
+                    self.told = None;
                 }
                 Look::Blind => {
                     self.shared.set_state(format!(
@@ -334,72 +421,106 @@ impl Task {
                         self.settings.user
                     ));
                     self.tell(MonitorEvent::Blind).await;
-                    tokio::time::sleep(RECHECK).await;
                 }
             }
+            if is_blind && self.wants.is_none() {
+                tokio::time::sleep(RECHECK).await;
+            } else {
+                self.rest(asked_at, pause).await;
+            }
+            if let Some(role) = role
+                && self.is_elsewhere(role, at).await
+            {
+                return End::Moved;
+            }
         }
+    }
+
+    /// Whether another address of the server's name is to be dialled: it does not lead to this one any more, or to others too, of which
+    /// one may be what is looked for, or is the one that links are dialled to.
+    async fn is_elsewhere(&mut self, role: Role, at: Option<IpAddr>) -> bool {
+        let (Some(name), Some(at), Some(wants)) = (&mut self.name, at, self.wants) else { return false };
+        name.look((self.clock)()).await;
+        self.tell_name().await;
+        let highest = self.shared.highest.load(Ordering::Relaxed);
+        let will_do = wants.suits(role) && !is_behind(role.timeline(), highest);
+        let is_meant = self.shared.dialled.lock().is_none_or(|dialled| dialled == at);
+        let leads_here = self.name.as_ref().is_some_and(|name| name.names.leads_to(at));
+        !leads_here || !(will_do && is_meant) && self.skip()
     }
 
     /// Makes sure PostgreSQL itself answers, then sets the session up.
     async fn prepare(&self, client: &Client, announced_pid: i32) -> Result<(), End> {
         let row = self.ask(client.query_typed_one(query::BACKEND_PID, &[])).await.map_err(End::Lost)?;
-        let pid: i32 = row.try_get(0).map_err(|error| End::Lost(explain(&error)))?;
+        let pid: i32 = row.try_get(0).map_err(|error| End::Lost(Failed::of(&error)))?;
         same_backend(announced_pid, pid)?;
-        let settings = query::session_settings(self.shared.limit);
+        let settings = query::session_settings(self.shared.statement_timeout);
         self.ask(client.batch_execute(&settings)).await.map_err(End::Lost)
     }
 
     /// Looks; and once more, at everything, where what was found does not go with what was known.
-    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<Look, End> {
+    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(Look, Option<Role>), End> {
+        if !self.shared.samples.load(Ordering::Relaxed) {
+            // What was known of its sessions will be old when it is asked for them again.
+            seen.roster = Roster::default();
+            let row = self.ask(client.query_typed_one(&seen.questions.role, &[])).await.map_err(End::Lost)?;
+            let role = query::role_of(&row).map_err(|error| End::Lost(Failed::of(&error)))?;
+            return Ok((Look::Role, Some(role)));
+        }
         loop {
             let answer = self.question(client, seen).await.map_err(End::Lost)?;
             same_backend(seen.pid, answer.facts.monitor_pid)?;
+            let role = answer.facts.role;
             if !answer.facts.may_read {
                 // Nothing of what such a role is shown may be taken for known later.
                 seen.roster = Roster::default();
-                return Ok(Look::Blind);
+                return Ok((Look::Blind, role));
             }
             if let Some(sample) = seen.roster.take(answer) {
-                return Ok(Look::Sample(sample));
+                return Ok((Look::Sample(sample), role));
             }
         }
     }
 
     /// Asks, and reads the answer in portions with a rest between them: with thousands of sessions to read it takes milliseconds, in which a
     /// worker would wait for the core.
-    async fn question(&self, client: &Client, seen: &mut Seen) -> Result<Answer, String> {
+    async fn question(&self, client: &Client, seen: &mut Seen) -> Result<Answer, Failed> {
         let asked_at = (self.clock)();
         let question = seen.roster.question(asked_at);
         let [since, locks] = query::SAMPLE_TYPES;
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&question.quiet_since, since), (&question.locks, locks)];
-        let row = client.query_typed_one(query::SAMPLE, &parameters).await.map_err(|e| explain(&e))?;
+        let row = self.ask(client.query_typed_one(&seen.questions.sample, &parameters)).await?;
         let taken_at = (self.clock)();
-        let facts = query::facts(&row).map_err(|e| explain(&e))?;
+        let facts = query::facts(&row).map_err(|e| Failed::of(&e))?;
+        let odd = |cause| Failed { cause, answers: true, lacks: false };
         let mut others = Vec::new();
-        for (n, record) in query::others(&row).map_err(|e| explain(&e))?.into_iter().enumerate() {
+        for (n, record) in query::others(&row).map_err(|e| Failed::of(&e))?.into_iter().enumerate() {
             if n > 0 && n % PORTION == 0 {
                 tokio::time::sleep(PORTION_REST).await;
             }
-            others.push(query::session(record, facts.clock, taken_at, &mut seen.known)?);
+            others.push(query::session(record, facts.clock, taken_at, &mut seen.known).map_err(odd)?);
         }
-        let quiet = query::quiet(&row).map_err(|e| explain(&e))?;
-        let holders = query::lock_holders(&row).map_err(|e| explain(&e))?.into_iter();
+        let quiet = query::quiet(&row).map_err(|e| Failed::of(&e))?;
+        let holders = query::lock_holders(&row).map_err(|e| Failed::of(&e))?.into_iter();
         let lock_holders =
-            holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>()?;
+            holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>().map_err(odd)?;
         Ok(Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others })
     }
 
     async fn ask<T>(
         &self,
         question: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, String> {
-        bounded(self.shared.limit, question).await?.map_err(|error| explain(&error))
+    ) -> Result<T, Failed> {
+        let answer = bounded(self.shared.limit, question).await.map_err(Failed::silent)?;
+        answer.map_err(|error| Failed::of(&error))
     }
 
     /// Until the next look is due after `pause`, or asked for.
     async fn rest(&self, asked_at: Moment, pause: Duration) {
-        let due = tokio::time::sleep(pause);
+        let hurried =
+            self.shared.hurries.load(Ordering::Relaxed) && !self.shared.samples.load(Ordering::Relaxed);
+        let due = tokio::time::sleep(if hurried { pause.min(HURRIED) } else { pause });
         tokio::select! {
             () = due => {}
             () = self.shared.wake.notified() => {
@@ -413,16 +534,12 @@ impl Task {
         if self.told.as_ref() == Some(&event) {
             return;
         }
-        self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
+        if !matches!(event, MonitorEvent::Role { .. } | MonitorEvent::Name(_)) {
+            self.told = (!matches!(event, MonitorEvent::Sample(_))).then(|| event.clone());
+        }
         // A receiver that is gone ends the task through `closed`.
         let _ = self.events.send(event).await;
     }
-}
-
-/// Between two looks at so many sessions.
-fn pause_after(interval: Duration, sessions: usize) -> Duration {
-    let sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
-    REST_PER_SESSION.saturating_mul(sessions).min(interval * INTERVALS_MAX).max(interval)
 }
 
 /// A pooler announces a pid of its own making, or answers from another backend each time.
@@ -435,47 +552,9 @@ fn same_backend(announced: i32, answered: i32) -> Result<(), End> {
     )))
 }
 
-/// Doubles from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`], the upper half of each step left to chance, so that several pgweir
-/// do not redial in step.
-#[derive(Debug, Default)]
-struct Backoff {
-    step: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, chance: u32) -> Duration {
-        let full = BACKOFF_FIRST.saturating_mul(1 << self.step.min(8)).min(BACKOFF_MAX);
-        self.step = self.step.saturating_add(1);
-        full / 2 + (full / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn back_off_grows_jitters_and_is_bounded() {
-        let mut low = Backoff::default();
-        let mut high = Backoff::default();
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST / 2, BACKOFF_FIRST));
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_FIRST, BACKOFF_FIRST * 2));
-        for _ in 0..100 {
-            low.next(0);
-            high.next(0);
-        }
-        assert_eq!((low.next(0), high.next(u32::MAX)), (BACKOFF_MAX / 2, BACKOFF_MAX));
-    }
-
-    #[test]
-    fn many_sessions_are_looked_at_less_often() {
-        let second = Duration::from_secs(1);
-        assert_eq!(pause_after(second, 0), second);
-        assert_eq!(pause_after(second, 3_000), second);
-        assert_eq!(pause_after(second, 5_000), second * 3 / 2);
-        assert_eq!(pause_after(second, usize::MAX), second * 2);
-        assert_eq!(pause_after(second * 60, 100_000), second * 60);
-    }
 
     #[test]
     fn another_backend_than_announced_is_a_pooler() {

@@ -1,7 +1,8 @@
 //! One look at PostgreSQL for `pgweir check`: limits and the monitor role's rights.
 
 use super::connect::{MonitorSettings, explain, open};
-use super::query::BACKEND_PID;
+use super::query::{self, Asks, BACKEND_PID};
+use super::targets::Role;
 
 /// What `check` needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Facts {
     pub is_postgres: bool,
     /// Every idle_in_transaction_session_timeout: role and database, each empty where it is for all, and the value as it is set.
     pub idle_timeouts: Vec<(String, String, String)>,
+    /// What the server calls itself, where that was asked.
+    pub role: Option<Role>,
 }
 
 const LOOK: &str = "
@@ -40,15 +43,22 @@ select '', '', setting from pg_catalog.pg_settings
  where name = 'idle_in_transaction_session_timeout' and source in ('configuration file', 'command line', 'default')
  order by 1, 2 limit 1000";
 
-/// Looks once.
+/// Looks once; with `asks_role` also at what the server is.
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
+pub async fn look(settings: &MonitorSettings, asks_role: bool) -> Result<Facts, String> {
     let opened = open(settings).await?;
     let connection = tokio::spawn(opened.connection);
     let looked = async {
         let pid: i32 = opened.client.query_one(BACKEND_PID, &[]).await?.try_get(0)?;
+        let role = match asks_role {
+            true => {
+                let row = opened.client.query_one(&query::role(Asks::Role), &[]).await?;
+                Some(query::role_of(&row)?)
+            }
+            false => None,
+        };
         let row = opened.client.query_one(LOOK, &[]).await?;
         let timeouts = opened.client.query(IDLE_TIMEOUTS, &[]).await?;
         let timeouts = timeouts.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
@@ -61,6 +71,7 @@ pub async fn look(settings: &MonitorSettings) -> Result<Facts, String> {
             may_signal: row.try_get(3)?,
             is_postgres: pid == opened.announced_pid,
             idle_timeouts,
+            role,
         })
     };
     let facts = tokio::time::timeout(settings.connect_timeout, looked).await;

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::roster::Facts;
 use super::row::{Known, Record, Records, Timestamp};
+use super::targets::Role;
 use crate::clock::Moment;
 use crate::lanes::sample::{LockHolder, Session};
 
@@ -19,13 +20,21 @@ use crate::lanes::sample::{LockHolder, Session};
 /// last look. Nothing of such a session can have changed but by a statement of its own, so of these only the pids are asked
 /// ([`super::roster`] knows the rest); a full row costs PostgreSQL two and pgweir one microsecond. The first parameter says since when. What is not
 /// idle is listed in full whatever its age: its wait and its blockers change without it. NULL, as at first, makes nobody quiet.
-/// A role may be renamed beneath its sessions: the last column changes with any role's name.
+/// A role may be renamed beneath its sessions: the column behind them changes with any role's name. Behind it come the columns of [`role`].
 ///
 /// pg_locks goes through the locks of all *possible* backends, so the second parameter says whether to. pg_blocking_pids locks the
 /// whole lock table for a moment: it is called for waiting sessions only. `textsend` with client_encoding SQL_ASCII passes bytes unseen: names and
 /// statements come in the encoding of *their* database, and `left()` or a conversion would fail the whole sample for one odd byte.
 /// `offset 0` keeps PostgreSQL from evaluating the condition twice.
-pub const SAMPLE: &str = "
+pub fn sample(asks: Asks) -> String {
+    let role = match asks {
+        Asks::Nothing => String::new(),
+        asks => format!(",\n{}", role_columns(asks)),
+    };
+    format!("{SAMPLE_COLUMNS}{role}{SAMPLE_ROWS}")
+}
+
+const SAMPLE_COLUMNS: &str = "
 select pg_backend_pid(),
        pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
        current_setting('max_connections')::int4,
@@ -58,7 +67,9 @@ select pg_backend_pid(),
            substr(textsend(a.query), 1, 1000),
            case when a.wait_event_type = 'Lock' then pg_blocking_pids(a.pid) end
        )) filter (where not a.quiet),
-       (select coalesce(sum(hashtext(r.rolname::text || ' ' || r.oid)::int8), 0)::int8 from pg_roles r)
+       (select coalesce(sum(hashtext(r.rolname::text || ' ' || r.oid)::int8), 0)::int8 from pg_roles r)";
+
+const SAMPLE_ROWS: &str = "
   from (select *,
                coalesce(state in ('idle', 'idle in transaction', 'idle in transaction (aborted)')
                    and wait_event_type = 'Client' and backend_type = 'client backend'
@@ -75,6 +86,39 @@ pub const SAMPLE_TYPES: [Type; 2] = [Type::TIMESTAMPTZ, Type::BOOL];
 
 /// The pid of the session that answers.
 pub const BACKEND_PID: &str = "select pg_catalog.pg_backend_pid()";
+
+/// How much is asked about what a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// Nothing: there is only one, and it is dialled whatever it is.
+    Nothing,
+    /// Whether it is a primary.
+    Role,
+    /// Its timeline, too. What derives from PostgreSQL may not have one: Aurora raises an error where the position in its log is asked for.
+    Timeline,
+}
+
+/// What the server is: in recovery, read-only by default for all (not only for this role or database), and the timeline it writes, where that
+/// is asked for; 0 in recovery.
+pub fn role(asks: Asks) -> String {
+    format!("select {}", role_columns(asks))
+}
+
+fn role_columns(asks: Asks) -> String {
+    let timeline = match asks {
+        Asks::Timeline => TIMELINE,
+        Asks::Nothing | Asks::Role => "0",
+    };
+    format!("{ROLE},\n       {timeline}")
+}
+
+const ROLE: &str = "       pg_is_in_recovery(),
+       coalesce(current_setting('default_transaction_read_only') = 'on'
+           and (select source not in ('database', 'user', 'database user', 'client', 'session')
+                  from pg_settings where name = 'default_transaction_read_only'), false)";
+
+const TIMELINE: &str = "case when pg_is_in_recovery() then 0
+            else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 end";
 
 /// Settings that say what backends may take of memory, in bytes where they are sizes. A negative one means another setting's value, and
 /// is left out; so is what this PostgreSQL does not know.
@@ -104,7 +148,7 @@ pub fn session_settings(statement_timeout: Duration) -> String {
     )
 }
 
-/// The facts in a row of [`SAMPLE`].
+/// The facts in a row of [`sample`].
 ///
 /// # Errors
 /// The row is not what the statement yields.
@@ -116,6 +160,25 @@ pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
         reserved_connections: count(row.try_get(3)?),
         clock: row.try_get(4)?,
         roles: row.try_get(8)?,
+        role: if row.len() > 9 { Some(read_role(row, 9)?) } else { None },
+    })
+}
+
+/// What the server calls itself, in a row of [`role`].
+///
+/// # Errors
+/// As [`facts`].
+pub fn role_of(row: &Row) -> Result<Role, tokio_postgres::Error> {
+    read_role(row, 0)
+}
+
+fn read_role(row: &Row, first: usize) -> Result<Role, tokio_postgres::Error> {
+    let (standby, read_only): (bool, bool) = (row.try_get(first)?, row.try_get(first + 1)?);
+    let timeline = count(row.try_get(first + 2)?);
+    Ok(match (standby, read_only) {
+        (true, _) => Role::Standby,
+        (false, true) => Role::ReadOnly { timeline },
+        (false, false) => Role::Primary { timeline },
     })
 }
 

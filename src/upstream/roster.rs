@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::row::Timestamp;
+use super::targets::Role;
 use crate::clock::Moment;
 use crate::lanes::sample::{LockHolder, Sample, Session};
 
@@ -51,6 +52,8 @@ pub struct Facts {
     pub clock: Timestamp,
     /// Another number when any role's name is another.
     pub roles: i64,
+    /// What it calls itself.
+    pub role: Option<Role>,
 }
 
 /// What came back.
@@ -218,6 +221,7 @@ mod tests {
                 reserved_connections: 3,
                 clock: stamp(clock),
                 roles: 7,
+                role: None,
             },
             lock_holders: Vec::new(),
             quiet: quiet.to_vec(),

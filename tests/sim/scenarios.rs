@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use pgweir::lanes::guard::{Action, Arrived, Begun};
+use pgweir::lanes::guard::{Action, Arrived, Begun, DialFailure, Guard};
 use pgweir::lanes::ids::LinkId;
+use pgweir::lanes::sample::Session;
 use pgweir::lanes::settings::{ApplicationSettings, Disposition, Glob};
 use pgweir::reason::Reason;
 use pgweir::snapshot::LaneState::{Open, Over, Paused, Shedding};
 
-use crate::scenario::{Sim, lane, settings};
+use crate::scenario::{Sim, lane, session, settings};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -331,6 +332,149 @@ fn a_redial_keeps_its_place_and_probes_one_at_a_time() {
         .expect_grants(&[1, 1])
         .call(|guard, now| guard.upstream_answered(now, LinkId(1)))
         .expect_grants(&[1, 1, 2, 4]);
+}
+
+#[test]
+fn without_a_server_all_wait_and_dial_at_once_when_there_is_one() {
+    Sim::new(vec![lane("admin", 4, |lane| lane.protected = true), lane("web", 40, |_| {})])
+        .call(|guard, now| guard.server_changed(now, None))
+        .arrive("admin", 1)
+        .arrive("web", 2)
+        .expect_waiting(Reason::NoPrimary)
+        .advance_ms(5000)
+        .expect_grants(&[])
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .expect_grants(&[1, 2, 3]);
+}
+
+#[test]
+fn nobody_waits_for_a_server_longer_than_for_anything_else() {
+    let sim = Sim::new(vec![lane("web", 40, |lane| lane.wait_timeout = ms(1000))])
+        .call(|guard, now| guard.server_changed(now, None))
+        .arrive("web", 1);
+    sim.advance_ms(999).expect_refusals(&[]).advance_ms(1).expect_refusals(&[(1, Reason::NoPrimary)]);
+}
+
+#[test]
+fn a_dial_that_was_given_up_keeps_its_place_and_opens_no_breaker() {
+    let moved = |guard: &mut Guard, now| guard.dial_failed(now, LinkId(1), DialFailure::Moved, true);
+    Sim::new(vec![lane("web", 40, |_| {})])
+        .arrive("web", 1)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .call(moved)
+        .expect("web", 1, 0)
+        .arrive("web", 1)
+        .expect("web", 2, 0);
+}
+
+#[test]
+fn nobody_is_let_in_to_another_server_by_what_was_seen_of_the_last_one() {
+    let mut settings =
+        settings(vec![lane("admin", 4, |lane| lane.protected = true), lane("web", 40, |_| {})]);
+    settings.limits.monitored = true;
+    Sim::with(settings)
+        .sample(20, 0)
+        .connect("web", 1)
+        .advance_ms(10)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .arrive("web", 1)
+        .expect_waiting(Reason::MonitorStale)
+        .arrive("admin", 1)
+        .expect("admin", 1, 0)
+        .advance_ms(10)
+        .sample(20, 19)
+        .expect("web", 1, 1)
+        .advance_ms(10)
+        .sample(20, 0)
+        .expect("web", 2, 0);
+}
+
+#[test]
+fn what_fails_late_on_another_server_is_not_the_new_ones_trouble() {
+    Sim::new(vec![lane("web", 40, |_| {})])
+        .arrive("web", 3)
+        .call(|guard, now| (1..=3).for_each(|link| guard.dialling(now, LinkId(link), None)))
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .call(|guard, now| guard.dial_failed(now, LinkId(1), DialFailure::Full, false))
+        .call(|guard, now| guard.dial_failed(now, LinkId(2), DialFailure::Down(String::new()), false))
+        .arrive("web", 1)
+        .expect("web", 2, 0)
+        // Nor does a late success end it.
+        .dial_fails(4, false)
+        .expect("web", 1, 1)
+        .call(|guard, now| guard.upstream_answered(now, LinkId(3)))
+        .call(|guard, now| guard.login_done(now, LinkId(3), 7))
+        .expect("web", 1, 1);
+}
+
+#[test]
+fn one_pid_on_two_servers_is_two_backends() {
+    let mut settings = settings(vec![lane("web", 40, |_| {})]);
+    settings.limits.monitored = true;
+    let own = |pid: i32| Session { pid, ..session() };
+    Sim::with(settings)
+        .sample(20, 0)
+        .connect("web", 2)
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        // A stranger has the pid of a link on the other server.
+        .sample_of(20, vec![own(1001)])
+        .call(|guard, now| assert_eq!(guard.usage_row(now).bypass, 1))
+        // A new link's backend has the pid of another one there.
+        .arrive("web", 1)
+        .call(|guard, now| {
+            guard.dialling(now, LinkId(3), None);
+            guard.login_done(now, LinkId(3), 1002);
+        })
+        .expect("web", 3, 0);
+}
+
+#[test]
+fn who_is_on_the_chosen_server_already_is_no_stranger_there() {
+    let mut settings = settings(vec![lane("web", 40, |_| {})]);
+    settings.limits.monitored = true;
+    let own = |pid: i32| Session { pid, ..session() };
+    // Left with nobody in its place, and chosen again; or another one, or one under another name, of which two are known to be on it.
+    Sim::with(settings)
+        .sample(20, 0)
+        .connect("web", 3)
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, None))
+        .advance_ms(1)
+        .call(|guard, now| {
+            guard.server_changed(now, Some(&[(LinkId(1), 1001), (LinkId(3), 1003), (LinkId(9), 9)]))
+        })
+        .sample_of(20, vec![own(1001), own(1002), own(1003)])
+        .call(|guard, now| assert_eq!(guard.usage_row(now).bypass, 1))
+        // It ends where it is counted, and is counted until then.
+        .call(|guard, now| guard.closing(now, LinkId(1)))
+        .expect("web", 3, 0)
+        .call(|guard, now| guard.closing(now, LinkId(2)))
+        .expect("web", 2, 0)
+        // From there to another one, and back.
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, Some(&[(LinkId(3), 1003)])))
+        .sample_of(20, vec![own(1003)])
+        .call(|guard, now| assert_eq!(guard.usage_row(now).bypass, 0));
+}
+
+#[test]
+fn what_ends_on_another_server_is_not_counted() {
+    Sim::new(vec![lane("web", 3, |_| {})])
+        .connect("web", 3)
+        .call(|guard, now| guard.closing(now, LinkId(1)))
+        .expect("web", 3, 0)
+        .advance_ms(1)
+        .call(|guard, now| guard.server_changed(now, Some(&[])))
+        .expect("web", 2, 0)
+        .call(|guard, now| guard.zombie(now, LinkId(2)))
+        .expect("web", 1, 0)
+        .connect("web", 1)
+        .call(|guard, now| guard.closing(now, LinkId(4)))
+        .expect("web", 2, 0);
 }
 
 #[test]

@@ -41,6 +41,10 @@ pub(super) fn routes() -> Router<Arc<Site>> {
             "/api/v1/sessions",
             get(async |site: Shared, query: RawQuery| table(&site, Show::Sessions, query)),
         )
+        .route(
+            "/api/v1/upstreams",
+            get(async |site: Shared, query: RawQuery| table(&site, Show::Upstreams, query)),
+        )
         .route("/api/v1/leaks", get(async |site: Shared, query: RawQuery| table(&site, Show::Leaks, query)))
         .route("/api/v1/usage", get(async |State(site): Shared| Json(usage(&*site.control))))
         .route("/api/v1/status", get(async |State(site): Shared| Json(status(&*site.control))))

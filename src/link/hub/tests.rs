@@ -1,6 +1,7 @@
 use super::*;
 use crate::lanes::guard::{Arrival, Arrived};
 use crate::lanes::settings::Settings;
+use crate::link::server::Upstream;
 use crate::link::shared::{Labels, tests::facts};
 
 fn settings() -> Settings {
@@ -16,7 +17,6 @@ pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
     let mut settings = settings();
     let (events, queue) = mpsc::unbounded_channel();
     let link_settings = LinkSettings {
-        upstream: Upstream::Tcp("127.0.0.1".to_owned(), 1),
         upstream_tls: None,
         doors: Vec::new(),
         connect_timeout: Duration::from_secs(1),
@@ -37,6 +37,10 @@ pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
 
 /// A link as it stands in the middle of its life: registered, with a process, a cancel key and a granted slot.
 pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
+    link_with(hub, pid, CancelKeys::new(&[1], &[2]))
+}
+
+fn link_with(hub: &Arc<Hub>, pid: i32, keys: CancelKeys) -> (Registered, Slot) {
     let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
     let word: Arc<str> = "odoo".into();
     let id = hub.next_link();
@@ -52,7 +56,7 @@ pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
     let shared = Arc::new(LinkShared::new(id, None, clock::now(), labels));
     let mut registered = Registered::new(hub.clone(), shared);
     registered.set_process(&ProcessKey::Pid(7));
-    registered.set_key(pid, CancelKeys::new(&[1], &[2]));
+    registered.set_key(pid, keys);
     let who = Arrival {
         lane,
         application: word.clone(),
@@ -70,6 +74,77 @@ pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
 
 pub(crate) fn slots(hub: &Hub) -> u32 {
     hub.guard(|guard, now| guard.rows(now)).iter().map(|row| row.slots).sum()
+}
+
+#[test]
+fn a_pid_of_two_servers_is_two_cancel_keys() {
+    let (hub, _events) = hub();
+    let server = |number| Server::new(number, Upstream::Tcp(format!("127.0.0.{number}"), 5432), None);
+    let (old, new) = (server(1), server(2));
+    let keyed = |server: &Arc<Server>| {
+        let (registered, slot) = link_with(&hub, 42, CancelKeys::new(&[1], &[2]).at(server.clone()));
+        registered.shared.pid.store(42, Ordering::Relaxed);
+        (registered, slot)
+    };
+    let owners = |expected: &[&Registered]| {
+        let mut found: Vec<LinkId> = hub.owners(42).iter().map(|link| link.id).collect();
+        let mut expected: Vec<LinkId> = expected.iter().map(|link| link.shared.id).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    };
+    hub.dial_only(Some(new.clone()));
+    for late in [&old, &new] {
+        // Whichever logged in first.
+        let early = if late.number == 1 { &new } else { &old };
+        let (first, _slot) = keyed(early);
+        let (second, _other) = keyed(late);
+        owners(&[&first, &second]);
+        let here = |link: &Registered, on: &Arc<Server>| {
+            assert_eq!(hub.pid_here(&link.shared), if on.number == 2 { 42 } else { 0 });
+        };
+        here(&first, early);
+        here(&second, late);
+        drop(second);
+        owners(&[&first]);
+        let (third, _other) = keyed(late);
+        drop(first);
+        owners(&[&third]);
+        drop(third);
+        owners(&[]);
+        assert!(hub.keys_elsewhere.is_empty());
+    }
+}
+
+#[test]
+fn a_reload_that_spells_the_only_address_otherwise_makes_nobody_a_stranger() {
+    let (hub, _events) = hub();
+    let place = |host: &str| Upstream::Tcp(host.to_owned(), 5432);
+    let here = |link: &Registered| hub.pid_here(&link.shared);
+    let keyed = |pid: i32, server: &Arc<Server>| {
+        let (registered, slot) = link_with(&hub, pid, CancelKeys::new(&[1], &[2]).at(server.clone()));
+        registered.shared.pid.store(pid, Ordering::Relaxed);
+        (registered, slot)
+    };
+    let first = Server::only(0, place("127.0.0.1"));
+    hub.dial_only(Some(first.clone()));
+    let chosen = hub.server.subscribe();
+    let (link, _slot) = keyed(42, &first);
+    let (epoch, second) = (hub.pool.epoch(), first.alone(place("localhost")));
+    hub.dial_alone(second.clone());
+    assert!(hub.dials(&first) && hub.pool.epoch() != epoch, "and nothing is pooled that was dialled before");
+    assert!(!chosen.has_changed().expect("alive"), "no login is begun anew");
+    let (other, _other) = keyed(43, &second);
+    assert_eq!((here(&link), here(&other)), (42, 43));
+    // Held, and served again, as another choice.
+    let (a, b) = (Server::new(1, place("127.0.0.1"), None), Server::new(2, place("127.0.0.2"), None));
+    hub.dial_only(None);
+    assert_eq!((here(&link), chosen.has_changed().expect("alive")), (0, true));
+    drop(chosen);
+    for (server, pid) in [(&a, 42), (&b, 0), (&Server::new(3, place("127.0.0.1"), None), 42)] {
+        hub.dial_only(Some(server.clone()));
+        assert_eq!(here(&link), pid, "{server:?}");
+    }
 }
 
 /// Counted, registered, reachable by cancel: all of it goes with the task, and nobody else notices.

@@ -1,5 +1,6 @@
 //! What becomes of a client whose login came to nothing, or that is refused.
 
+use super::super::server::Server;
 use super::*;
 
 /// How a try ended.
@@ -13,16 +14,23 @@ pub(super) enum Failure {
 }
 
 impl Newcomer<'_> {
+    /// A server was not reached; one that is not dialled any more is nobody's trouble.
+    pub(super) fn not_reached(&self, server: &Server, why: String) -> Failure {
+        Failure::Again(if self.hub.dials(server) { DialFailure::Down(why) } else { DialFailure::Moved })
+    }
+
     /// What becomes of a login that failed. PostgreSQL's side is always read to its end, which frees the slot; nobody waits for that
     /// but a client that may dial again.
     pub(super) async fn failed(
         &mut self,
         error: LoginError,
+        server: &Server,
         mut upstream: Stream,
         slot: &mut Option<Slot>,
     ) -> Failure {
         let id = self.shared().id;
         let _ = upstream.shutdown().await;
+        let error = if self.hub.dials(server) { error } else { error.of_another_server() };
         let failure = match error {
             LoginError::NotNow { error, full, asked: false } => {
                 self.count_full(full);
@@ -41,6 +49,16 @@ impl Newcomer<'_> {
                 let reason = if full { Reason::UpstreamFull } else { Reason::UpstreamDown };
                 let detail = format!("PostgreSQL said: {error}");
                 Failure::Refuse(Refusal::new(reason, detail, "pgweir usage"))
+            }
+            LoginError::Moved { told: false } => {
+                if let Some(slot) = slot.take() {
+                    slot.forget();
+                }
+                return Failure::Again(DialFailure::Moved);
+            }
+            LoginError::Moved { told: true } => {
+                let detail = "its server was left during the login";
+                Failure::Refuse(Refusal::new(Reason::UpstreamSwitched, detail, "connect again"))
             }
             LoginError::ClientGone => Failure::Told,
             LoginError::Limited { limit, words } => {

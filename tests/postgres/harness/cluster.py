@@ -96,14 +96,15 @@ def as_server_user(argv, die_with_parent=False):
 
 
 class Cluster:
-    """One cluster. `start()` it; `close()` stops it and removes its files. A cluster can be made from another's files."""
+    """One cluster. `start()` it; `close()` stops it and removes its files. A cluster can be made from another's files, or be the standby
+    of one that runs."""
 
-    def __init__(self, max_connections=100, template=None, **settings):
+    def __init__(self, max_connections=100, template=None, primary=None, port=None, **settings):
         self.base = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-pg-"))
         self.base.chmod(0o755)
         self.data = self.base / "data"
         self.sockets = self.base
-        self.port = free_port()
+        self.port = port or free_port()
         self.max_connections = max_connections
         self.settings = {**SETTINGS, "max_connections": str(max_connections), **settings}
         self.process = None
@@ -111,7 +112,10 @@ class Cluster:
         user = server_user()
         if user is not None:
             os.chown(self.base, user.pw_uid, user.pw_gid)
-        if template is None:
+        if primary is not None:
+            self._run([self.bin / "pg_basebackup", "-D", self.data, "-h", "127.0.0.1", "-p", primary.port, "-U", "postgres",
+                       "-R", "-X", "stream", "-c", "fast", "--no-sync"])
+        elif template is None:
             self._run([self.bin / "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "-E", "UTF8",
                        "--locale=C", "--no-sync"])
         else:
@@ -153,6 +157,39 @@ class Cluster:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(30)
         self.process = None
+
+    def crash(self):
+        """Kills the server and all its processes with SIGKILL, as a power cut would."""
+        pid = self.process.pid
+        # Each backend leads a session of its own.
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self.process.kill()
+        for child in children:
+            try:
+                os.kill(int(child), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait(30)
+        self.process = None
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def freeze(self, on=True):
+        """Stops all its processes where they are, as seen from the network a host that hangs; or lets them go on."""
+        pid = self.process.pid
+        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in [pid, *map(int, children)]:
+            os.kill(one, signal.SIGSTOP if on else signal.SIGCONT)
+
+    def rule(self, line):
+        """Puts a line in front of pg_hba.conf."""
+        self._write(self.data / "pg_hba.conf", f"{line}\n{HBA}")
+        conn = self.direct(app="suite")
+        conn.cursor().execute("select pg_reload_conf()")
+        conn.close()
+
+    def promote(self):
+        """Makes a standby the primary, and waits until it is."""
+        self._run([self.bin / "pg_ctl", "promote", "-D", self.data, "-w", "-t", "60"])
 
     def restart(self):
         """Fast stop, then start."""
