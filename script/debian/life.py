@@ -203,9 +203,11 @@ def killed(machine):
         now = machine.must("systemctl show -p MainPID --value pgweir")
         return now not in ("0", main) and state(machine)[0] == "active"
 
-    eventually(is_back, timeout=15, what="pgweir is back")
+    try:
+        eventually(is_back, timeout=15, what="pgweir is back")
+    except AssertionError as error:
+        yield error
     machine.must(psql(SOCKET), user="odoo")
-    return ()
 
 
 def socket_activated(machine):
@@ -265,7 +267,7 @@ def removed(machine):
 def came_back(machine, deb):
     """Installed again, it is as it was."""
     machine.put(deb, "/root/newer.deb")
-    machine.must("apt-get install -qy /root/newer.deb")
+    machine.must("apt-get install -qy -o Dpkg::Options::=--force-confold /root/newer.deb")
     if "enabled" not in state(machine, "pgweir.socket") or mode(machine, "/etc/pgweir/pgweir.toml") != "640 root:pgweir":
         yield f"{state(machine, 'pgweir.socket')}, {mode(machine, '/etc/pgweir/pgweir.toml')}"
     machine.must("systemctl start pgweir")

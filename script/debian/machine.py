@@ -140,7 +140,7 @@ class Machine:
         inside = ["/bin/bash", "-c", script]
         if user:
             inside = ["/sbin/runuser", "-u", user, "--", *inside]
-        return ["nsenter", "--target", str(self.pid), "--all", "--root", "--wd=/", "/usr/bin/env", "-i", "HOME=/root", "TERM=dumb",
+        return ["nsenter", "--target", str(self.pid), "--all", "--root", "/usr/bin/env", "-i", "-C", "/", "HOME=/root", "TERM=dumb",
                 "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *inside]
 
     def run(self, script, user=None, timeout=120, given=None):
