@@ -61,7 +61,15 @@ fn main() -> io::Result<()> {
     let directory = Path::new(&directory);
     fs::create_dir_all(directory)?;
     clap_mangen::generate_to(Cli::command(), directory)?;
-    let main_page = directory.join("pgweir.1");
-    let text = fs::read_to_string(&main_page)?;
-    fs::write(main_page, text.trim_end().to_owned() + MORE)
+    for page in fs::read_dir(directory)? {
+        let page = page?.path();
+        // What the grammar has after its options is what statuses mean.
+        let mut text = fs::read_to_string(&page)?.replace(".SH EXTRA\n", ".SH \"EXIT STATUS\"\n");
+        if page.ends_with("pgweir.1") {
+            text.truncate(text.trim_end().len());
+            text.push_str(MORE);
+        }
+        fs::write(page, text)?;
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! The process behind a client on this machine: by the peer credentials of a Unix socket, or by the owner of a loopback connection
 //! (proc(5): `/proc/net/tcp` names the socket's inode, `/proc/PID/fd` who has it open).
 //!
-//! The second way reads other processes' descriptors, which the kernel allows for the same user or with CAP_SYS_PTRACE only. Every look-up
-//! is bounded and says why it failed; none is ever needed for a link to work.
+//! The second way reads other processes' descriptors, which the kernel allows for the same user only, or with two capabilities together:
+//! CAP_DAC_READ_SEARCH for the directory, CAP_SYS_PTRACE for what the links in it name. Every look-up is bounded and says why it failed; none is ever needed for a link to work.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ pub enum LookupError {
     NotLocal,
     /// The kernel's table does not list the connection.
     NoSocket,
-    /// Another user's process: CAP_SYS_PTRACE is missing.
+    /// Another user's process: CAP_DAC_READ_SEARCH or CAP_SYS_PTRACE is missing.
     Denied,
     /// The process has ended, or none has the socket open any more.
     Gone,
