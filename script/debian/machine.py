@@ -62,9 +62,9 @@ class Machine:
     """The booted machine. It is gone when the `with` ends."""
 
     def __init__(self):
-        self.tree = base()
+        self.tree, groups = base(), unified()
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-debian-"))
-        self.group = unified() / self.place.name
+        self.group = groups / self.place.name
         self.process = self.pid = None
 
     def __enter__(self):
@@ -84,8 +84,10 @@ class Machine:
         except OSError as error:
             raise Skip(f"no control group can be made here: {error}") from error
         log = (self.place / "boot.log").open("wb")
-        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "bash", str(BOOT), str(self.tree), str(self.place), str(self.group)], stdout=log, stderr=log,
-                                        stdin=subprocess.DEVNULL, start_new_session=True)
+        # Nothing of it outlives us.
+        argv = ["setpriv", "--pdeathsig", "KILL", "bash", str(BOOT), str(self.tree), str(self.place), str(self.group)]
+        self.process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+
         def child():
             if self.process.poll() is not None:
                 raise Skip(f"namespaces are forbidden here, or an overlay is: {self.log()}")
@@ -104,7 +106,7 @@ class Machine:
 
     def log(self):
         """What the boot said."""
-        return (self.place / "boot.log").read_text(errors="replace")[-2000:]
+        return (self.place / "boot.log").read_text(errors="replace")[-2000:].strip()
 
     def close(self):
         """Ends it and removes what it wrote."""
