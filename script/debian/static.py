@@ -10,7 +10,8 @@ sys.path.insert(0, str(ROOT / "tests" / "postgres"))
 PROGRAM = pathlib.Path(sys.argv[1]).resolve()
 os.environ["PGWEIR_BINARY"] = str(PROGRAM)
 
-from harness import Cluster, Weir  # noqa: E402
+from harness import Weir  # noqa: E402
+from harness.cluster import template  # noqa: E402
 
 
 def out(*argv):
@@ -23,9 +24,9 @@ def main():
     libraries, kind = out("ldd", str(PROGRAM)), out("file", "-b", str(PROGRAM))
     assert "statically linked" in libraries or "not a dynamic executable" in libraries, libraries
     assert "static-pie linked" in kind or "statically linked" in kind, kind
-    cluster = Cluster()
-    cluster.start()
+    cluster = template()
     try:
+        cluster.start()
         # By name: the resolver is what a static program may lack.
         weir = Weir(cluster, upstream={"address": f"localhost:{cluster.port}"})
         try:
