@@ -53,7 +53,7 @@ def main():
         on_a_machine(report, package)
     except Skip as why:
         report.check("Debian: install, start, reload, upgrade, remove, purge", skipped(why))
-    return report.end()
+    return report.end("package")
 
 
 if __name__ == "__main__":
