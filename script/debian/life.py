@@ -252,9 +252,11 @@ def socket_activated(machine):
     for _ in range(2):
         machine.must("systemctl restart pgweir")
     out, _ = clients.communicate(timeout=120)
-    answers = out.split("\n")
-    if answers.count("1") != 120:
-        yield f"{120 - answers.count('1')} of 120 clients had no answer: {out[-1500:]}"
+    # Who is inside, and not in a transaction, is seen off as at any restart: one at most, as they come one by one. Whoever comes is served.
+    lost, seen_off = 120 - out.split("\n").count("1"), out.count("is being drained")
+    if lost > 3 or lost != seen_off:
+        said = "\n".join(line for line in out.splitlines() if line != "1")
+        yield f"{lost} of 120 clients had no answer, {seen_off} were seen off: {said[-1500:]}"
     machine.must("systemctl stop pgweir && test -S /run/pgweir/.s.PGSQL.6432")
     # A socket that no listener is configured for would let clients wait for ever.
     machine.path("/etc/systemd/system/pgweir.socket.d").mkdir()
