@@ -34,7 +34,7 @@ class Report:
             print("      " + str(problem).strip().replace("\n", "\n      "), flush=True)
         return not found
 
-    def end(self):
+    def end(self, what="deployment"):
         """Prints the count; the exit status."""
-        print(f"deployment: {self.passed} ok, {self.skipped} skipped, {self.failed} failed")
+        print(f"{what}: {self.passed} ok, {self.skipped} skipped, {self.failed} failed")
         return 1 if self.failed else 0

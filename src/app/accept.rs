@@ -25,8 +25,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub enum Listening {
     /// TCP.
     Tcp(TcpListener),
-    /// Unix; its file is removed when it goes.
-    Unix(UnixListener, #[allow(dead_code, reason = "kept for its Drop")] SocketFile),
+    /// Unix; its file is removed when it goes, if it is ours.
+    Unix(UnixListener, #[allow(dead_code, reason = "kept for its Drop")] Option<SocketFile>),
 }
 
 impl AsFd for Listening {
@@ -52,11 +52,13 @@ pub struct Door {
     pub name: Arc<str>,
     /// The lane of all that comes in.
     pub lane: Option<Arc<str>>,
+    /// The service manager opened it, and keeps it for our successor.
+    pub inherited: bool,
 }
 
 /// Accepts until the future is dropped, which closes the door.
 pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<ReserveFd>>) {
-    let Door { listening, name, lane } = door;
+    let Door { listening, name, lane, inherited: _ } = door;
     // SAFETY: `register` asks that `as_raw_fd` always gives the same descriptor, open for as long as the AsyncFd lives. `Listening` owns
     // its socket, never replaces it, and is moved into the AsyncFd: nobody else can close it before the AsyncFd is dropped.
     #[allow(unsafe_code, reason = "the safe constructor is deprecated; proof above")]

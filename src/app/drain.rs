@@ -32,9 +32,10 @@ use crate::leaks::judge::Judge;
 use crate::link::hub::{Hub, Stage};
 use crate::link::shared::Command;
 use crate::link::totals::Averages;
+use crate::listen::activation::Inherited;
 use crate::listen::files::{ReserveFd, raise_file_limit};
 use crate::listen::notify::Notifier;
-use crate::listen::socket::{bind_tcp, bind_unix};
+use crate::listen::socket::{bind_tcp, bind_unix, tune_tcp, unix_path};
 use crate::reason::{Reason, Refusal};
 
 /// How long the last links may take to say good-bye once their time is up.
@@ -54,9 +55,7 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     let (users, doubts) =
         setup::users(&config).map_err(|problems| anyhow::anyhow!("{}", problems.join("\n")))?;
     doubts.iter().for_each(|doubt| tracing::warn!("{doubt}"));
-    let doors = open_doors(&config)?;
-    let admin_listener = bind(&config.admin.endpoint, config.process.tcp_keepalive.unwrap_or_default())
-        .context("[admin] address")?;
+    let (doors, admin_listener) = open_all(&config)?;
     let state_file = StateFile::new(&state_directory);
     let pauses = state_file.load()?;
     let (events, event_queue) = mpsc::unbounded_channel();
@@ -87,9 +86,10 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     });
     let workers = Workers::start(&app.hub, worker_count(&app.config.load()))?;
     let reserve = Arc::new(Mutex::new(ReserveFd::new()));
-    let mut listeners = JoinSet::new();
+    let mut listeners = Listeners::default();
     for door in doors {
-        tracing::info!(address = %door.name, "listening");
+        tracing::info!(address = %door.name, inherited = door.inherited, "listening");
+        let listeners = if door.inherited { &mut listeners.inherited } else { &mut listeners.own };
         listeners.spawn_on(accept(door, workers.clone(), reserve.clone()), workers.reception());
     }
     app.notifier.ready();
@@ -155,27 +155,57 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
-fn open_doors(config: &Config) -> anyhow::Result<Vec<Door>> {
-    let dead_after = config.process.tcp_keepalive.unwrap_or_default();
-    let open = |listen: &crate::config::settings::ListenSettings| {
-        let listening = bind(&listen.endpoint, dead_after)
-            .with_context(|| format!("[[listen]] address {}", listen.text))?;
-        Ok(Door { listening, name: listen.text.clone(), lane: listen.lane.clone() })
-    };
-    config.listen.iter().map(open).collect()
+/// Tasks that accept.
+#[derive(Default)]
+struct Listeners {
+    own: JoinSet<()>,
+    inherited: JoinSet<()>,
 }
 
-fn bind(endpoint: &Endpoint, dead_after: Duration) -> anyhow::Result<Listening> {
+/// All listeners and that of the admin port, each taken from the service manager where it has opened one with this address.
+fn open_all(config: &Config) -> anyhow::Result<(Vec<Door>, Listening)> {
+    let dead_after = config.process.tcp_keepalive.unwrap_or_default();
+    let mut inherited = Inherited::from_env()?;
+    let mut doors = Vec::new();
+    for listen in &config.listen {
+        let (listening, inherited) = open(&listen.endpoint, dead_after, &mut inherited)
+            .with_context(|| format!("[[listen]] address {}", listen.text))?;
+        doors.push(Door { listening, name: listen.text.clone(), lane: listen.lane.clone(), inherited });
+    }
+    let (admin, _) = open(&config.admin.endpoint, dead_after, &mut inherited).context("[admin] address")?;
+    let left = inherited.left();
+    anyhow::ensure!(
+        left.is_empty(),
+        "the service manager listens on {}, and no [[listen]] has this address. Hint: write the same addresses in pgweir.socket and in {}",
+        left.join(", "),
+        config.path.display()
+    );
+    Ok((doors, admin))
+}
+
+/// A listener, and whether it was inherited.
+fn open(
+    endpoint: &Endpoint,
+    dead_after: Duration,
+    inherited: &mut Inherited,
+) -> anyhow::Result<(Listening, bool)> {
     match endpoint {
         Endpoint::Tcp { host, port } => {
             let mut addresses = (&**host, *port).to_socket_addrs()?;
             let address = addresses.next().with_context(|| format!("{host} has no address"))?;
-            Ok(Listening::Tcp(bind_tcp(address, dead_after)?))
+            if let Some(listener) = inherited.take_tcp(address) {
+                tune_tcp(&listener, dead_after)?;
+                return Ok((Listening::Tcp(listener), true));
+            }
+            Ok((Listening::Tcp(bind_tcp(address, dead_after)?), false))
         }
         Endpoint::Unix { directory, port } => {
+            if let Some(listener) = inherited.take_unix(&unix_path(directory, *port)) {
+                return Ok((Listening::Unix(listener, None), true));
+            }
             make_directory(directory)?;
             let (listener, file) = bind_unix(directory, *port)?;
-            Ok(Listening::Unix(listener, file))
+            Ok((Listening::Unix(listener, Some(file)), false))
         }
     }
 }
@@ -202,7 +232,7 @@ fn count_panics(hub: &Arc<Hub>) {
 
 impl App {
     /// Serves until SIGTERM, SIGINT or SHUTDOWN, then drains; a second signal ends at once.
-    async fn wait_for_the_end(self: &Arc<Self>, listeners: &mut JoinSet<()>) -> anyhow::Result<()> {
+    async fn wait_for_the_end(self: &Arc<Self>, listeners: &mut Listeners) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hang_up = signal(SignalKind::hangup())?;
@@ -218,14 +248,16 @@ impl App {
             }
         }
         self.notifier.stopping();
-        // New clients are still answered, with the reason; only the end of the process closes the doors.
+        // New clients are still answered, with the reason; only the end of the process closes the doors. Where the service manager holds
+        // them open, they wait for our successor.
+        listeners.inherited.shutdown().await;
         self.note("shutdown", "", None, "draining: no new links, transactions finish");
         tokio::select! {
             () = self.drain() => self.note("shutdown", "", None, "drained"),
             _ = terminate.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
             _ = interrupt.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
         }
-        listeners.shutdown().await;
+        listeners.own.shutdown().await;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustix::fs::{Gid, Mode};
 use zeroize::Zeroizing;
 
 use crate::advise::ini::BYTES_MAX;
@@ -21,7 +22,7 @@ use crate::advise::template::Template;
 use crate::advise::{render, sheet};
 use crate::cli::args::Init;
 use crate::config::{self, read_password};
-use crate::tls::client::{ClientFiles, ClientTls, Mode};
+use crate::tls::client::{ClientFiles, ClientTls, Mode as TlsMode};
 use crate::upstream::limits::{self, Seen};
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
 
@@ -211,9 +212,9 @@ fn look(conf: &OdooConf, upstream: &Upstream, named: Option<&Target>) -> Limits 
 
 fn look_at(conf: &OdooConf, place: &Upstream, named: Option<&Target>) -> Result<Seen, String> {
     let mode = match place::tls(conf) {
-        "disable" => Mode::Disable,
-        "require" => Mode::Require,
-        _ => Mode::Prefer,
+        "disable" => TlsMode::Disable,
+        "require" => TlsMode::Require,
+        _ => TlsMode::Prefer,
     };
     let tls = ClientTls::load(&ClientFiles { mode, ..ClientFiles::default() }).ok();
     let own = conf.db_password.as_ref().map(|password| password.expose().clone());
@@ -283,11 +284,25 @@ fn password(file: &Path) -> io::Result<Zeroizing<String>> {
     Ok(password)
 }
 
-/// Never through a link, never over what is there, for nobody else to read.
+/// Never through a link, never over what is there, for nobody else to read but the service's account.
 fn create(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    if let Some(group) = service_group(path) {
+        rustix::fs::fchown(&file, None, Some(group))?;
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR | Mode::RGRP)?;
+    }
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+/// Written by root where only root and a group may look (/etc/pgweir as the package makes it), a file is for that group: pgweir does not
+/// run as root.
+fn service_group(path: &Path) -> Option<Gid> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = rustix::fs::stat(directory.unwrap_or(Path::new("."))).ok()?;
+    let closed = Mode::from_raw_mode(directory.st_mode) & (Mode::RWXO | Mode::WGRP) == Mode::empty();
+    let lent = directory.st_uid == 0 && directory.st_gid != 0 && closed;
+    (lent && rustix::process::geteuid().is_root()).then(|| Gid::from_raw(directory.st_gid))
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
@@ -374,5 +389,22 @@ mod tests {
         let first = password(&secret).unwrap();
         assert_eq!((first.len(), password(&secret).unwrap()), (32, first));
         assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_root_writes_into_a_services_directory_is_for_the_service() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(0), Some(4242)).unwrap();
+        for (open, expected) in [(0o750, (4242, 0o640)), (0o755, (0, 0o600)), (0o770, (0, 0o600))] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(open)).unwrap();
+            let file = directory.path().join(format!("{open:o}"));
+            create(&file, "").unwrap();
+            let made = fs::metadata(&file).unwrap();
+            assert_eq!((made.gid(), made.mode() & 0o777), expected, "{open:o}");
+        }
     }
 }

@@ -117,6 +117,11 @@ pub enum Command {
         after_help = "Exit status: 0 every expectation held, 1 one did not, 2 refused. Scenarios: docs/drill.md."
     )]
     Drill(Drill),
+    /// Print what a shell needs to complete pgweir's commands and options: `source <(pgweir completions bash)`
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
     /// Print the version of this program
     Version,
 }
@@ -212,6 +217,17 @@ pub enum Format {
     Md,
     /// One self-contained page with plots.
     Html,
+}
+
+/// A shell that completes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// For `source`, or as /usr/share/bash-completion/completions/pgweir.
+    Bash,
+    /// As ~/.config/fish/completions/pgweir.fish.
+    Fish,
+    /// As _pgweir in a directory of $fpath.
+    Zsh,
 }
 
 /// `freeze`'s options.

@@ -1,9 +1,10 @@
-//! The operator's commands. All but `run`, `check`, `init` and `version` talk to a running pgweir's console like any other client.
+//! The operator's commands. All but `run`, `check`, `init`, `completions` and `version` talk to a running pgweir's console like any other client.
 //!
 //! Nothing here decides or knows the configuration: what a command needs of it is passed in as [`Handlers`].
 
 pub mod act;
 pub mod args;
+pub mod completions;
 pub mod console;
 pub mod endpoint;
 pub mod exit;
@@ -67,6 +68,7 @@ pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) 
         }
         Command::Drill(drill) => console_of_drill(&cli.global, handlers)
             .map(|console| (handlers.drill)(drill, cli.global.json, console)),
+        Command::Completions { shell } => print(&completions::script(*shell)).map(|_| ExitCode::SUCCESS),
         Command::Version => print(&show::version(cli.global.json)).map(|_| ExitCode::SUCCESS),
         _ => endpoint::find(&cli.global, handlers.admin).and_then(|endpoint| ask(&cli, &endpoint)),
     };

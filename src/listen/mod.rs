@@ -1,5 +1,6 @@
 //! The edge to the operating system: sockets, the process behind a client, the service manager, file descriptors.
 
+pub mod activation;
 pub mod files;
 pub mod notify;
 pub mod process;

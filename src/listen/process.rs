@@ -37,7 +37,7 @@ pub enum LookupError {
     NotLocal,
     /// The kernel's table does not list the connection.
     NoSocket,
-    /// Another user's process: CAP_SYS_PTRACE is missing.
+    /// Another user's process: CAP_SYS_PTRACE is missing (before Linux 5.14 also CAP_DAC_READ_SEARCH).
     Denied,
     /// The process has ended, or none has the socket open any more.
     Gone,
