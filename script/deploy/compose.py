@@ -130,12 +130,10 @@ class Compose:
             yield f"published: {published}"
 
     def names(self):
-        """ODOO_PGAPPNAME tells the lane."""
-        names = {name: self.env(name).get("ODOO_PGAPPNAME", "") for name in ODOO}
-        if any(self.env(name).get("PGAPPNAME") != names[name] for name in ODOO):
-            yield "PGAPPNAME and ODOO_PGAPPNAME differ"
+        """PGAPPNAME tells the lane."""
+        names = {name: self.env(name).get("PGAPPNAME", "") for name in ODOO}
         if len(set(names.values())) != len(names) or not all(names.values()):
-            yield f"ODOO_PGAPPNAME is {names}"
+            yield f"PGAPPNAME is {names}"
         for name, wanted in ODOO.items():
             if (lane := self.lane(names[name], "odoo", "odoo")) != wanted:
                 yield f"{name} ({names[name]}) falls into lane {lane}, not {wanted}"

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 
+PROJECT = "pgweir-trial"
 CGROUP = "pgweir-trial"
 START_S = 30
 STOP_S = 60
@@ -21,7 +22,7 @@ class Engine:
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-engine-", dir=os.environ.get("TMPDIR", "/tmp")))
         self.host = f"unix://{self.place}/docker.sock"
         self.log = self.place / "dockerd.log"
-        self.env = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.place / "config"), "COMPOSE_PROJECT_NAME": "pgweir-trial"}
+        self.env = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.place / "config"), "COMPOSE_PROJECT_NAME": PROJECT}
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         (self.place / "daemon.json").write_text("{}\n")
         # oom-score-adjust: the default lowers it, which a root without CAP_SYS_RESOURCE may not.

@@ -165,7 +165,7 @@ def clients(compose, place, port, admin_port, passwords):
     with contextlib.ExitStack() as stack:
         wanted = set()
         for name in ("init", "web", "cron"):
-            application = compose.env(name)["ODOO_PGAPPNAME"]
+            application = compose.env(name)["PGAPPNAME"]
             for database in ("odoo", "postgres"):
                 stack.enter_context(contextlib.closing(connect(application, database)))
                 wanted.add((application, database, compose.lane(application, "odoo", database)))

@@ -1,6 +1,7 @@
 """What is looked at while docker-compose.yml runs: see trial.py. A check yields its problems."""
 
 import base64
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -14,8 +15,11 @@ import urllib.request
 import yaml
 
 from compose import LISTENS, ODOO, ONCE
+from engine import PROJECT
 
 WAIT_S = 120
+# Beyond a health check's interval, below the lanes' wait_timeout.
+AWAY_S = 15
 
 
 class Running:
@@ -26,22 +30,21 @@ class Running:
 
     # --- asking
 
+    def inspected(self):
+        """service → docker inspect of its container."""
+        ids = self.engine.docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").stdout.split()
+        found = json.loads(self.engine.docker("inspect", *ids).stdout) if ids else []
+        return {container["Config"]["Labels"]["com.docker.compose.service"]: container for container in found}
+
     def inspect(self, service):
-        """docker inspect of its container."""
-        found = self.engine.compose("ps", "--quiet", service).stdout.split()
-        if not found:
-            raise RuntimeError(f"{service} has no container")
-        return json.loads(self.engine.docker("inspect", found[0]).stdout)[0]
+        """Of one."""
+        return self.inspected()[service]
 
     def states(self):
         """service → what Docker says of it: healthy, starting, unhealthy, running, exited 0 …"""
-        out = {}
-        for name in self.compose.services:
-            try:
-                state = self.inspect(name)["State"]
-            except RuntimeError:
-                out[name] = "absent"
-                continue
+        out = dict.fromkeys(self.compose.services, "absent")
+        for name, container in self.inspected().items():
+            state = container["State"]
             out[name] = state["Status"] if state["Status"] != "exited" else f"exited {state['ExitCode']}"
             if state["Status"] == "running" and "Health" in state:
                 out[name] = state["Health"]["Status"]
@@ -61,7 +64,11 @@ class Running:
 
     def run(self, service, *command, check=True):
         """What a command in that service's container prints."""
-        return self.engine.compose("exec", "-T", service, *command, check=check).stdout
+        return self.exec(service, *command, check=check).stdout
+
+    def exec(self, service, *command, check=True):
+        """The finished process of a command in that service's container."""
+        return self.engine.docker("exec", self.inspect(service)["Id"], *command, check=check)
 
     def sql(self, statement):
         """Rows of a statement by PostgreSQL's superuser, over its socket."""
@@ -78,7 +85,7 @@ class Running:
 
     def volume(self, name):
         """Where a volume is on this machine."""
-        return pathlib.Path(self.engine.docker("volume", "inspect", "--format", "{{.Mountpoint}}", f"pgweir-trial_{name}").stdout.strip())
+        return pathlib.Path(self.engine.docker("volume", "inspect", "--format", "{{.Mountpoint}}", f"{PROJECT}_{name}").stdout.strip())
 
     def pid(self, service):
         """Of its first process."""
@@ -125,7 +132,7 @@ class Running:
 
     def contents(self):
         """Its files, as Docker exports them."""
-        made = {".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"}
+        made = {".dockerenv", "dev/console", "etc/pgweir/pgweir.toml", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"}
         wanted = {"usr/local/bin/pgweir", "etc/passwd", "etc/group", "etc/nsswitch.conf"}
         container = self.inspect("pgweir")["Id"]
         command = f"docker export {container} | tar -t"
@@ -177,7 +184,7 @@ class Running:
     def addresses(self, service):
         """network → address."""
         networks = self.inspect(service)["NetworkSettings"]["Networks"]
-        return {name.removeprefix("pgweir-trial_"): network["IPAddress"] for name, network in networks.items()}
+        return {name.removeprefix(PROJECT + "_"): network["IPAddress"] for name, network in networks.items()}
 
     def only_way(self):
         """Sessions over TCP, and attempts by name and by address."""
@@ -186,11 +193,11 @@ class Running:
             yield f"PostgreSQL has clients from {rows}"
         address = self.addresses("postgres")["database"]
         for name in (*LISTENS, "grafana"):
-            for target in ("postgres", address):
-                done = self.engine.compose("exec", "-T", name, "curl", "--silent", "--max-time", "3", f"telnet://{target}:5432", check=False)
-                # 6: no such name; 7: not reached; 28: nothing came back. Reached, it would be 0 or 28 after a connect: told by --verbose.
-                if done.returncode not in (6, 7, 28) or "Connected to" in done.stderr:
-                    yield f"{name} reaches {target}:5432: exit status {done.returncode}"
+            for target in ("postgres:5432", f"{address}:5432", "pgweir:6432"):
+                done = self.exec(name, "curl", "--silent", "--max-time", "3", f"http://{target}", check=False)
+                # 6: no such name; 7, 28: not reached. PostgreSQL and pgweir both hang up on HTTP at once, which is something else.
+                if (done.returncode in (6, 7, 28)) != (target != "pgweir:6432"):
+                    yield f"{name} asks {target}: exit status {done.returncode}"
 
     def lanes(self):
         """Pages are asked for first, so that there is traffic."""
@@ -203,9 +210,10 @@ class Running:
         for application, database, lane in found:
             if lane != self.compose.lane(application, "odoo", database):
                 yield f"{application} at {database} is in lane {lane}"
-        names = {(self.compose.env(name)["ODOO_PGAPPNAME"], ODOO[name]) for name in LISTENS}
-        if missing := names - {(application, lane) for application, _, lane in found}:
-            yield f"{sorted(missing)} are not there: {sorted(found)}"
+        # Links come and go; what a lane has let in stays counted.
+        admitted = {lane["lane"]: lane["admitted"] for lane in self.weir("lanes")}
+        if missing := [lane for lane in (*ODOO.values(), "notify") if not admitted[lane]]:
+            yield f"nobody was ever let into {missing}: {sorted(found)}"
 
     def prometheus(self):
         """Asked from Grafana's container, by the name Grafana uses."""
@@ -292,9 +300,9 @@ class Running:
         after = self.inspect("pgweir")
         if after["RestartCount"] <= before["RestartCount"]:
             yield "Docker did not start it again"
-        for name in LISTENS:
-            if self.inspect(name)["RestartCount"]:
-                yield f"{name} was restarted"
+        # Odoo's cron ends when its first process is refused a connection, and is started again; its web service must live on.
+        if self.inspect("web")["RestartCount"]:
+            yield "web was restarted"
         print(f"      Odoo's next page after {served:.1f} s, cron listens again after {listening:.1f} s", flush=True)
 
     def listening(self):
@@ -305,25 +313,36 @@ class Running:
         """Stopped, it answers nobody."""
         pid = self.pid("pgweir")
         os.kill(pid, signal.SIGSTOP)
+        started = time.monotonic()
         try:
             until(lambda: self.states()["pgweir"] == "unhealthy", 90, lambda: f"stopped, it is {self.states()['pgweir']}")
         finally:
             os.kill(pid, signal.SIGCONT)
+        noticed, started = time.monotonic() - started, time.monotonic()
         self.settled_service("pgweir")
+        yield from ()
+        print(f"      unhealthy after {noticed:.0f} s, healthy {time.monotonic() - started:.0f} s after it goes on", flush=True)
         self.settled()
 
     def restarted(self):
-        """Its own health does not depend on PostgreSQL's."""
+        """A page asked for while it is away is served when it is back; pgweir's own health does not depend on PostgreSQL's."""
         self.engine.compose("stop", "postgres")
-        seen = set()
-        for _ in range(15):
-            seen.add(self.states()["pgweir"])
-            time.sleep(1)
+        started = time.monotonic()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            page = pool.submit(ask, "http://127.0.0.1:8069/web/login", timeout=60)
+            seen = set()
+            while time.monotonic() < started + AWAY_S:
+                seen.add(self.states()["pgweir"])
+                time.sleep(0.5)
+            if page.done():
+                yield f"without PostgreSQL, Odoo answers {page.result()[0]}"
+            self.engine.compose("start", "postgres")
+            status, _ = page.result()
         if seen != {"healthy"}:
             yield f"without PostgreSQL, pgweir is {sorted(seen)}"
-        self.engine.compose("start", "postgres")
-        if (status := ask("http://127.0.0.1:8069/web/login", patience=60)[0]) != 200:
-            yield f"Odoo answers {status} a minute after"
+        if status != 200:
+            yield f"the page asked for meanwhile: {status}"
+        print(f"      PostgreSQL away for {AWAY_S} s; the page asked for meanwhile: {status} after {time.monotonic() - started:.1f} s", flush=True)
         self.settled()
 
     def again(self):
@@ -344,7 +363,7 @@ def process(pid, file):
     return pathlib.Path(f"/proc/{pid}/{file}").read_text()
 
 
-def ask(url, login=None, patience=0):
+def ask(url, login=None, patience=0, timeout=30):
     """Status and body of a GET; with patience, again until 200 or the seconds are over."""
     request = urllib.request.Request(url)
     if login:
@@ -352,7 +371,7 @@ def ask(url, login=None, patience=0):
     end = time.monotonic() + patience
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=max(10, patience)) as answer:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
                 status, body = answer.status, answer.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             status, body = error.code, error.read().decode(errors="replace")
