@@ -22,7 +22,9 @@ class Engine:
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-engine-", dir=os.environ.get("TMPDIR", "/tmp")))
         self.host = f"unix://{self.place}/docker.sock"
         self.log = self.place / "dockerd.log"
-        self.env = {**os.environ, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.place / "config"), "COMPOSE_PROJECT_NAME": PROJECT}
+        # Debian's own programs, whatever else this machine has.
+        self.env = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.place / "config"), "COMPOSE_PROJECT_NAME": PROJECT,
+                    "COMPOSE_DOCKER_CLI_BUILD": "1"}
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         (self.place / "daemon.json").write_text("{}\n")
         # oom-score-adjust: the default lowers it, which a root without CAP_SYS_RESOURCE may not.
@@ -52,8 +54,8 @@ class Engine:
         return self._run(["/usr/bin/docker-compose", *arguments], check, options)
 
     def _run(self, command, check, options):
-        options = {"timeout": 600, "stdin": subprocess.DEVNULL, **options}
-        done = subprocess.run(command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        options = {"timeout": 600, "stdin": subprocess.DEVNULL, "env": self.env, **options}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command[:6])}: exit status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")
         return done
