@@ -103,7 +103,7 @@ class Running:
             ("PostgreSQL sees pgweir's address only; Odoo cannot reach it past pgweir", self.only_way()),
             ("Odoo answers through pgweir, and its services are in their lanes", self.lanes()),
             ("Prometheus scrapes pgweir and has every shipped rule; none fires", self.prometheus()),
-            ("Grafana has data source and dashboard, and every panel's query means something", self.grafana()),
+            ("Grafana's stand-in finds data source and dashboard, and every panel's query means something", self.grafana()),
             ("a freeze holds over a restart of the service pgweir", self.frozen()),
             ("pgweir killed: started again by itself, Odoo's services recover", self.killed()),
             ("pgweir hanging: `pgweir status` decides, unhealthy and healthy again", self.hanging()),
