@@ -72,6 +72,8 @@ class Engine:
         self.process.kill()
         subprocess.run(["umount", "--recursive", str(self.place)], capture_output=True)
         shutil.rmtree(self.place, ignore_errors=True)
-        for controller in pathlib.Path("/sys/fs/cgroup").glob("*/" + CGROUP):
-            with contextlib.suppress(OSError):
-                controller.rmdir()
+        # Containers that were not taken down have groups of their own in it.
+        for top in pathlib.Path("/sys/fs/cgroup").glob("*/" + CGROUP):
+            for group in sorted([top, *(path for path in top.rglob("*") if path.is_dir())], reverse=True):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
