@@ -29,7 +29,7 @@ class Engine:
         (self.place / "daemon.json").write_text("{}\n")
         # oom-score-adjust: the default lowers it, which a root without CAP_SYS_RESOURCE may not.
         arguments = ["--host", self.host, "--config-file", str(self.place / "daemon.json"), "--data-root", str(self.place / "data"),
-                     "--exec-root", str(self.place / "exec"), "--pidfile", str(self.place / "pid"), "--cgroup-parent", CGROUP,
+                     "--exec-root", str(self.place / "exec"), "--pidfile", str(self.place / "pid"), "--cgroup-parent", "/" + CGROUP,
                      "--oom-score-adjust", "0"]
         self.process = subprocess.Popen(["/usr/sbin/dockerd", *arguments], stdout=self.log.open("w"), stderr=subprocess.STDOUT)
         try:
