@@ -1,5 +1,6 @@
 """docker-compose.yml: who runs what, who reaches whom, who knows which password."""
 
+import configparser
 import fnmatch
 import pathlib
 import re
@@ -11,9 +12,12 @@ import yaml
 
 from report import Skip
 
-SERVICES = {"secrets", "postgres", "pgweir", "init", "web", "cron"}
+SERVICES = {"secrets", "postgres", "pgweir", "init", "web", "cron", "prometheus", "grafana"}
 ODOO = {"init": "other", "web": "web", "cron": "cron"}      # Odoo's services and their lanes
 ONCE = {"secrets", "init"}                                  # end by themselves
+LISTENS = ("web", "cron")                                   # Odoo's that stay
+PUBLISHED = {"pgweir": ["127.0.0.1:6433:6433"], "web": ["127.0.0.1:8069:8069"], "grafana": ["127.0.0.1:3000:3000"]}
+ODOO_CONF = "/etc/odoo/odoo.conf"
 CONFIG = "/etc/pgweir/pgweir.toml"
 
 
@@ -27,6 +31,8 @@ class Compose:
         self.services = self.all["services"]
         self.weir_file = root / "deploy/docker/pgweir.toml"
         self.weir = tomllib.loads(self.weir_file.read_text())
+        self.odoo = configparser.ConfigParser(interpolation=None)
+        self.odoo.read(root / "deploy/docker/odoo.conf")
 
     def env(self, service):
         """Its environment variables."""
@@ -62,7 +68,8 @@ class Compose:
             ("compose: the database is reached through pgweir only", self.wiring()),
             ("compose: Odoo's services have their own names, and lanes", self.names()),
             ("compose: mounts exist, passwords come in files of their own reader", self.files()),
-            ("compose: pgweir runs with nothing it does not need", self.confined()),
+            ("compose: nobody runs with what it does not need, everybody is bounded", self.confined()),
+            ("compose: Prometheus has pgweir and its rules, Grafana Prometheus and the dashboard", self.watching()),
             ("compose: the lanes fit PostgreSQL's connections", self.numbers()),
             ("compose: the scripts it mounts are valid shell", self.scripts()),
         ]
@@ -80,7 +87,7 @@ class Compose:
             yield f"services are {sorted(self.services)}"
         wanted = {"secrets": {}, "postgres": {"secrets": "completed_successfully"}, "pgweir": {"postgres": "healthy"},
                   "init": {"pgweir": "healthy"}, "web": {"pgweir": "healthy", "init": "completed_successfully"}}
-        wanted["cron"] = wanted["web"]
+        wanted |= {"cron": wanted["web"], "prometheus": {"pgweir": "started"}, "grafana": {"secrets": "completed_successfully", "prometheus": "started"}}
         for name, needs in wanted.items():
             has = {k: v["condition"].removeprefix("service_") for k, v in self.services[name].get("depends_on", {}).items()}
             if has != needs:
@@ -90,8 +97,9 @@ class Compose:
                 yield f"{name}: restart is {service.get('restart')!r}"
 
     def health(self):
-        """Postgres, pgweir, web and cron say how they are, each by what it is for."""
-        programs = {"postgres": "pg_isready", "pgweir": "pgweir status", "web": "/web/health", "cron": "psql"}
+        """Each says how it is, by what it is for."""
+        programs = {"postgres": "pg_isready", "pgweir": "pgweir status", "web": "/web/health", "cron": "psql",
+                    "prometheus": "promtool check healthy", "grafana": "/api/health"}
         for name in sorted(SERVICES - ONCE):
             check = self.services[name].get("healthcheck", {})
             if missing := {"test", "interval", "timeout", "retries", "start_period"} - set(check):
@@ -101,39 +109,41 @@ class Compose:
 
     def wiring(self):
         """Networks, addresses and published ports."""
-        networks = {"postgres": ["database"], "pgweir": ["database", "application"], **{name: ["application"] for name in ODOO}}
+        networks = {"postgres": ["database"], "pgweir": ["database", "application", "monitoring"], "prometheus": ["monitoring"],
+                    "grafana": ["monitoring", "front"], **{name: ["application"] for name in ODOO}}
         for name, wanted in networks.items():
             if self.services[name].get("networks") != wanted:
                 yield f"{name} is on {self.services[name].get('networks')}, not {wanted}"
-        if not self.all["networks"]["database"].get("internal"):
-            yield "the network `database` has a way out"
+        for name in ("database", "monitoring"):
+            if not self.all["networks"][name].get("internal"):
+                yield f"the network `{name}` has a way out"
         ports = [listen["address"].rpartition(":")[2] for listen in self.weir["listen"]]
+        options = self.odoo["options"]
+        if options["db_host"] != "pgweir" or options["db_port"] not in ports or options["db_user"] != "odoo" or options["db_name"] != "odoo":
+            yield f"odoo.conf: {dict(options)}, but pgweir listens on {ports}"
         for name in ODOO:
-            address = (self.env(name).get("HOST"), self.env(name).get("PORT"))
-            if address[0] != "pgweir" or address[1] not in ports:
-                yield f"{name} goes to {address}, but pgweir listens on {ports}"
-            if self.env(name).get("USER") != "odoo":
-                yield f"{name}: logs in as {self.env(name).get('USER')}"
+            if self.mounts(name).get(ODOO_CONF) != ("./deploy/docker/odoo.conf", True) or self.services[name]["entrypoint"][0] == "/entrypoint.sh":
+                yield f"{name} does not start from odoo.conf"
         if self.weir["upstream"]["address"] != "postgres:5432":
             yield f"pgweir's upstream is {self.weir['upstream']['address']}"
-        for name, service in self.services.items():
-            for port in service.get("ports", []):
-                if not str(port).startswith("127.0.0.1:") or name == "postgres":
-                    yield f"{name} publishes {port}"
+        if (published := {name: service["ports"] for name, service in self.services.items() if "ports" in service}) != PUBLISHED:
+            yield f"published: {published}"
 
     def names(self):
-        """ODOO_PGAPPNAME tells the lane."""
-        names = {name: self.env(name).get("ODOO_PGAPPNAME", "") for name in ODOO}
+        """PGAPPNAME tells the lane."""
+        names = {name: self.env(name).get("PGAPPNAME", "") for name in ODOO}
         if len(set(names.values())) != len(names) or not all(names.values()):
-            yield f"ODOO_PGAPPNAME is {names}"
+            yield f"PGAPPNAME is {names}"
         for name, wanted in ODOO.items():
             if (lane := self.lane(names[name], "odoo", "odoo")) != wanted:
                 yield f"{name} ({names[name]}) falls into lane {lane}, not {wanted}"
         if (lane := self.lane(names["web"], "odoo", "postgres")) != "notify":
             yield f"web's links to `postgres` fall into lane {lane}"
-        threads = {name: re.findall(r"--max-cron-threads=(\d+)", " ".join(self.services[name]["command"])) for name in ("web", "cron")}
+        threads = {name: re.findall(r"--max-cron-threads=(\d+)", " ".join(self.services[name]["command"])) for name in LISTENS}
         if threads["web"] != ["0"] or threads["cron"] in ([], ["0"]):
             yield f"cron threads are {threads}"
+        if "--workers=0" in self.services["cron"]["command"]:
+            yield "cron has threads, which end for good when a connection is refused"
 
     def files(self):
         """What is mounted exists; secrets reach who reads them, read-only, and no environment holds one."""
@@ -152,12 +162,15 @@ class Compose:
                 if name != "secrets" and source.startswith("secrets-") and source != f"secrets-{reader}":
                     yield f"{name} reads {source}"
             for key, value in self.env(name).items():
-                if "PASSWORD" in key and (not key.endswith("_FILE") or not self.secret(name, value)):
+                if ("PASSWORD" in key or key == "PGPASSFILE") and (not key.endswith("FILE") or not self.secret(name, value)):
                     yield f"{name}: {key} is no file of a mounted secret"
         if unused := set(self.all["volumes"]) - used:
             yield f"volumes {sorted(unused)} are not used"
-        if not self.secret("pgweir", self.weir["monitor"]["password_file"]):
-            yield "the monitor's password_file is not mounted"
+        for section in ("monitor", "admin"):
+            if not self.secret("pgweir", self.weir[section]["password_file"]):
+                yield f"[{section}] password_file is not mounted"
+        if "db_password" in self.odoo["options"]:
+            yield "odoo.conf has a password"
 
     def secret(self, service, path):
         """The volume's name and the file's, where `path` lies in a volume of secrets of that service."""
@@ -166,18 +179,48 @@ class Compose:
         return (source.removeprefix("secrets-"), place.name) if source.startswith("secrets-") else None
 
     def confined(self):
-        """Read-only root, no capability, and the two places it uses."""
+        """Read-only root, no capability, bounds; and pgweir's two places."""
+        for name, service in self.services.items():
+            if not service.get("read_only") or service.get("cap_drop") != ["ALL"] or service.get("privileged"):
+                yield f"{name}: read_only and cap_drop [ALL] are not both set"
+            if "cap_add" in service and name != "secrets":
+                yield f"{name}: has capabilities"
+            if "no-new-privileges:true" not in service.get("security_opt", []) or service.get("user") == "root" and name not in ONCE:
+                yield f"{name}: may gain privileges"
+            if not {"mem_limit", "pids_limit"} <= set(service) or "max-size" not in service.get("logging", {}).get("options", {}):
+                yield f"{name}: memory, processes or log have no bound"
         weir = self.services["pgweir"]
-        if not weir.get("read_only") or weir.get("cap_drop") != ["ALL"] or weir.get("cap_add"):
-            yield "read_only and cap_drop [ALL] are not both set"
-        if "no-new-privileges:true" not in weir.get("security_opt", []) or weir.get("privileged") or "user" in weir:
-            yield "it may gain privileges"
         if weir.get("build") != ".":
             yield f"is built from {weir.get('build')}"
         if self.mounts("pgweir").get(CONFIG) != ("./" + str(self.weir_file.relative_to(self.root)), True):
             yield f"{CONFIG} is not deploy/docker/pgweir.toml"
         if self.weir["state"]["directory"] not in self.mounts("pgweir"):
             yield "the state directory is no volume"
+        if weir["ulimits"]["nofile"] < 3 * self.weir["limits"]["max_clients"]:
+            yield "nofile is too small for max_clients"
+
+    def watching(self):
+        """The chain from /metrics to the dashboard."""
+        scrape = yaml.safe_load((self.root / "deploy/docker/prometheus.yml").read_text())
+        port = self.weir["admin"]["address"].rpartition(":")[2]
+        if [(job["job_name"], job["static_configs"]) for job in scrape["scrape_configs"]] != [("pgweir", [{"targets": [f"pgweir:{port}"]}])]:
+            yield f"Prometheus scrapes {scrape['scrape_configs']}"
+        for rules in scrape["rule_files"]:
+            if self.mounts("prometheus").get(rules) != ("./config/prometheus/alerts.yml", True):
+                yield f"{rules} is not config/prometheus/alerts.yml"
+        if shutil.which("promtool"):
+            done = subprocess.run(["promtool", "check", "config", "--syntax-only", str(self.root / "deploy/docker/prometheus.yml")],
+                                  capture_output=True, text=True)
+            if done.returncode != 0:
+                yield done.stdout + done.stderr
+        source = yaml.safe_load((self.root / "deploy/docker/grafana/datasource.yml").read_text())["datasources"]
+        if [(s["type"], s["url"]) for s in source] != [("prometheus", "http://prometheus:9090")]:
+            yield f"Grafana's data sources are {source}"
+        folder = yaml.safe_load((self.root / "deploy/docker/grafana/dashboards.yml").read_text())["providers"][0]["options"]["path"]
+        if self.mounts("grafana").get(f"{folder}/pgweir.json") != ("./config/grafana/pgweir.json", True):
+            yield f"{folder} has no dashboard"
+        if self.env("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] != f"{folder}/pgweir.json":
+            yield "Grafana's home is another dashboard"
 
     def numbers(self):
         """Reserves, headroom and the links Odoo may open."""

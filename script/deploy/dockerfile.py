@@ -65,22 +65,22 @@ def stages(text):
 
 
 def copy_words(instruction):
-    """Of a COPY: the stage it copies from (or none), its sources, its destination."""
+    """Of a COPY: the stage it copies from (or none), its sources, its destination, its owner (or none)."""
     words = shlex.split(instruction.text)
     options = [word for word in words if word.startswith("--")]
     *sources, destination = [word for word in words if not word.startswith("--")]
-    unknown = [option for option in options if not option.startswith("--from=")]
-    if unknown:
-        raise ValueError(f"COPY {unknown[0]}: not known to this check")
-    return (options[0].partition("=")[2] if options else None), sources, destination
+    known = dict(option.removeprefix("--").split("=", 1) for option in options)
+    if unknown := set(known) - {"from", "chown"}:
+        raise ValueError(f"COPY --{unknown.pop()}: not known to this check")
+    return known.get("from"), sources, destination, known.get("chown")
 
 
 def admitted(root):
-    """Top-level names that .dockerignore lets into the build context. Only the form `*`, then `!NAME` is known."""
+    """Paths that .dockerignore lets into the build context. Only the form `*`, then `!PATH` is known."""
     lines = [line.strip() for line in (root / ".dockerignore").read_text().splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if lines[:1] != ["*"] or not all(re.fullmatch(r"![\w.-]+", line) for line in lines[1:]):
-        raise ValueError(".dockerignore: not of the form `*`, then `!NAME`: teach this check")
+    if lines[:1] != ["*"] or not all(re.fullmatch(r"![\w./-]+", line) for line in lines[1:]):
+        raise ValueError(".dockerignore: not of the form `*`, then `!PATH`: teach this check")
     return [line[1:] for line in lines[1:]]
 
 
@@ -90,6 +90,7 @@ def make_context(root, place):
     place.mkdir(parents=True)
     for name in admitted(root):
         source = root / name
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, place / name)
         else:

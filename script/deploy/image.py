@@ -1,20 +1,24 @@
-"""Dockerfile: the build stage in its own context, the final stage's steps in a throw-away root directory."""
+"""Dockerfile: the build stage in its own context, the final stage's files in a throw-away root directory."""
 
 import os
+import pathlib
 import re
 import shlex
+import shutil
 import stat
 import subprocess
+import tempfile
 import tomllib
 
 import dockerfile
 from tree import Tree, libraries
 
-# What debian:bookworm-slim has of what a Rust program may ask for.
+# The C library's and the compiler's: whatever else the program asked for would be a surprise.
 LIBRARIES = re.compile(r"linux-vdso\.so\.1|lib(c|m|pthread|dl|rt)\.so\.\d|libgcc_s\.so\.1|ld-linux.*\.so\.\d")
 BUILD = "cargo build --release --locked --bin pgweir"
+LAYOUT = "sh deploy/docker/make-image.sh target/release/pgweir /image && install -d -m 0750 /state/pgweir"
 RECORDED = {"USER", "WORKDIR", "VOLUME", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
-PROGRAMS = ["sh", "groupadd", "useradd", "install"]
+SIZE_MAX = 30_000_000
 
 
 class Image:
@@ -27,12 +31,12 @@ class Image:
     def checks(self, compose):
         """Names and checks."""
         return [
-            ("image: both stages are the same Debian, with a Rust that is new enough", self.bases()),
+            ("image: a Rust that is new enough, and nothing below the program", self.bases()),
             ("image: the build stage compiles from its context alone", self.context()),
             ("image: its build command is the locked release build", self.command()),
-            ("image: the binary needs no library that the base image lacks", self.linked()),
+            ("image: the binary needs the C library only", self.linked()),
             ("image: user, ports, state and health check agree with the compose file", self.declared(compose)),
-            ("image: the final stage's steps", self.steps()),
+            ("image: the final stage's files", self.steps()),
         ]
 
     def user(self):
@@ -52,10 +56,9 @@ class Image:
         return self.final.last("ENTRYPOINT").argv() + self.final.last("CMD").argv()
 
     def bases(self):
-        """A binary built on a newer Debian would not start on an older one."""
+        """Its libraries come from the stage that built it, so they fit."""
         rust = re.fullmatch(r"rust:([\d.]+)-slim-(\w+)", self.build.image)
-        base = re.fullmatch(r"debian:(\w+)-slim", self.final.image)
-        if not rust or not base or rust[2] != base[1]:
+        if not rust or self.final.image != "scratch":
             yield f"{self.build.image} builds for {self.final.image}"
         least = tomllib.loads((self.root / "Cargo.toml").read_text())["package"]["rust-version"]
         if rust and [int(n) for n in rust[1].split(".")] < [int(n) for n in least.split(".")]:
@@ -66,7 +69,7 @@ class Image:
         place = self.root / "target/check-deploy/context"
         dockerfile.make_context(self.root, place)
         for instruction in self.build.all("COPY"):
-            stage, sources, _ = dockerfile.copy_words(instruction)
+            stage, sources, *_ = dockerfile.copy_words(instruction)
             for source in sources:
                 if stage or not (place / source).exists():
                     yield f"COPY {instruction.text}: {source} is not in the context"
@@ -79,32 +82,20 @@ class Image:
     def command(self):
         """Text, and whether it yields what the final stage copies."""
         runs = [instruction.text for instruction in self.build.all("RUN")]
-        if runs != [BUILD]:
-            yield f"RUN is {runs}, not {BUILD!r}"
+        if runs != [BUILD, LAYOUT]:
+            yield f"RUN is {runs}, not {[BUILD, LAYOUT]}"
             return
         done = subprocess.run(shlex.split(BUILD), cwd=self.root, capture_output=True, text=True)
         if done.returncode != 0:
             yield done.stderr[-2000:]
-        for instruction in self.final.all("COPY"):
-            for source in self.sources(instruction):
-                if not source.is_file():
-                    yield f"COPY {instruction.text}: it builds no {source}"
-
-    def sources(self, instruction):
-        """A COPY's sources on this machine."""
-        stage, sources, _ = dockerfile.copy_words(instruction)
-        workdir = self.build.last("WORKDIR").text.rstrip("/") + "/"
-        if stage is None:
-            return [self.root / source for source in sources]
-        assert stage == self.build.name, f"COPY --from={stage}: no such stage"
-        assert all(source.startswith(workdir) for source in sources), f"{sources} are outside {workdir}"
-        return [self.root / source.removeprefix(workdir) for source in sources]
+        elif not (self.root / "target/release/pgweir").is_file():
+            yield "it builds no target/release/pgweir"
 
     def linked(self):
         """ldd."""
         for name, file in libraries(self.binary).items():
             if not LIBRARIES.fullmatch(name):
-                yield f"{name} is not in {self.final.image}"
+                yield f"{name} is asked for"
             elif file is None:
                 yield f"{name} is missing here"
 
@@ -126,21 +117,31 @@ class Image:
             yield f"it starts {self.start()}"
 
     def make(self, tree):
-        """Executes the final stage in `tree`."""
-        for instruction in self.final.instructions:
-            if instruction.word == "RUN":
-                done = tree.run(instruction.argv())
-                assert done.returncode == 0, f"RUN {instruction.text}: {done.stdout}"
-            elif instruction.word == "COPY":
-                destination = dockerfile.copy_words(instruction)[2]
-                for source in self.sources(instruction):
-                    tree.add(source, destination + (source.name if destination.endswith("/") else ""))
-            else:
-                assert instruction.word in RECORDED, f"{instruction.word}: teach this check"
+        """Puts the final stage's files into `tree`: the layout's script run here, and what is copied from it, with its owner."""
+        with tempfile.TemporaryDirectory(prefix="pgweir-layout-") as place:
+            stage = pathlib.Path(place)
+            script = self.root / "deploy/docker/make-image.sh"
+            subprocess.run(["sh", str(script), str(self.binary), str(stage / "image")], check=True, capture_output=True, cwd=self.root)
+            (stage / "state/pgweir").mkdir(parents=True)
+            (stage / "state/pgweir").chmod(0o750)
+            for instruction in self.final.instructions:
+                assert instruction.word in RECORDED | {"COPY"}, f"{instruction.word}: teach this check"
+                if instruction.word == "COPY":
+                    self.copy(instruction, stage, tree)
+
+    def copy(self, instruction, stage, tree):
+        """One COPY of a directory's content."""
+        name, sources, destination, owner = dockerfile.copy_words(instruction)
+        assert name == self.build.name and len(sources) == 1 and sources[0].endswith("/"), f"COPY {instruction.text}: teach this check"
+        uid, gid = (int(number) for number in (owner or "0:0").split(":"))
+        source = stage / sources[0].strip("/")
+        shutil.copytree(source, tree.path(destination), dirs_exist_ok=True, symlinks=True)
+        for path in source.rglob("*"):
+            os.chown(tree.path(destination) / path.relative_to(source), uid, gid, follow_symlinks=False)
 
     def steps(self):
         """They run, and leave the user nothing to write to but the volume."""
-        with Tree(*PROGRAMS) as tree:
+        with Tree(bare=True) as tree:
             before = {path for path in tree.root.rglob("*")}
             self.make(tree)
             uid, gid = (int(number) for number in self.user().split(":"))
@@ -157,6 +158,9 @@ class Image:
             line = next((l for l in tree.path("etc/passwd").read_text().splitlines() if f":{uid}:{gid}:" in l), "")
             if not line.startswith("pgweir:") or not line.endswith("/nologin"):
                 yield f"/etc/passwd says {line!r}"
+            size = sum(path.stat().st_size for path in tree.root.rglob("*") if path.is_file() and not path.is_symlink())
+            if size > SIZE_MAX:
+                yield f"it has {size / 1e6:.1f} MB"
             done = tree.run(["pgweir", "--version"], user=self.user())
             if done.returncode != 0 or not done.stdout.startswith("pgweir "):
                 yield f"pgweir --version in the image: {done.stdout}"

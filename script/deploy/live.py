@@ -12,12 +12,12 @@ import psycopg2.extras
 
 from harness.cluster import Cluster
 from harness.util import eventually, free_port
-from image import PROGRAMS
 from tree import Tree
 
-SCRIPT_PROGRAMS = ["sh", "od", "tr", "chown", "chmod", "mv", "id"]
+SCRIPT_PROGRAMS = ["sh", "cat", "od", "tr", "chown", "chmod", "mv", "id"]
 ODOO_UID = 101
 POSTGRES_UID = 999
+GRAFANA_UID = 472
 
 
 def secrets(compose, image):
@@ -25,7 +25,7 @@ def secrets(compose, image):
     with Tree(*SCRIPT_PROGRAMS) as tree:
         first = make_secrets(tree, compose)
         pgweir = int(image.user().partition(":")[0])
-        for volume, uid in {"postgres": POSTGRES_UID, "pgweir": pgweir, "odoo": ODOO_UID}.items():
+        for volume, uid in {"postgres": POSTGRES_UID, "pgweir": pgweir, "odoo": ODOO_UID, "grafana": GRAFANA_UID}.items():
             for path in [tree.path(f"secrets/{volume}"), *tree.path(f"secrets/{volume}").iterdir()]:
                 what = path.stat()
                 wanted = 0o700 if path.is_dir() else 0o400
@@ -33,12 +33,22 @@ def secrets(compose, image):
                     yield f"{path.relative_to(tree.root)} is {what.st_uid}'s, mode {stat.S_IMODE(what.st_mode):o}"
         for named in named_secrets(compose) - set(first):
             yield f"{'/'.join(named)} is read and never made"
-        if first[("postgres", "odoo")] != first[("odoo", "odoo")] or first[("postgres", "monitor")] != first[("pgweir", "monitor")]:
+        if odoo_line(first[("postgres", "odoo")]) != first[("odoo", "pgpass")] or first[("postgres", "monitor")] != first[("pgweir", "monitor")]:
             yield "a password that two services need differs"
-        if len(set(first.values())) != 3 or min(map(len, first.values())) < 40:
+        if len({text.rpartition(":")[2] for text in first.values()}) != 5 or min(map(len, first.values())) < 40:
             yield "passwords are short, or the same"
         if make_secrets(tree, compose) != first:
             yield "a second start makes other passwords"
+        # An older deployment, or a start that was interrupted: what is there stays, what is missing comes.
+        for volume, name in (("odoo", "pgpass"), ("pgweir", "monitor")):
+            tree.path(f"secrets/{volume}/{name}").unlink()
+        if make_secrets(tree, compose) != first:
+            yield "what was missing is made anew, and not from what is there"
+
+
+def odoo_line(password):
+    """libpq's password file, for pgweir."""
+    return f"pgweir:6432:*:odoo:{password}"
 
 
 def make_secrets(tree, compose):
@@ -57,8 +67,8 @@ def make_secrets(tree, compose):
 
 def named_secrets(compose):
     """(volume, file) of every password that the compose file, the roles' script or pgweir's configuration reads."""
-    paths = [(name, value) for name in compose.services for key, value in compose.env(name).items() if key.endswith("PASSWORD_FILE")]
-    paths.append(("pgweir", compose.weir["monitor"]["password_file"]))
+    paths = [(name, value) for name in compose.services for key, value in compose.env(name).items() if key.endswith(("PASSWORD_FILE", "PASSWORD__FILE", "PGPASSFILE"))]
+    paths += [("pgweir", compose.weir[section]["password_file"]) for section in ("monitor", "admin")]
     roles = (compose.root / "deploy/docker/create-roles.sh").read_text()
     paths += [("postgres", path) for path in re.findall(r"/run/secrets-postgres/\w+", roles)]
     return {compose.secret(*pair) for pair in paths}
@@ -74,7 +84,7 @@ def played(compose, image):
         hba.write_text("host all odoo,pgweir 127.0.0.1/32 scram-sha-256\n" + hba.read_text())
         cluster.start()
         create_roles(compose, cluster, passwords)
-        tree = stack.enter_context(Tree(*PROGRAMS))
+        tree = stack.enter_context(Tree(bare=True))
         image.make(tree)
         port, admin_port = configure(tree, compose, image, cluster, passwords)
         done = tree.run(["pgweir", "check"], user=image.user())
@@ -82,7 +92,7 @@ def played(compose, image):
             yield f"pgweir check, in its image, beside PostgreSQL: {done.stdout}"
         weir = stack.enter_context(running(tree, image))
         eventually(lambda: alive(weir) and tree.run(image.health(), user=image.user()).returncode == 0, timeout=20, what="its health check")
-        yield from clients(compose, tree, port, admin_port, passwords[("odoo", "odoo")])
+        yield from clients(compose, cluster.base, port, admin_port, passwords)
         weir.terminate()
         if (status := weir.wait(60)) != 0:
             yield f"after SIGTERM its exit status is {status}: {weir.stdout.read()}"
@@ -112,8 +122,9 @@ def configure(tree, compose, image, cluster, passwords):
     for old, new in addresses.items():
         text = text.replace(f'"{old}"', f'"{new}"')
     tree.write("etc/pgweir/pgweir.toml", text)
-    monitor = compose.weir["monitor"]["password_file"]
-    tree.write(monitor, passwords[compose.secret("pgweir", monitor)] + "\n", owner=uid, mode=0o400)
+    for section in ("monitor", "admin"):
+        file = compose.weir[section]["password_file"]
+        tree.write(file, passwords[compose.secret("pgweir", file)] + "\n", owner=uid, mode=0o400)
     return port, admin_port
 
 
@@ -136,31 +147,31 @@ def alive(process):
     return True
 
 
-def clients(compose, tree, port, admin_port, password):
+def clients(compose, place, port, admin_port, passwords):
     """Odoo's services log in with the password made, land in their lanes, and cron's health check sees its link."""
     def connect(application, database):
-        return psycopg2.connect(host="127.0.0.1", port=port, user="odoo", dbname=database, password=password, application_name=application)
+        return psycopg2.connect(host="127.0.0.1", port=port, user="odoo", dbname=database, passfile=file, application_name=application)
 
     def cron_is_well():
-        kind, *test = compose.services["cron"]["healthcheck"]["test"]
-        env = {**os.environ, **compose.env("cron"), "HOST": "127.0.0.1", "PORT": str(port), "PASSWORD_FILE": str(file)}
-        return subprocess.run(["sh", "-c", *test] if kind == "CMD-SHELL" else test, env=env, capture_output=True).returncode == 0
+        text = compose.services["cron"]["healthcheck"]["test"][1].replace("-h pgweir -p 6432", f"-h 127.0.0.1 -p {port}")
+        env = {**os.environ, **compose.env("cron"), "PGPASSFILE": str(file)}
+        return subprocess.run(["sh", "-c", text], env=env, capture_output=True).returncode == 0
 
-    file = tree.path("tmp/odoo")
-    file.write_text(password + "\n")
+    file = place / "pgpass"
+    file.write_text(passwords[("odoo", "pgpass")].replace("pgweir:6432", f"127.0.0.1:{port}") + "\n")
+    file.chmod(0o600)
     if cron_is_well():
         yield "cron is called healthy while nobody listens"
     with contextlib.ExitStack() as stack:
         wanted = set()
         for name in ("init", "web", "cron"):
-            application = compose.env(name)["ODOO_PGAPPNAME"]
+            application = compose.env(name)["PGAPPNAME"]
             for database in ("odoo", "postgres"):
                 stack.enter_context(contextlib.closing(connect(application, database)))
                 wanted.add((application, database, compose.lane(application, "odoo", database)))
         if not cron_is_well():
             yield "cron is called unhealthy while it is connected"
-        secret = next(tree.path(compose.weir["state"]["directory"]).glob("admin.password")).read_text().strip()
-        console = psycopg2.connect(host="127.0.0.1", port=admin_port, user="admin", dbname="pgweir", password=secret)
+        console = psycopg2.connect(host="127.0.0.1", port=admin_port, user="admin", dbname="pgweir", password=passwords[("pgweir", "admin")])
         console.autocommit = True
         cursor = console.cursor(cursor_factory=psycopg2.extras.RealDictCursor)
         found = set()

@@ -39,9 +39,9 @@ def libraries(program):
 
 
 class Tree:
-    """The directory. It goes when the `with` ends."""
+    """The directory, laid out as Debian's or `bare`, as Docker makes one for an image of nothing. It goes when the `with` ends."""
 
-    def __init__(self, *programs):
+    def __init__(self, *programs, bare=False):
         if os.geteuid() != 0:
             raise Skip("chroot needs root")
         if not shutil.which("chroot"):
@@ -49,10 +49,23 @@ class Tree:
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-image-"))
         self.root.chmod(0o755)
         try:
-            self._fill(programs)
+            self._devices()
+            if bare:
+                self.write("etc/hosts", FILES["etc/hosts"])
+            else:
+                self._fill(programs)
         except BaseException:
             self.close()
             raise
+
+    def _devices(self):
+        for name, number in DEVICES.items():
+            self.path("dev").mkdir(exist_ok=True)
+            try:
+                os.mknod(self.path(f"dev/{name}"), stat.S_IFCHR | 0o666, os.makedev(*number))
+                self.path(f"dev/{name}").open("rb").close()
+            except PermissionError as error:
+                raise Skip("device files cannot be made here") from error
 
     def _fill(self, programs):
         for link, target in LINKS.items():
@@ -62,13 +75,6 @@ class Tree:
             self.write(name, text)
         shutil.copy2("/etc/login.defs", self.root / "etc")
         self.path("tmp").mkdir(mode=0o1777)
-        for name, number in DEVICES.items():
-            self.path("dev").mkdir(exist_ok=True)
-            try:
-                os.mknod(self.path(f"dev/{name}"), stat.S_IFCHR | 0o666, os.makedev(*number))
-                self.path(f"dev/{name}").open("rb").close()
-            except PermissionError as error:
-                raise Skip("device files cannot be made here") from error
         for name in programs:
             found = shutil.which(name)
             if not found:
