@@ -10,12 +10,14 @@ mod headroom;
 mod incidents;
 mod init;
 mod metrics;
+mod peaks;
 mod persist;
 mod probes;
 mod reload;
 mod rows;
 mod secrecy;
 mod setup;
+mod suggest;
 mod suspects;
 mod sweep;
 mod tls;
@@ -48,10 +50,12 @@ use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
 
 use incidents::Incidents;
+use peaks::PeakWatch;
 
 pub use drill::drill;
 pub use init::init;
 pub use setup::{admin_endpoint, check};
+pub use suggest::{present, suggest};
 
 /// Shortest and longest pause between two ticks while something waits for time.
 const TICK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
@@ -74,6 +78,8 @@ pub struct App {
     growth: Mutex<Growth>,
     history: Mutex<History>,
     incidents: Incidents,
+    /// What `pgweir suggest` reckons with.
+    peak_watch: PeakWatch,
     /// SHOW STATS' averages.
     averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.
