@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         check: app::check,
         init: app::init,
         admin: app::admin_endpoint,
+        suggest: app::suggest,
         drill: app::drill,
     })
 }

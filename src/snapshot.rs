@@ -423,6 +423,59 @@ pub struct HistoryRow {
     pub bypass: Option<u32>,
 }
 
+/// A row of SHOW PEAKS: a lane, or all of them, in the last 168 hours. *Usual* is what 95 % of the hours had at most in which there was
+/// anything to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeaksRow {
+    /// Name; none for all together.
+    pub lane: Option<Arc<str>>,
+    /// Hours in which it did something; of all together, hours seen.
+    pub hours: u64,
+    /// Slots at most; of all together, those of replication left out.
+    pub slots_peak: u64,
+    /// When the hour of that began, in ms since the epoch.
+    pub slots_peak_at: Option<u64>,
+    /// Slots in ordinary hours.
+    pub slots_usual: u64,
+    /// None of all together.
+    pub of_lane: Option<PeaksOfLane>,
+    /// Client backends that are not pgweir's, at most; none of a lane, nor have the next.
+    pub bypass_peak: Option<u64>,
+    /// Connections in percent of max_connections, at most.
+    pub percent_of_max_peak: Option<f64>,
+}
+
+/// What only a lane has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PeaksOfLane {
+    /// Slots, with those who waited because it was full.
+    pub demand_peak: u64,
+    /// Links in a request or a transaction at once.
+    pub in_use_peak: u64,
+    /// The same in ordinary hours.
+    pub in_use_usual: u64,
+    /// Clients that waited at once.
+    pub waiting_peak: u64,
+    /// The longest wait.
+    pub max_wait_ms: u64,
+    /// Transactions.
+    pub transactions: u64,
+    /// Refusals.
+    pub refused: u64,
+    /// By reason, most first: "lane_full 3, shed 2".
+    pub refusals: String,
+    /// The longest time idle in transaction that its client ended by going on.
+    pub idle_in_transaction_ms: u64,
+    /// When the hour of that began, in ms since the epoch.
+    pub idle_in_transaction_at: Option<u64>,
+    /// The same in ordinary hours.
+    pub idle_in_transaction_usual_ms: u64,
+    /// The longest that was reset, disconnected, or left by its client.
+    pub cut_ms: u64,
+    /// How many were.
+    pub cuts: u64,
+}
+
 /// What an operator's page has to know of the configuration: which lines usage may cross, and what its buttons will do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyRow {

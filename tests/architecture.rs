@@ -23,7 +23,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("src/listen/", &["listen", "reason"]),
     ("src/page/", &["page"]),
     ("src/prober/", &["prober", "upstream::connect", "incident::exit"]),
-    ("src/advise/", &["advise"]),
+    ("src/advise/", &["advise", "clock", "snapshot"]),
     ("src/upstream/", &["upstream", "lanes::sample", "clock", "wire", "tls"]),
     ("src/headroom/", &["headroom", "snapshot"]),
     ("src/incident/", &["incident", "clock", "snapshot"]),

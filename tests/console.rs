@@ -127,6 +127,17 @@ impl Control for Fake {
     fn incident(&self, id: u64) -> Option<String> {
         (id == 7).then(|| "{}".into())
     }
+    fn peaks(&self) -> Vec<PeaksRow> {
+        let web = PeaksRow {
+            lane: Some("web".into()),
+            of_lane: Some(PeaksOfLane::default()),
+            ..PeaksRow::default()
+        };
+        vec![web, PeaksRow { slots_peak: 9, bypass_peak: Some(3), ..PeaksRow::default() }]
+    }
+    fn suggestion(&self) -> String {
+        "{}".into()
+    }
     fn timeline_after(&self, _: u64) -> Vec<TimelineEntry> {
         vec![]
     }
@@ -259,6 +270,8 @@ fn every_show_answers_in_both_protocols() {
             "LEAKS",
             "USAGE",
             "TIMELINE",
+            "PEAKS",
+            "SUGGESTION",
             "CONFIG",
             "VERSION",
             "HELP",

@@ -105,6 +105,9 @@ pub enum Show {
     Incidents,
     /// The record of one, by its number.
     Incident(u64),
+    Peaks,
+    /// What `pgweir suggest` makes of them.
+    Suggestion,
     Config,
     Stats,
     StatsTotals,

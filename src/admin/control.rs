@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use super::command::Command;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
-    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
-    UpstreamRow, UsageRow,
+    LaneRow, LeakRow, ListsRow, PeaksRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow,
+    TimelineEntry, UpstreamRow, UsageRow,
 };
 
 /// Who asks, for the timeline.
@@ -71,7 +71,11 @@ pub trait Control: Send + Sync + 'static {
     fn incidents(&self) -> Vec<IncidentRow>;
     /// SHOW INCIDENT n: its record in JSON (`incident::record::Incident`); none where there is no such incident. May read a file.
     fn incident(&self, id: u64) -> Option<String>;
-    /// What is kept of it behind an entry's number, oldest first.
+    /// SHOW PEAKS: lanes, and last all together.
+    fn peaks(&self) -> Vec<PeaksRow>;
+    /// SHOW SUGGESTION, in JSON (`advise::suggest::Suggestion`).
+    fn suggestion(&self) -> String;
+    /// What is kept of the timeline behind an entry's number, oldest first.
     fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry>;
     /// The number of the last entry; changes when one is added.
     fn timeline_changed(&self) -> watch::Receiver<u64>;

@@ -1,7 +1,7 @@
 //! The console's commands as shown by SHOW HELP and named in hints. Pure.
 
 /// Syntax and meaning of every command.
-pub const COMMANDS: [(&str, &str); 40] = [
+pub const COMMANDS: [(&str, &str); 42] = [
     ("SHOW LANES", "state, quota and load of each lane"),
     ("SHOW APPLICATIONS", "quota and load of each application"),
     ("SHOW CLIENTS", "every client link"),
@@ -20,6 +20,8 @@ pub const COMMANDS: [(&str, &str); 40] = [
     ("SHOW EXIT", "criteria by which an incident is over: met or not, since when, why"),
     ("SHOW INCIDENTS", "what was an incident, and is"),
     ("SHOW INCIDENT n", "everything about one, as JSON"),
+    ("SHOW PEAKS", "what each lane used and asked for in the last week"),
+    ("SHOW SUGGESTION", "quotas and thresholds that would fit that, as JSON: pgweir suggest"),
     ("SHOW STATUS", "pgweir itself"),
     ("SHOW CONFIG", "settings in force"),
     ("SHOW VERSION", "pgweir's version"),

@@ -113,6 +113,8 @@ fn show(tokens: &[Token]) -> Option<Show> {
         "TIMELINE" => Show::Timeline,
         "EXIT" => Show::Exit,
         "INCIDENTS" => Show::Incidents,
+        "PEAKS" => Show::Peaks,
+        "SUGGESTION" => Show::Suggestion,
         "CONFIG" => Show::Config,
         "STATS" => Show::Stats,
         "STATS_TOTALS" => Show::StatsTotals,

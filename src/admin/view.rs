@@ -7,8 +7,8 @@ use super::control::Control;
 use super::{help, tongue};
 use crate::clock::WallMs;
 use crate::snapshot::{
-    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, SessionRow, TimelineEntry,
-    UpstreamRow, UsageRow, utc,
+    ApplicationRow, ExitRow, HeadroomRow, IncidentRow, LaneRow, LeakRow, PeaksOfLane, PeaksRow, SessionRow,
+    TimelineEntry, UpstreamRow, UsageRow, utc,
 };
 
 /// Type of a column.
@@ -155,6 +155,13 @@ const INCIDENTS: &[Column] = table![
     trigger: Text, cause: Text,
 ];
 const INCIDENT: &[Column] = table![id: Int8, incident: Text];
+const PEAKS: &[Column] = table![
+    lane: Text, hours: Int8, slots_peak: Int8, slots_peak_at: Text, slots_usual: Int8, demand_peak: Int8, in_use_peak: Int8,
+    in_use_usual: Int8, waiting_peak: Int8, max_wait_ms: Int8, transactions: Int8, refused: Int8, refusals: Text,
+    idle_in_transaction_ms: Int8, idle_in_transaction_at: Text, idle_in_transaction_usual_ms: Int8, cut_ms: Int8, cuts: Int8,
+    bypass_peak: Int8, percent_of_max_peak: Float8,
+];
+const SUGGESTION: &[Column] = table![suggestion: Text];
 const NAME_VALUE: &[Column] = table![name: Text, value: Text];
 const HEADROOM: &[Column] = table![item: Text, value: Text, basis: Text, note: Text];
 const UPSTREAMS: &[Column] = table![
@@ -187,6 +194,8 @@ pub fn columns(show: Show) -> &'static [Column] {
         Show::Exit => EXIT,
         Show::Incidents => INCIDENTS,
         Show::Incident(_) => INCIDENT,
+        Show::Peaks => PEAKS,
+        Show::Suggestion => SUGGESTION,
         Show::Config => tongue::CONFIG,
         Show::Status => NAME_VALUE,
         Show::Version => VERSION,
@@ -218,6 +227,8 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
         Show::Incident(id) => {
             Box::new(control.incident(id).into_iter().map(move |record| vec![count(id), text(record)]))
         }
+        Show::Peaks => Box::new(control.peaks().into_iter().map(peaks)),
+        Show::Suggestion => Box::new(std::iter::once(vec![text(control.suggestion())])),
         Show::Config => Box::new(tongue::config(control).into_iter()),
         Show::Status => Box::new(status(control).into_iter()),
         Show::Version => Box::new(std::iter::once(vec![text(VERSION_TEXT)])),
@@ -370,6 +381,33 @@ fn incident(row: IncidentRow) -> Row {
         count(row.events),
         text(row.trigger),
         text(row.cause),
+    ]
+}
+
+fn peaks(row: PeaksRow) -> Row {
+    let when = |at: Option<u64>| at.map_or(Value::Null, |at| text(utc(WallMs(at))));
+    let own = |of: fn(&PeaksOfLane) -> u64| row.of_lane.as_ref().map_or(Value::Null, |lane| count(of(lane)));
+    vec![
+        row.lane.as_deref().map_or(Value::Null, text),
+        count(row.hours),
+        count(row.slots_peak),
+        when(row.slots_peak_at),
+        count(row.slots_usual),
+        own(|lane| lane.demand_peak),
+        own(|lane| lane.in_use_peak),
+        own(|lane| lane.in_use_usual),
+        own(|lane| lane.waiting_peak),
+        own(|lane| lane.max_wait_ms),
+        own(|lane| lane.transactions),
+        own(|lane| lane.refused),
+        row.of_lane.as_ref().map_or(Value::Null, |lane| text(lane.refusals.as_str())),
+        own(|lane| lane.idle_in_transaction_ms),
+        when(row.of_lane.as_ref().and_then(|lane| lane.idle_in_transaction_at)),
+        own(|lane| lane.idle_in_transaction_usual_ms),
+        own(|lane| lane.cut_ms),
+        own(|lane| lane.cuts),
+        row.bypass_peak.map_or(Value::Null, count),
+        percent(row.percent_of_max_peak),
     ]
 }
 

@@ -22,7 +22,7 @@ pub fn toml(template: &Template, conf: &OdooConf, limits: &Limits, plan: &Plan, 
         document.as_table_mut(),
         "mode",
         "observe",
-        "decides and records, touches nothing. After a week: \"enforce\"",
+        "decides and records, touches nothing. After a week: pgweir suggest, then \"enforce\"",
     );
     header(&mut document, limits, plan, place);
     listeners(&mut document, place);

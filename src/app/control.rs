@@ -12,8 +12,8 @@ use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
-    LaneRow, LeakRow, ListsRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
-    UpstreamRow, UsageRow,
+    LaneRow, LeakRow, ListsRow, PeaksRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow,
+    TimelineEntry, UpstreamRow, UsageRow,
 };
 
 impl App {
@@ -80,6 +80,14 @@ impl Control for App {
 
     fn incident(&self, id: u64) -> Option<String> {
         self.incident_record(id)
+    }
+
+    fn peaks(&self) -> Vec<PeaksRow> {
+        self.peaks_rows()
+    }
+
+    fn suggestion(&self) -> String {
+        self.suggestion_text()
     }
 
     fn timeline_after(&self, seq: u64) -> Vec<TimelineEntry> {

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::accept::{Door, Listening, accept};
 use super::incidents::Incidents;
+use super::peaks::PeakWatch;
 use super::tls::Tls;
 use super::workers::Workers;
 use super::{App, auth, setup, upstreams};
@@ -95,6 +96,7 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     app.notifier.ready();
     app.wait_for_the_end(&mut listeners).await?;
     app.save_open_at_the_end();
+    app.save_peaks_at_the_end();
     app.timeline.flush(Duration::from_secs(2));
     Ok(())
 }
@@ -128,6 +130,7 @@ fn new_app(
         growth: Mutex::new(Growth::new()),
         history: Mutex::default(),
         incidents: Incidents::new(&config, started),
+        peak_watch: PeakWatch::new(&config.state_directory),
         averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),
         terminating: tokio::sync::Mutex::default(),

@@ -18,8 +18,8 @@ use crate::incident::exit::{Criterion, Exit, Facts, LaneTotals, ProbeRule, Rules
 use crate::incident::history::Point;
 use crate::incident::record::{Incident, LaneFigures, Look, Said, Summary};
 use crate::link::meter::TransactionEnd;
-use crate::reason::SqlState;
-use crate::snapshot::{ExitRow, IncidentRow, LaneRow};
+use crate::reason::{Reason, SqlState};
+use crate::snapshot::{ExitRow, IncidentRow, LaneRow, UsageRow};
 
 /// Time between two looks, and the shortest one, for a `hold_for` of a few seconds.
 const EVERY: Duration = Duration::from_secs(1);
@@ -33,6 +33,9 @@ const CONTEXT: u64 = 50;
 /// Intervals after which an answer is too old.
 const FRESH_INTERVALS: u32 = 3;
 const TOO_MANY_CLIENTS: SqlState = SqlState(*b"53300");
+
+/// Refusals since start, by lane and reason.
+type Refusals = Vec<(Arc<str>, Reason, u64)>;
 
 /// What is kept between two looks.
 pub(super) struct Incidents {
@@ -107,7 +110,9 @@ impl App {
         // Without what links do, which would mean to look at each of them.
         let rows = self.hub.guard(|guard, now| guard.rows(now));
         let totals = self.lane_totals(&rows);
-        let (facts, connections, bypass) = self.exit_facts(totals);
+        let (facts, usage, refusals) = self.exit_facts(totals);
+        let (connections, bypass) = (usage.connections, usage.bypass);
+        self.record_peaks(now, &rows, &usage, &refusals);
         let known = |figure: u32| facts.usage.map(|_| figure);
         let point = Point { percent: facts.usage, connections: known(connections), bypass: known(bypass) };
         self.history.lock().record(now, point);
@@ -226,7 +231,7 @@ impl App {
         totals.collect()
     }
 
-    fn exit_facts(&self, lanes: Vec<LaneTotals>) -> (Facts, u32, u32) {
+    fn exit_facts(&self, lanes: Vec<LaneTotals>) -> (Facts, UsageRow, Refusals) {
         let (usage, full, refusals) = self
             .hub
             .guard(|guard, now| (guard.usage_row(now), guard.too_many_clients_total(), guard.refusals()));
@@ -242,7 +247,7 @@ impl App {
             logged: self.incidents.logged.lock().clone(),
             lanes,
         };
-        (facts, usage.connections, usage.bypass)
+        (facts, usage, refusals)
     }
 
     // ------------------------------------------------------------ the read model

@@ -10,12 +10,14 @@ mod headroom;
 mod incidents;
 mod init;
 mod metrics;
+mod peaks;
 mod persist;
 mod probes;
 mod reload;
 mod rows;
 mod secrecy;
 mod setup;
+mod suggest;
 mod suspects;
 mod sweep;
 mod tls;
@@ -50,10 +52,12 @@ use crate::upstream::monitor::MonitorHandle;
 use crate::upstream::targets::Targets;
 
 use incidents::Incidents;
+use peaks::PeakWatch;
 
 pub use drill::drill;
 pub use init::init;
 pub use setup::{admin_endpoint, check};
+pub use suggest::{present, suggest};
 
 /// Shortest and longest pause between two ticks while something waits for time.
 const TICK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
@@ -76,6 +80,8 @@ pub struct App {
     growth: Mutex<Growth>,
     history: Mutex<History>,
     incidents: Incidents,
+    /// What `pgweir suggest` reckons with.
+    peak_watch: PeakWatch,
     /// SHOW STATS' averages.
     averages: Mutex<Averages>,
     /// Serialises commands that change pauses, so that the state file has the last word.

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::App;
+use super::peaks::Pass;
 use super::rows::{blocked_by_pid, reading_from_client};
 use crate::clock::{self, Moment};
 use crate::lanes::ids::LinkId;
@@ -158,17 +159,18 @@ impl App {
     }
 
     /// The same of those of which something might have to be said by now: most are young, or nobody's business. On its way it has links that
-    /// are not being read look for a hang-up. Also: how long it worked, its rests aside.
+    /// are not being read look for a hang-up, and notes what is in use and idles (`peaks`). Also: how long it worked, its rests aside.
     pub(super) async fn leak_facts_due(
         &self,
         now: Moment,
         sample: Option<&Sample>,
         watched: &mut Watched,
     ) -> (Vec<(Arc<LinkShared>, LeakFacts)>, Duration) {
+        let mut pass = Pass::default();
         let mut worked = Duration::ZERO;
         let look = Look::new(&self.hub, now, sample);
         if watched.wants_scan(now, look.earliest()) {
-            *watched = self.scan(&look).await;
+            *watched = self.scan(&look, &mut pass).await;
             worked = watched.worked;
         }
         let resumed = clock::now();
@@ -180,17 +182,22 @@ impl App {
             }
             found.extend(look.at(&link, true));
         }
+        self.passed(now, pass);
         let found = self.with_harm(now, found);
         (found, worked + clock::now().since(resumed))
     }
 
-    /// Looks at all links, with rests.
-    async fn scan(&self, look: &Look<'_>) -> Watched {
+    /// Looks at all links, with rests, and has `pass` see them.
+    async fn scan(&self, look: &Look<'_>, pass: &mut Pass) -> Watched {
         let mut resumed = clock::now();
         let all: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
         let (mut links, mut worked) = (Vec::new(), Duration::ZERO);
         for portion in all.chunks(PORTION) {
-            let suspect = |id: &LinkId| Some((*id, look.due_from(self.hub.links.get(id)?.value())?));
+            let suspect = |id: &LinkId| {
+                let entry = self.hub.links.get(id)?;
+                pass.see(entry.value());
+                Some((*id, look.due_from(entry.value())?))
+            };
             links.extend(portion.iter().filter_map(suspect));
             worked += clock::now().since(resumed);
             if portion.len() == PORTION {

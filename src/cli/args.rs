@@ -67,6 +67,11 @@ pub enum Command {
     Upstreams,
     /// How many more backends memory would bear, and what that rests on
     Headroom,
+    /// Quotas, reserves and thresholds that fit what was seen in the last week, with the evidence
+    #[command(
+        after_help = "Exit status: 0 told (and written), 1 refused (nothing seen, FILE exists, the file is not what runs), 2 usage error, 3 cannot reach pgweir."
+    )]
+    Suggest(Suggest),
     /// What happened and what was done, oldest first
     Timeline(Timeline),
     /// Whether the incident is over: each criterion, met or not, and why
@@ -154,6 +159,20 @@ impl std::fmt::Debug for Init {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Init").field("odoo_conf", &self.odoo_conf).finish_non_exhaustive()
     }
+}
+
+/// `suggest`'s options.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Suggest {
+    /// Read what a pgweir that is stopped left in its [state] directory
+    #[arg(long)]
+    pub state: bool,
+    /// Write the configuration with the suggested figures there; its comments stay
+    #[arg(long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Replace FILE if it exists
+    #[arg(long, requires = "write")]
+    pub force: bool,
 }
 
 /// `timeline`'s options.

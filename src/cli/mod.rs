@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command, Drill, Global, Init};
+use args::{Cli, Command, Drill, Global, Init, Suggest};
 use console::{Console, Failure};
 use endpoint::AdminEndpoint;
 
@@ -38,6 +38,9 @@ pub struct Handlers {
     pub init: fn(&Init, &Path, bool) -> ExitCode,
     /// Where the console is and how to log in, by this configuration file. An error is shown as it is.
     pub admin: fn(&Path) -> Result<AdminEndpoint, String>,
+    /// Tells what is suggested, by what a running pgweir said or else by the state directory of this configuration file; writes a file with it
+    /// if told so; as JSON if told so.
+    pub suggest: fn(&Suggest, Option<&str>, Option<&Path>, bool) -> ExitCode,
     /// Carries a drill out; as JSON if told so; with the console, if one is named.
     pub drill: fn(&Drill, bool, Option<AdminEndpoint>) -> ExitCode,
 }
@@ -69,6 +72,7 @@ pub fn main_with(handlers: &Handlers, args: impl IntoIterator<Item = OsString>) 
         Command::Drill(drill) => console_of_drill(&cli.global, handlers)
             .map(|console| (handlers.drill)(drill, cli.global.json, console)),
         Command::Completions { shell } => print(&completions::script(*shell)).map(|_| ExitCode::SUCCESS),
+        Command::Suggest(wanted) => suggest(&cli.global, handlers, wanted),
         Command::Version => print(&show::version(cli.global.json)).map(|_| ExitCode::SUCCESS),
         _ => endpoint::find(&cli.global, handlers.admin).and_then(|endpoint| ask(&cli, &endpoint)),
     };
@@ -86,12 +90,35 @@ fn console_of_drill(global: &Global, handlers: &Handlers) -> Result<Option<Admin
     endpoint::find(global, handlers.admin).map(Some)
 }
 
+fn suggest(global: &Global, handlers: &Handlers, wanted: &Suggest) -> Result<ExitCode, Failure> {
+    let file = match &global.admin {
+        Some(_) => None,
+        None => Some(endpoint::config_file(global)?),
+    };
+    if (wanted.state || wanted.write.is_some()) && file.is_none() {
+        let text = "--state and --write need the configuration file: --config FILE in place of --admin";
+        return Err(Failure::Usage(text.into()));
+    }
+    let told = match wanted.state {
+        true => None,
+        false => Some(runtime()?.block_on(suggestion(&endpoint::find(global, handlers.admin)?))?),
+    };
+    Ok((handlers.suggest)(wanted, told.as_deref(), file.as_deref(), global.json))
+}
+
+/// What the running pgweir suggests, as JSON.
+async fn suggestion(endpoint: &AdminEndpoint) -> Result<String, Failure> {
+    let table = Console::connect(endpoint).await?.show("SHOW SUGGESTION").await?;
+    Ok(table.rows.into_iter().flatten().flatten().next().unwrap_or_default())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| Failure::Unreachable(format!("cannot start: {error}")))
+}
+
 fn ask(cli: &Cli, endpoint: &AdminEndpoint) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::Unreachable(format!("cannot start: {error}")))?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         if cli.command == Command::Top {
             return Box::pin(top::run(endpoint)).await.map(|_| ExitCode::SUCCESS);
         }

@@ -230,7 +230,8 @@ impl Lane {
     }
 }
 
-pub(super) fn is_replication_only(settings: &LaneSettings) -> bool {
+/// Whether a lane is for replication links only, which PostgreSQL counts in another pool.
+pub fn is_replication_only(settings: &LaneSettings) -> bool {
     !settings.rules.is_empty() && settings.rules.iter().all(|rule| rule.replication == Some(true))
 }
 

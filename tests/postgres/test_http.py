@@ -17,7 +17,7 @@ from harness.weir import ROOT, lane
 pytestmark = pytest.mark.weir
 
 LEAK = {"warn": "100ms", "action": "none"}
-READS = "lanes applications clients sessions leaks usage status timeline exit incidents history policy".split()
+READS = "lanes applications clients sessions leaks usage status timeline exit incidents history policy peaks".split()
 
 
 @pytest.fixture(scope="module")

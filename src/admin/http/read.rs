@@ -53,6 +53,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
             "/api/v1/incidents",
             get(async |site: Shared, query: RawQuery| table(&site, Show::Incidents, query)),
         )
+        .route("/api/v1/peaks", get(async |site: Shared, query: RawQuery| table(&site, Show::Peaks, query)))
         .route("/api/v1/timeline", get(timeline))
         .route("/api/v1/history", get(history))
         .route("/api/v1/policy", get(policy))

@@ -1,0 +1,135 @@
+//! A suggestion for people: what was seen, what should change, and why, lane by lane. Pure.
+
+use std::fmt::Write as _;
+
+use super::limits::plain;
+use super::seen::{PERCENT, Peak, Seen};
+use super::suggest::{Advice, Evidence, LaneAdvice, Setting, Suggestion};
+use super::threshold::span;
+use crate::clock::WallMs;
+use crate::snapshot::utc;
+
+/// Reasons of refusals told, of each lane.
+const REASONS_MAX: usize = 3;
+
+/// All of it.
+pub fn text(suggestion: &Suggestion) -> String {
+    let mut out = String::new();
+    head(&mut out, suggestion);
+    suggestion.lanes.iter().for_each(|lane| one_lane(&mut out, lane));
+    for application in &suggestion.applications {
+        let _ = writeln!(out, "\napplication {}", plain(&application.application));
+        line(&mut out, &application.advice);
+    }
+    if !suggestion.notes.is_empty() {
+        out.push_str("\nTo be known:\n");
+        suggestion.notes.iter().for_each(|note| _ = writeln!(out, "- {}.", plain(note)));
+    }
+    let _ = match suggestion.changes() {
+        0 => writeln!(out, "\nNothing is to be changed."),
+        1 => writeln!(out, "\n1 change: pgweir suggest --write FILE writes the configuration with it."),
+        n => writeln!(out, "\n{n} changes: pgweir suggest --write FILE writes the configuration with them."),
+    };
+    out
+}
+
+fn head(out: &mut String, suggestion: &Suggestion) {
+    let Suggestion { hours_seen, hours_looked_at, mode, whole, .. } = suggestion;
+    let since = if whole.since == 0 { String::new() } else { format!(", since {}", hour(whole.since)) };
+    let _ = writeln!(
+        out,
+        "Seen: {hours_seen} of the last {hours_looked_at} hours{since}; mode {mode}. {}.",
+        capital(&suggestion.evidence_text)
+    );
+    if suggestion.evidence == Evidence::None {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "In ordinary hours: what {PERCENT} % of the hours had at most in which there was anything to do."
+    );
+    if let Some(room) = suggestion.room {
+        let _ = writeln!(
+            out,
+            "PostgreSQL: max_connections {}; {} usable − {} headroom − {} that bypass pgweir in ordinary hours = {} for the lanes",
+            room.max_connections, room.usable, room.headroom, room.bypass, room.budget
+        );
+    }
+    let percent = |permille: u64| permille as f64 / 10.0;
+    let (usage, own) = (whole.usage_permille, whole.own);
+    let _ = writeln!(
+        out,
+        "Usage: {} % at its highest{}, {} % in ordinary hours; pgweir had {} connections at most, {} in ordinary hours",
+        percent(usage.value),
+        at(usage),
+        percent(usage.usual),
+        own.value,
+        own.usual
+    );
+}
+
+fn one_lane(out: &mut String, lane: &LaneAdvice) {
+    let _ = writeln!(out, "\nlane {}: {}", plain(&lane.lane), seen(&lane.seen));
+    lane.advice.iter().for_each(|advice| line(out, advice));
+}
+
+fn seen(seen: &Seen) -> String {
+    if seen.hours == 0 {
+        return "nothing was seen of it".to_owned();
+    }
+    let mut text = format!(
+        "{} slots at most{}, {} in ordinary hours, {} of them at work at once; {} transactions in {} hour{}",
+        seen.slots.value,
+        at(seen.slots),
+        seen.slots.usual,
+        seen.in_use.usual,
+        seen.transactions,
+        seen.hours,
+        if seen.hours == 1 { "" } else { "s" }
+    );
+    if seen.waiting.value > 0 {
+        let _ = write!(
+            text,
+            "; {} waited at once{}, the longest for {}",
+            seen.waiting.value,
+            at(seen.waiting),
+            span(seen.wait_ms.value)
+        );
+    }
+    let all: u64 = seen.refused.iter().map(|(_, count)| count).sum();
+    if all > 0 {
+        let told =
+            seen.refused.iter().take(REASONS_MAX).map(|(reason, count)| format!("{} {count}", plain(reason)));
+        let _ = write!(text, "; {all} refused ({})", told.collect::<Vec<_>>().join(", "));
+    }
+    text
+}
+
+fn line(out: &mut String, advice: &Advice) {
+    let value = |setting: &Setting| match setting {
+        Setting::Time(time) => plain(time),
+        other => other.literal(),
+    };
+    let shown = if advice.is_change() {
+        format!("{} → {}", value(&advice.present), value(&advice.suggested))
+    } else {
+        value(&advice.present)
+    };
+    let _ = writeln!(out, "  {:<26}{shown:<14}{}", plain(&advice.key), plain(&advice.why));
+}
+
+fn at(peak: Peak) -> String {
+    if peak.at == 0 { String::new() } else { format!(" ({})", hour(peak.at)) }
+}
+
+/// `2026-01-02 15:00 UTC`.
+fn hour(at: u64) -> String {
+    let text = utc(WallMs(at));
+    let (day, time) = text.split_once('T').unwrap_or((&text, ""));
+    format!("{day} {} UTC", time.get(..5).unwrap_or_default())
+}
+
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
