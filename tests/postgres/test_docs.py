@@ -13,9 +13,9 @@ import tomllib
 
 import pytest
 
-from harness import docs, free_port
+from harness import docs, eventually, free_port
 from harness.docs import UPDATE
-from harness.sandbox import PASSWORD, Sandbox, cmdline, eventually
+from harness.sandbox import PASSWORD, Sandbox, cmdline
 from harness.weir import ROOT
 
 pytestmark = pytest.mark.weir
@@ -68,6 +68,10 @@ class Page:
         self.scene_users_work()
         self.box.must("pgweir resume all")
         self.box.must("pgweir freeze --reason 'an import runs wild'; until pgweir status --json | jq -e .incident > /dev/null; do sleep 0.02; done")
+
+    def scene_the_incident_closes(self):
+        """It does within a second of the last criterion."""
+        self.box.must("while pgweir status --json | jq -e .incident > /dev/null; do sleep 0.05; done")
 
     def scene_users_work(self):
         """A web worker commits five times a second until the page is over."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 from . import odoo
-from .util import eventually, free_port
+from .util import free_port
 from .weir import BINARY, ROOT
 
 PASSWORD = "the-password-of-odoo-and-the-monitor"
@@ -282,6 +282,3 @@ def cmdline(pid):
         return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-
-
-__all__ = ["PASSWORD", "Sandbox", "cmdline", "eventually"]
