@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import pathlib
-import random
 import statistics
 import sys
 import time
@@ -26,14 +25,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from measure import fake, storm  # noqa: E402
 from measure.beside import Beside  # noqa: E402
 from measure.crowd import Side  # noqa: E402
-from measure.report import note, spread  # noqa: E402
+from measure.report import MISSED, decided, note, spread  # noqa: E402
 from measure.sampled import Sampled  # noqa: E402
 
 P99_GOAL = 1.10
 STORM_CORES_GOAL = 0.25
-MISSED = "**missed**"
-# Of the bootstrap.
-RESAMPLES = 2000
 CONDITIONS = ["without", "with", "unsampled", "HAProxy without", "HAProxy with"]
 # After SIGCONT: what piled up meanwhile is done with.
 AWAKE_S = 1.2
@@ -65,23 +61,6 @@ def arguments():
     parser.add_argument("--storm-processes", type=int, default=2, help="that generate the storm (default %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures of all rounds there")
     return parser.parse_args()
-
-
-def interval(values):
-    """Where the median lies with 95 % confidence: bootstrap, the same draws each time."""
-    draw = random.Random(1)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
-
-
-def verdict(values, bound, strict=False):
-    """met, missed, or open where the median's interval has the bound inside: more rounds would decide."""
-    low, high = interval(values)
-    if low <= bound < high:
-        return f"open (the median lies in {low:.2f}–{high:.2f} with 95 %)"
-    middle = statistics.median(values)
-    met = middle < bound or middle == bound and not strict
-    return f"{'met' if met else MISSED} (the median lies in {low:.2f}–{high:.2f} with 95 %)"
 
 
 def column(runs, key):
@@ -144,7 +123,7 @@ def busy_table(args, runs, links):
     for key, name in (("p50_us", "p50, µs"), ("p99_us", "p99, µs"), ("cpu_us", "CPU µs per transaction, idle work included")):
         cells = [spread(column(found, key), 0) for found in runs.values()] + [spread(ratios(runs[a], runs[b], key)) for a, b in pairs]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    found = verdict(ratios(runs["with"], runs["without"]), P99_GOAL)
+    found = decided(ratios(runs["with"], runs["without"]), P99_GOAL)
     return "\n".join(lines) + f"\n\nGoal: p99 with / without ≤ {P99_GOAL:.2f}: {found}", found
 
 
@@ -188,7 +167,7 @@ def storm_table(args, runs):
         lines.append(f"| {words} | – | {' | '.join(cells)} | – | – |")
     cores = [a["cores"] - b["cores"] for a, b in zip(runs["storm"], runs["control"])]
     latency = ratios(runs["storm"], runs["control"])
-    found = [verdict(cores, STORM_CORES_GOAL, strict=True), verdict(latency, P99_GOAL)]
+    found = [decided(cores, STORM_CORES_GOAL, strict=True), decided(latency, P99_GOAL)]
     return "\n".join(lines) + (f"\n\nGoals: the storm's own cost, storm less control, {spread(cores, 3)} cores < {STORM_CORES_GOAL}: {found[0]};"
                                f" p99 storm / control ≤ {P99_GOAL:.2f}: {found[1]}"), found
 

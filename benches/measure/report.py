@@ -1,9 +1,13 @@
 """Medians, ratios and the Markdown table."""
 
+import random
 import statistics
 import sys
 
 PEER, OURS = "PgBouncer", "pgweir"
+MISSED = "**missed**"
+# Of the bootstrap.
+RESAMPLES = 2000
 
 
 def note(text):
@@ -26,6 +30,24 @@ def is_open(values, bound):
         return False
     low, _, high = statistics.quantiles(values, n=4)
     return low <= bound < high
+
+
+def interval(values):
+    """Where the median lies with 95 % confidence: bootstrap, the same draws each time."""
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
+
+
+def decided(values, bound, strict=False):
+    """met, missed, or open where the median's interval has the bound inside: more rounds would decide."""
+    low, high = interval(values)
+    between = f"(the median lies in {low:.3g}–{high:.3g} with 95 %)"
+    if low <= bound < high:
+        return f"open {between}"
+    middle = statistics.median(values)
+    met = middle < bound or middle == bound and not strict
+    return f"{'met' if met else MISSED} {between}"
 
 
 class Results:

@@ -68,7 +68,7 @@ pub struct App {
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
     /// Held from looking at links to judging them: whoever judges by an older look would make the judge forget what is newer.
-    judging: tokio::sync::Mutex<()>,
+    judging: tokio::sync::Mutex<suspects::Watched>,
     /// A sample was asked for to see whether a leak does harm.
     seeks_harm: AtomicBool,
     growth: Mutex<Growth>,

@@ -37,6 +37,13 @@ impl Tally {
             LinkState::Starting | LinkState::Login | LinkState::Closing => {}
         }
     }
+
+    fn join(&mut self, other: Self) {
+        self.idle += other.idle;
+        self.active += other.active;
+        self.idle_in_transaction += other.idle_in_transaction;
+        self.waiting += other.waiting;
+    }
 }
 
 pub(super) fn ms(duration: Duration) -> u64 {
@@ -54,12 +61,19 @@ impl App {
     fn tallies(&self) -> (HashMap<Arc<str>, Tally>, HashMap<Arc<str>, Tally>) {
         let mut lanes: HashMap<Arc<str>, Tally> = HashMap::new();
         let mut applications: HashMap<Arc<str>, Tally> = HashMap::new();
+        // Links share their names: of ten thousand few are hashed by what they say.
+        let mut groups = HashMap::new();
         for entry in &self.hub.links {
             let (state, _) = entry.value().state();
-            let (lane, application) =
-                entry.value().with_labels(|l| (l.lane_name.clone(), l.application_name.clone()));
-            lanes.entry(lane).or_default().add(state);
-            applications.entry(application).or_default().add(state);
+            entry.value().with_labels(|labels| {
+                let (lane, application) = (&labels.lane_name, &labels.application_name);
+                let group = groups.entry((Arc::as_ptr(lane), Arc::as_ptr(application)));
+                group.or_insert_with(|| (lane.clone(), application.clone(), Tally::default())).2.add(state);
+            });
+        }
+        for (lane, application, tally) in groups.into_values() {
+            lanes.entry(lane).or_default().join(tally);
+            applications.entry(application).or_default().join(tally);
         }
         // To PostgreSQL a pooled connection is an idle one.
         for (_, lane, application) in self.hub.guard(|guard, _| guard.pooled_backends()) {

@@ -17,9 +17,31 @@ use crate::link::hub::Lane;
 use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
 use crate::wire::statement;
 
-/// Links looked at at once, and the rest after them: with ten thousand a sweep takes milliseconds, in which a worker may wait for the core.
+/// Links looked at at once, and the rest after them: to look at ten thousand takes milliseconds, in which a worker may wait for the core.
 const PORTION: usize = 128;
 const PORTION_REST: Duration = Duration::from_millis(1);
+/// So many times as long as a look at all links worked, nobody looks at all of them again.
+const REST_PER_WORK: u32 = 2000;
+/// A link that is not being read is asked whether its client is there, from so long after that at the latest.
+const REST_AT_MOST: Duration = Duration::from_secs(5);
+
+/// Which links sweeps look at. A link that is active or idle outside a transaction when all are looked at cannot be due before the shortest time that
+/// any lane gives, so all are looked at twice in that time, and in between only those that were suspects then, each from when it may be due.
+#[derive(Default)]
+pub(super) struct Watched {
+    links: Vec<(LinkId, Moment)>,
+    scanned_at: Option<Moment>,
+    worked: Duration,
+}
+
+impl Watched {
+    /// Whether all links are to be looked at, where the shortest time after which one is due is `earliest`.
+    fn wants_scan(&self, now: Moment, earliest: Option<Duration>) -> bool {
+        let rest = self.worked * REST_PER_WORK;
+        let rest = earliest.map_or(rest, |earliest| rest.min(earliest / 2)).min(REST_AT_MOST);
+        self.scanned_at.is_none_or(|at| now.since(at) >= rest)
+    }
+}
 
 /// A link that is idle in transaction or stalled.
 struct Suspect {
@@ -51,6 +73,27 @@ impl<'a> Look<'a> {
     fn blocks(&self, pid: i32) -> bool {
         let all = || self.sample.map(blocked_by_pid).unwrap_or_default().into_keys().collect();
         self.blockers.get_or_init(all).contains(&pid)
+    }
+
+    /// The shortest time after which a link of any lane may be due.
+    fn earliest(&self) -> Option<Duration> {
+        let leaks = self.lanes.iter().filter_map(|lane| lane.settings.idle_in_transaction.as_ref());
+        leaks.filter_map(LeakSettings::earliest).min()
+    }
+
+    /// From when on a link is to be looked at, if it is to be before all are again.
+    fn due_from(&self, link: &LinkShared) -> Option<Moment> {
+        let ((state, since), flags) = (link.state(), link.flags());
+        if flags & flag::BLOCKED != 0 || link.reset_at.load(Ordering::Relaxed) != 0 {
+            return Some(self.now);
+        }
+        let stalled = flags & (flag::STALLED | flag::MAYBE_STALLED) != 0;
+        if state != LinkState::IdleInTransaction && !stalled {
+            return None;
+        }
+        let lane = link.with_labels(|labels| labels.lane);
+        let leak = self.lanes.get(usize::from(lane.0))?.settings.idle_in_transaction.as_ref();
+        leak.and_then(LeakSettings::earliest).map(|earliest| since + earliest)
     }
 
     /// Facts on a link, if it is one to be judged; by now, if only what is due is of interest.
@@ -112,19 +155,18 @@ impl App {
         &self,
         now: Moment,
         sample: Option<&Sample>,
+        watched: &mut Watched,
     ) -> (Vec<(Arc<LinkShared>, LeakFacts)>, Duration) {
-        let mut resumed = clock::now();
-        let look = Look::new(now, sample, self.hub.lanes.load_full());
-        let links: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
-        let mut found = Vec::new();
         let mut worked = Duration::ZERO;
-        for (n, id) in links.into_iter().enumerate() {
-            if n > 0 && n % PORTION == 0 {
-                worked += clock::now().since(resumed);
-                tokio::time::sleep(PORTION_REST).await;
-                resumed = clock::now();
-            }
-            let Some(link) = self.hub.links.get(&id).map(|entry| Arc::clone(entry.value())) else { continue };
+        let look = Look::new(now, sample, self.hub.lanes.load_full());
+        if watched.wants_scan(now, look.earliest()) {
+            *watched = self.scan(&look).await;
+            worked = watched.worked;
+        }
+        let resumed = clock::now();
+        let mut found = Vec::new();
+        for (id, _) in watched.links.iter().filter(|(_, from)| *from <= now) {
+            let Some(link) = self.hub.links.get(id).map(|entry| Arc::clone(entry.value())) else { continue };
             if link.flags() & flag::BLOCKED != 0 {
                 link.post(Command::Probe);
             }
@@ -132,6 +174,23 @@ impl App {
         }
         let found = self.with_harm(now, found);
         (found, worked + clock::now().since(resumed))
+    }
+
+    /// Looks at all links, with rests.
+    async fn scan(&self, look: &Look<'_>) -> Watched {
+        let mut resumed = clock::now();
+        let all: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
+        let (mut links, mut worked) = (Vec::new(), Duration::ZERO);
+        for portion in all.chunks(PORTION) {
+            let suspect = |id: &LinkId| Some((*id, look.due_from(self.hub.links.get(id)?.value())?));
+            links.extend(portion.iter().filter_map(suspect));
+            worked += clock::now().since(resumed);
+            if portion.len() == PORTION {
+                tokio::time::sleep(PORTION_REST).await;
+            }
+            resumed = clock::now();
+        }
+        Watched { links, scanned_at: Some(look.now), worked }
     }
 
     /// Completes the facts. The guard is asked only of those whose time has come.
@@ -162,4 +221,38 @@ fn request_of(labels: &Labels) -> u64 {
     labels.process.as_ref().map(|process| &process.key).hash(&mut hasher);
     statement::shown(&String::from_utf8_lossy(&labels.statement), false).hash(&mut hasher);
     hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_micros(1_000_000 + ms * 1000)
+    }
+
+    fn scanned(worked: Duration) -> Watched {
+        Watched { links: Vec::new(), scanned_at: Some(at(0)), worked }
+    }
+
+    #[test]
+    fn all_links_are_looked_at_first_and_then_as_often_as_they_are_few() {
+        assert!(Watched::default().wants_scan(at(0), None));
+        assert!(scanned(Duration::from_micros(30)).wants_scan(at(30), None));
+        assert!(!scanned(3 * MS).wants_scan(at(2_999), None) && scanned(3 * MS).wants_scan(at(3_000), None));
+        assert!(
+            scanned(60 * MS).wants_scan(at(5_000), None),
+            "clients gone behind unread bytes are looked for"
+        );
+    }
+
+    #[test]
+    fn no_link_comes_of_age_between_two_looks_at_all() {
+        let (worked, earliest) = (60 * MS, Some(800 * MS));
+        assert!(
+            !scanned(worked).wants_scan(at(399), earliest) && scanned(worked).wants_scan(at(400), earliest)
+        );
+    }
 }

@@ -112,9 +112,9 @@ impl App {
 
     /// Says how long it worked.
     async fn judge_leaks(&self, sample: Option<&Sample>) -> Duration {
-        let _alone = self.judging.lock().await;
+        let mut watched = self.judging.lock().await;
         let now = clock::now();
-        let (facts, worked) = self.leak_facts_due(now, sample).await;
+        let (facts, worked) = self.leak_facts_due(now, sample, &mut watched).await;
         let began = clock::now();
         let lanes = self.hub.lanes.load_full();
         let only: Vec<LeakFacts> = facts.iter().map(|(_, facts)| *facts).collect();
