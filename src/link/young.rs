@@ -34,7 +34,11 @@ pub enum Youth {
 }
 
 /// Relays for as long as a link is young. To be run where it was logged in.
-pub async fn live(mut link: Box<Established>) -> Youth {
+pub async fn live(link: Box<Established>) -> Youth {
+    live_for(AGE_MAX, link).await
+}
+
+async fn live_for(age_max: Duration, mut link: Box<Established>) -> Youth {
     let mut wakes = 0;
     let lived = poll_fn(|cx| {
         wakes += 1;
@@ -47,7 +51,7 @@ pub async fn live(mut link: Box<Established>) -> Youth {
             _ => Poll::Ready(None),
         }
     });
-    match timeout(AGE_MAX, lived).await {
+    match timeout(age_max, lived).await {
         Ok(Some(end)) => Youth::Over(link, end),
         Ok(None) | Err(_) => Youth::Grown(link),
     }

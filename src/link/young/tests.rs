@@ -106,6 +106,17 @@ async fn one_that_goes_on_asking_grows_and_loses_nothing_on_its_way() {
 }
 
 #[tokio::test]
+async fn one_that_stays_grows_without_a_word() {
+    let mut world = World::new();
+    let (link, mut far) = world.young(41);
+    let Youth::Grown(link) = live_for(Duration::ZERO, link).await else { panic!("nobody ended it") };
+    world.carry(link.grown().expect("let go"));
+    far.ask(ASKED);
+    world.go(0);
+    assert_eq!(heard(&mut far.upstream), (query(ASKED), false));
+}
+
+#[tokio::test]
 async fn one_with_much_to_move_grows_and_each_byte_arrives_once() {
     let mut world = World::new();
     let (life, mut far) = begin(&world, 41);
