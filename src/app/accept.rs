@@ -76,12 +76,14 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
             dead_after = workers.dead_after();
             tune(listening.get_ref(), dead_after, &name);
         }
+        let mut more = true;
         for _ in 0..BURST {
             match next(listening.get_ref()) {
                 Ok(socket) if workers.turns_away(&socket, &name) => {}
                 Ok(socket) => workers.receive(socket, name.clone(), lane.clone()),
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();
+                    more = false;
                     break;
                 }
                 // The client was gone before it was accepted, or the network said so (accept(2)).
@@ -95,7 +97,9 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
                 }
             }
         }
-        tokio::task::yield_now().await;
+        if more {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

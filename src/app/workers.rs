@@ -19,6 +19,7 @@ use crate::link::hub::{Client, Counters, Hub};
 use crate::link::reactor::{Handle, Reactor};
 use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
+use crate::link::young::{self, Youth};
 use crate::listen::threads;
 use crate::reason::Reason;
 
@@ -139,9 +140,23 @@ impl Workers {
         // A panic in here ends this task, whose destructors give everything back.
         tokio::spawn(async move {
             if let Some(link) = serve(workers.hub.clone(), accepted, tally).await {
-                workers.carry(link);
+                workers.take_over(link).await;
             }
         });
+    }
+
+    /// A link has logged in: a young one is a worker's only when it has grown, and most never do.
+    async fn take_over(&self, link: Link) {
+        if !link.is_young() {
+            return self.carry(link);
+        }
+        match young::live(link).await {
+            Youth::Over(link, end) => Box::pin(finish(self.hub.clone(), link, end)).await,
+            Youth::Grown(link) => match link.grown() {
+                Ok(link) => self.carry(link),
+                Err(error) => tracing::error!(%error, "a link cannot leave its runtime, and is closed"),
+            },
+        }
     }
 
     /// Few busy workers are cheaper than many idle ones: each wake-up then finds more to do. So the first that has time to spare

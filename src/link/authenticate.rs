@@ -27,8 +27,10 @@ use crate::wire::frame::{HEADER_LEN, Header};
 use crate::wire::reply;
 use crate::wire::startup::Startup;
 
-/// Room for a client's answers; never grown, so that no copy is left behind.
-const INPUT_LEN: usize = 4096;
+/// Room for a client's answers, all of which is overwritten in the end: what an honest one sends, in bytes.
+const INPUT_LEN: usize = 512;
+/// Room made for longer ones; never grown in place, so that no copy is left behind.
+const INPUT_MORE: usize = 4096;
 
 /// A client that has proved who it is.
 pub struct Authenticated {
@@ -259,6 +261,11 @@ impl Login<'_> {
                 }
                 Ok(_) => {}
                 Err(reason) => return Err(Refusal::new(reason, "the login broke the protocol", "").into()),
+            }
+            if self.input.len() == self.input.capacity() {
+                let mut more = Zeroizing::new(Vec::with_capacity(self.input.len() + INPUT_MORE));
+                more.extend_from_slice(&self.input);
+                self.input = more;
             }
             match self.client.read_buf(&mut *self.input).await {
                 Ok(1..) => {}

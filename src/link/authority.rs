@@ -203,10 +203,13 @@ fn is_possible(user: &str) -> bool {
 /// Random bytes for a login; none when the system has no more.
 pub fn random() -> Option<Random> {
     use base64::Engine;
-    let (mut nonce, mut salt) = ([0; 18], [0; 4]);
-    getrandom::fill(&mut nonce).ok()?;
-    getrandom::fill(&mut salt).ok()?;
-    Some(Random { nonce: base64::engine::general_purpose::STANDARD.encode(nonce), salt })
+    let mut both = [0; 18 + 4];
+    getrandom::fill(&mut both).ok()?;
+    let (nonce, salt) = both.split_first_chunk::<18>()?;
+    Some(Random {
+        nonce: base64::engine::general_purpose::STANDARD.encode(nonce),
+        salt: *salt.first_chunk()?,
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! A link after its login: carried by a reactor, then closed.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 
 use rustix::event::epoll::EventFlags;
 use tracing::{debug, error, info, warn};
@@ -32,6 +34,51 @@ pub struct Established {
 impl Established {
     pub(super) fn new(relay: Relay, registered: Registered, slot: Slot, key: (i32, CancelKeys)) -> Self {
         Self { relay, registered, slot, key, tally: None }
+    }
+
+    /// Whether the runtime that logged it in keeps its sockets.
+    pub fn is_young(&self) -> bool {
+        self.relay.client.is_kept()
+    }
+
+    /// Takes its sockets from the runtime that logged it in.
+    ///
+    /// # Errors
+    /// The runtime cannot let go of them; the link is closed, and its slot given back by its drop.
+    pub fn grown(self: Box<Self>) -> io::Result<Box<Self>> {
+        let Self { relay, registered, slot, key, tally } = *self;
+        let relay = relay.let_go()?;
+        Ok(Box::new(Self { relay, registered, slot, key, tally }))
+    }
+
+    /// Works until nothing moves, asking the runtime that keeps the sockets and having it wake the task. `Again` also where only a reactor
+    /// has the means for what moves.
+    pub(super) fn poll_run(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Run<End>> {
+        self.registered.shared.register(cx);
+        self.poll_ready(cx);
+        loop {
+            let ran = self.relay.run(scratch);
+            self.relay.client.forget();
+            self.relay.upstream.forget();
+            match ran {
+                Run::Waits if self.is_bulk() => return Poll::Ready(Run::Again),
+                Run::Waits if self.poll_ready(cx) => {}
+                Run::Waits => return Poll::Pending,
+                ran => return Poll::Ready(ran),
+            }
+        }
+    }
+
+    /// A bulk transfer is on, whose end only a tick finds.
+    #[inline]
+    fn is_bulk(&self) -> bool {
+        self.relay.client.is_bulk() || self.relay.upstream.is_bulk()
+    }
+
+    /// What the runtime that keeps the sockets has heard; true if there is news.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        let client = self.relay.client.poll_ready(cx);
+        self.relay.upstream.poll_ready(cx) || client
     }
 
     /// Its place in the count of clients.
@@ -65,7 +112,7 @@ impl Member for Box<Established> {
 
     #[inline]
     fn wants_tick(&self) -> bool {
-        self.relay.client.is_bulk() || self.relay.upstream.is_bulk()
+        self.is_bulk()
     }
 
     fn tick(&mut self) {
@@ -200,4 +247,4 @@ fn tell_client(relay: &mut Relay, shared: &LinkShared, end: &End) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -240,7 +240,9 @@ impl Hub {
                 actions.push(action);
             }
             let usage = if actions.is_empty() { None } else { guard.usage_percent() };
-            (result, usage, guard.next_tick(now).is_some())
+            // Asked only while the control thread rests: it looks for itself while it ticks.
+            let rests = !self.tick_wanted.load(Ordering::Relaxed);
+            (result, usage, rests && guard.next_tick(now).is_some())
         };
         for action in actions {
             self.deliver(action, usage);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::carry::Carry;
 use super::desk::Desk;
 use super::out::Out;
+use super::pending::Pending;
 use super::reactor::Run;
 use super::session::Session;
 use super::shared::{Command, LinkShared, LinkState, flag};
@@ -44,64 +45,6 @@ struct Aux {
 impl Default for Scratch {
     fn default() -> Self {
         Self { read: vec![0; CARRY_MAX + READ_MAX], aux: Aux::default() }
-    }
-}
-
-/// Bytes a socket did not take yet. Hardly any link has some, so that it is one pointer.
-#[derive(Debug, Default)]
-struct Pending(Option<Box<Backlog>>);
-
-#[derive(Debug)]
-struct Backlog {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Pending {
-    fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |backlog| backlog.bytes.len() - backlog.sent)
-    }
-
-    fn into_bytes(self) -> Vec<u8> {
-        self.0.map_or_else(Vec::new, |mut backlog| backlog.bytes.split_off(backlog.sent))
-    }
-
-    /// Writes `bytes` behind what is pending; keeps what the socket does not take.
-    #[inline]
-    fn send(&mut self, side: &mut Side, mut bytes: &[u8]) -> io::Result<()> {
-        if let Some(backlog) = &mut self.0 {
-            backlog.bytes.extend_from_slice(bytes);
-            return Ok(());
-        }
-        while !bytes.is_empty() {
-            match side.send(bytes)? {
-                Some(n) => bytes = &bytes[n..],
-                None => {
-                    self.0 = Some(Box::new(Backlog { bytes: bytes.to_vec(), sent: 0 }));
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what is pending. True if something moved.
-    #[inline]
-    fn flush(&mut self, side: &mut Side) -> io::Result<bool> {
-        let Some(backlog) = &mut self.0 else { return Ok(false) };
-        let before = backlog.sent;
-        while backlog.sent < backlog.bytes.len() {
-            match side.send(&backlog.bytes[backlog.sent..])? {
-                Some(n) => backlog.sent += n,
-                None => return Ok(backlog.sent > before),
-            }
-        }
-        self.0 = None;
-        Ok(true)
     }
 }
 
@@ -267,6 +210,11 @@ impl Relay {
         self.hung_up = true;
         self.deaf = true;
         self.to_client = Pending::default();
+    }
+
+    /// Takes the sockets from the runtime that keeps them.
+    pub(super) fn let_go(self) -> io::Result<Self> {
+        Ok(Self { client: self.client.let_go()?, upstream: self.upstream.let_go()?, ..self })
     }
 
     // ------------------------------------------------------------ client → upstream

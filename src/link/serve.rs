@@ -486,7 +486,8 @@ impl<'a> Newcomer<'a> {
         }
     }
 
-    /// From here on the link needs no runtime. None where a socket cannot be taken out of it: the slot is given back by its drop.
+    /// From here on the link needs no runtime, though one that may be pooled stays in this one for a while (`link/young`). None where a
+    /// socket cannot be taken out of it: the slot is given back by its drop.
     fn establish(
         mut self,
         upstream: Stream,
@@ -506,7 +507,10 @@ impl<'a> Newcomer<'a> {
         self.registered.set_key(pid, keys.clone());
         debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
                "logged in");
-        let (client, upstream) = (Side::new(self.client).ok()?, Side::new(upstream).ok()?);
+        let (client, upstream) = match &ticket {
+            Some(_) => (Side::kept(self.client), Side::kept(upstream)),
+            None => (Side::new(self.client).ok()?, Side::new(upstream).ok()?),
+        };
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
         desk.alias = self.alias.map(Box::new);

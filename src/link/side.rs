@@ -3,16 +3,20 @@
 //! The reactor is told of changes only (edge-triggered epoll(7)), so that readiness is remembered here, and forgotten when a read comes
 //! back short or a write is not taken whole: no call is made only to learn that there is nothing to do.
 //!
+//! While a runtime keeps the socket (`link/young`) it is the runtime that is told, and asked: see [`Side::poll_ready`].
+//!
 //! With TLS on it the same holds of the ciphertext. Plaintext for which the reader had no room stays in the session and comes first at
 //! the next read; bytes whose ciphertext the socket did not take whole count as not taken (`tls::session`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::Interest;
 
 use super::stream::{self, Family, Parts, Stream};
 use crate::listen::socket::{set_low_water, set_user_timeout};
@@ -27,10 +31,19 @@ const BULK_LOW_WATER: u32 = 128 * 1024;
 /// Reads of one call at most that bring TLS records without a byte of plaintext: no honest peer sends so many.
 const EMPTY_READS_MAX: u32 = 8;
 
+/// Who watches a socket.
+#[derive(Debug)]
+enum Socket {
+    /// Whoever carries the link.
+    Bare(OwnedFd),
+    /// A runtime.
+    Kept(Box<stream::Socket>),
+}
+
 /// A socket and its readiness.
 #[derive(Debug)]
 pub struct Side {
-    fd: OwnedFd,
+    socket: Socket,
     tls: Option<Box<Session>>,
     family: Family,
     readable: bool,
@@ -58,12 +71,27 @@ impl Side {
         stream.into_parts().map(Self::from_parts)
     }
 
+    /// Leaves a socket with the runtime that logged it in, on whose thread all that follows must happen until [`Side::let_go`].
+    pub fn kept(stream: Stream) -> Self {
+        let (socket, tls) = stream.into_socket();
+        let family = match &socket {
+            stream::Socket::Tcp(_) => Family::Tcp,
+            stream::Socket::Unix(_) => Family::Unix,
+        };
+        // What there is to read the runtime knows, and is asked first.
+        Self::on(Socket::Kept(Box::new(socket)), family, tls, false)
+    }
+
     fn from_parts(parts: Parts) -> Self {
+        Self::on(Socket::Bare(parts.fd), parts.family, parts.tls, true)
+    }
+
+    fn on(socket: Socket, family: Family, tls: Option<Box<Session>>, readable: bool) -> Self {
         Self {
-            fd: parts.fd,
-            tls: parts.tls,
-            family: parts.family,
-            readable: true,
+            socket,
+            tls,
+            family,
+            readable,
             writable: true,
             shut: false,
             patient: false,
@@ -80,12 +108,61 @@ impl Side {
     /// The runtime cannot watch it.
     pub fn into_stream(mut self) -> io::Result<Stream> {
         self.calm();
-        Stream::from_parts(Parts { fd: self.fd, family: self.family, tls: self.tls })
+        match self.socket {
+            Socket::Bare(fd) => Stream::from_parts(Parts { fd, family: self.family, tls: self.tls }),
+            Socket::Kept(socket) => Ok(Stream::from_socket(*socket, self.tls)),
+        }
+    }
+
+    /// Takes the socket from the runtime that keeps it: from here on somebody else watches it. What is known of its readiness stays
+    /// true: whoever begins to watch is told of all there is.
+    ///
+    /// # Errors
+    /// The runtime cannot let go of it.
+    pub fn let_go(mut self) -> io::Result<Self> {
+        if let Socket::Kept(socket) = self.socket {
+            self.socket = Socket::Bare(Stream::from_socket(*socket, None).into_parts()?.fd);
+        }
+        Ok(self)
+    }
+
+    /// Whether a runtime keeps the socket.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.socket, Socket::Kept(_))
     }
 
     /// The descriptor.
+    #[inline]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.socket {
+            Socket::Bare(fd) => fd.as_fd(),
+            Socket::Kept(socket) => socket.fd(),
+        }
+    }
+
+    /// Asks the runtime that keeps the socket for what this does not know to be ready, and has it wake the task otherwise; true if
+    /// there is news.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> bool {
+        let Socket::Kept(socket) = &self.socket else { return false };
+        // An error is that of a runtime that ends, and is none of the socket's.
+        let news = |asked: Poll<io::Result<()>>| matches!(asked, Poll::Ready(Ok(())));
+        let reads = !self.readable && news(socket.poll_read_ready(cx));
+        let writes = !self.writable && news(socket.poll_write_ready(cx));
+        self.readable |= reads;
+        self.writable |= writes;
+        reads || writes
+    }
+
+    /// Tells the runtime that keeps the socket what was found not to be ready since it was asked. To be called in the same poll as
+    /// [`Side::poll_ready`]: the runtime looks on this thread only, so that it has heard of nothing in between that would be forgotten too.
+    pub fn forget(&self) {
+        let Socket::Kept(socket) = &self.socket else { return };
+        if !self.readable {
+            socket.forget(Interest::READABLE);
+        }
+        if !self.writable {
+            socket.forget(Interest::WRITABLE);
+        }
     }
 
     /// Notes what epoll said.
@@ -113,7 +190,7 @@ impl Side {
         }
         let room = into.len();
         loop {
-            match recv(&self.fd, &mut *into, RecvFlags::empty()) {
+            match recv(self.fd(), &mut *into, RecvFlags::empty()) {
                 Ok((n, _)) => {
                     // A short read has emptied the socket; what comes next is told.
                     self.readable = n == room || self.shut;
@@ -147,7 +224,7 @@ impl Side {
             return Ok(None);
         }
         loop {
-            match send(&self.fd, bytes, SendFlags::NOSIGNAL) {
+            match send(self.fd(), bytes, SendFlags::NOSIGNAL) {
                 Ok(n) => {
                     self.writable = n == bytes.len();
                     self.spoke(n);
@@ -202,7 +279,7 @@ impl Side {
         if self.sent as usize > PATIENCE_AFTER && !self.patient {
             self.patient = true;
             if self.family == Family::Tcp {
-                set_user_timeout(self.fd.as_fd(), Duration::ZERO);
+                set_user_timeout(self.fd(), Duration::ZERO);
             }
         }
     }
@@ -214,7 +291,7 @@ impl Side {
         self.streak = self.streak.saturating_add(bytes as u32);
         if self.streak as usize >= BULK_AFTER && !self.bulk && self.family == Family::Tcp {
             self.bulk = true;
-            set_low_water(self.fd.as_fd(), BULK_LOW_WATER);
+            set_low_water(self.fd(), BULK_LOW_WATER);
         }
     }
 
@@ -223,7 +300,7 @@ impl Side {
     pub fn answered(&mut self, dead_after: impl FnOnce() -> Duration) {
         self.sent = 0;
         if std::mem::take(&mut self.patient) && self.family == Family::Tcp {
-            set_user_timeout(self.fd.as_fd(), dead_after());
+            set_user_timeout(self.fd(), dead_after());
         }
     }
 
@@ -233,7 +310,7 @@ impl Side {
         self.streak = 0;
         if std::mem::take(&mut self.bulk) {
             // The kernel tells at once of bytes that lie below the old mark.
-            set_low_water(self.fd.as_fd(), 1);
+            set_low_water(self.fd(), 1);
         }
     }
 
@@ -252,14 +329,14 @@ impl Side {
 
     /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).
     pub fn is_hung_up(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.is_closed()) || stream::is_hung_up(self.fd.as_fd())
+        self.tls.as_ref().is_some_and(|tls| tls.is_closed()) || stream::is_hung_up(self.fd())
     }
 
     /// Whether nothing can be read this instant: no byte, no EOF, no error. Asks the kernel. The beginning of a TLS record that was read
     /// before is no speech: see [`Side::take_piece`].
     pub fn is_silent(&self) -> bool {
         let said = self.tls.as_ref().is_some_and(|tls| tls.is_closed() || !tls.pending().is_empty());
-        !said && stream::peek(self.fd.as_fd()) == stream::Peek::Silent
+        !said && stream::peek(self.fd()) == stream::Peek::Silent
     }
 }
 

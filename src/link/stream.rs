@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::tls::session::Session;
@@ -70,7 +70,59 @@ pub struct Parts {
     pub tls: Option<Box<Session>>,
 }
 
+impl Socket {
+    /// The file descriptor.
+    #[inline]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(s) => s.as_fd(),
+            Self::Unix(s) => s.as_fd(),
+        }
+    }
+
+    /// Whether the runtime has been told that there is something to read.
+    ///
+    /// # Errors
+    /// The runtime ends.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => s.poll_read_ready(cx),
+            Self::Unix(s) => s.poll_read_ready(cx),
+        }
+    }
+
+    /// Whether the runtime has been told that there is room to write.
+    ///
+    /// # Errors
+    /// The runtime ends.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => s.poll_write_ready(cx),
+            Self::Unix(s) => s.poll_write_ready(cx),
+        }
+    }
+
+    /// Tells the runtime that it is not ready any more, as far as anybody knows.
+    pub fn forget(&self, what: Interest) {
+        let blocked = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = match self {
+            Self::Tcp(s) => s.try_io(what, blocked),
+            Self::Unix(s) => s.try_io(what, blocked),
+        };
+    }
+}
+
 impl Stream {
+    /// A socket under the runtime that runs here, with TLS on it or without.
+    pub fn from_socket(socket: Socket, tls: Option<Box<Session>>) -> Self {
+        Self { socket, tls }
+    }
+
+    /// The socket, still under its runtime, and TLS on it.
+    pub fn into_socket(self) -> (Socket, Option<Box<Session>>) {
+        (self.socket, self.tls)
+    }
+
     /// Takes the socket out of its runtime.
     ///
     /// # Errors
@@ -117,10 +169,7 @@ impl Stream {
 
     /// The file descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            Socket::Tcp(s) => s.as_fd(),
-            Socket::Unix(s) => s.as_fd(),
-        }
+        self.socket.fd()
     }
 
     /// Whether the peer has shut its side down, or the connection broke, even with bytes unread (POLLRDHUP).

@@ -53,29 +53,29 @@ impl Member for Odd {
 }
 
 /// The far ends of a link.
-struct Far {
-    id: LinkId,
-    client: UnixStream,
-    upstream: UnixStream,
+pub(in crate::link) struct Far {
+    pub id: LinkId,
+    pub client: UnixStream,
+    pub upstream: UnixStream,
 }
 
 impl Far {
-    fn ask(&mut self, sql: &[u8]) {
+    pub fn ask(&mut self, sql: &[u8]) {
         self.client.write_all(&query(sql)).expect("room");
     }
 
-    fn answer(&mut self, requests: usize, status: u8) {
+    pub fn answer(&mut self, requests: usize, status: u8) {
         self.upstream.write_all(&answer(status).repeat(requests)).expect("room");
     }
 }
 
-fn query(sql: &[u8]) -> Vec<u8> {
+pub(in crate::link) fn query(sql: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     reply::message(&mut out, b'Q', |body| body.extend_from_slice(&[sql, b"\0"].concat()));
     out
 }
 
-fn answer(status: u8) -> Vec<u8> {
+pub(in crate::link) fn answer(status: u8) -> Vec<u8> {
     let mut out = Vec::new();
     reply::command_complete(&mut out, "OK");
     reply::ready_for_query(&mut out, status);
@@ -83,7 +83,7 @@ fn answer(status: u8) -> Vec<u8> {
 }
 
 /// What has arrived, and whether that was all there will ever be.
-fn heard(stream: &mut UnixStream) -> (Vec<u8>, bool) {
+pub(in crate::link) fn heard(stream: &mut UnixStream) -> (Vec<u8>, bool) {
     let mut bytes = Vec::new();
     let ended = match stream.read_to_end(&mut bytes) {
         Ok(_) => true,
@@ -92,16 +92,16 @@ fn heard(stream: &mut UnixStream) -> (Vec<u8>, bool) {
     (bytes, ended)
 }
 
-struct World {
-    hub: Arc<Hub>,
+pub(in crate::link) struct World {
+    pub hub: Arc<Hub>,
     _events: tokio::sync::mpsc::UnboundedReceiver<Event>,
     reactors: [Reactor<Odd>; 2],
-    over: mpsc::Receiver<(Box<Established>, End)>,
+    pub over: mpsc::Receiver<(Box<Established>, End)>,
     lane: LaneId,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(in crate::link) fn new() -> Self {
         let (hub, events) = hubs::hub();
         let (tell, over) = mpsc::channel();
         let reactors = [tell.clone(), tell].map(|tell| {
@@ -114,6 +114,15 @@ impl World {
 
     /// A link in the first moment of its life on a reactor.
     fn link(&self, pid: i32) -> (Box<Established>, Far) {
+        self.link_of(pid, |near| Side::new(near).expect("taken out"))
+    }
+
+    /// One whose sockets the runtime keeps.
+    pub(in crate::link) fn young(&self, pid: i32) -> (Box<Established>, Far) {
+        self.link_of(pid, Side::kept)
+    }
+
+    fn link_of(&self, pid: i32, of: fn(Stream) -> Side) -> (Box<Established>, Far) {
         let (registered, mut slot) = hubs::link(&self.hub, pid);
         let shared = registered.shared.clone();
         slot.dialled(None);
@@ -126,7 +135,7 @@ impl World {
             near.set_nonblocking(true).expect("an option");
             far.set_nonblocking(true).expect("an option");
             let near = tokio::net::UnixStream::from_std(near).expect("a runtime");
-            (Side::new(Stream::from(near)).expect("taken out"), far)
+            (of(Stream::from(near)), far)
         };
         let ((client, far_client), (upstream, far_upstream)) = (side(), side());
         let id = shared.id;
@@ -140,13 +149,18 @@ impl World {
 
     fn join(&mut self, pid: i32) -> Far {
         let (link, far) = self.link(pid);
-        self.reactors[0].handle().carry(Odd { link, refused: false });
-        self.go(0);
+        self.carry(link);
         far
     }
 
+    /// The first reactor has it.
+    pub(in crate::link) fn carry(&mut self, link: Box<Established>) {
+        self.reactors[0].handle().carry(Odd { link, refused: false });
+        self.go(0);
+    }
+
     /// All that is there to do.
-    fn go(&mut self, which: usize) {
+    pub(in crate::link) fn go(&mut self, which: usize) {
         let mut events = Vec::with_capacity(64);
         for _ in 0..10 {
             self.reactors[which].turn(&mut events, Some(Duration::ZERO)).expect("epoll");
@@ -154,14 +168,14 @@ impl World {
     }
 
     /// What is counted: slots, links, cancel keys, clients.
-    fn counts(&self) -> (u32, usize, usize, u32) {
+    pub(in crate::link) fn counts(&self) -> (u32, usize, usize, u32) {
         self.hub.guard(|guard, _| guard.audit()).expect("a consistent ledger");
         let clients = self.hub.counters.clients.load(Ordering::Relaxed);
         (hubs::slots(&self.hub), self.hub.links.len(), self.hub.keys.len(), clients)
     }
 
     /// PostgreSQL says that none of ours is left.
-    fn sample(&self) {
+    pub(in crate::link) fn sample(&self) {
         self.hub.guard(|guard, now| {
             let sample = Sample {
                 asked_at: now,
