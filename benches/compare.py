@@ -31,6 +31,7 @@ def arguments():
     parser = argparse.ArgumentParser(prog="benches/compare", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round: about two minutes")
     parser.add_argument("--only", metavar="NAMES", help=f"loads, with commas between: {', '.join(LOADS)}")
+    parser.add_argument("--targets", metavar="NAMES", help=f"of these, with commas between; PgBouncer and pgweir always: {', '.join(t.name for t in targets.ALL)}")
     parser.add_argument("--rounds", type=int, help="rounds (default 10; --quick 1)")
     parser.add_argument("--seconds", type=int, help="of each pgbench run (default 2)")
     parser.add_argument("--copy-mb", type=int, help="of each COPY load, spread over the rounds (default 1000; --quick 100)")
@@ -42,9 +43,12 @@ def arguments():
     args.copy_mb = args.copy_mb or (100 if quick else 1000)
     args.links = [1000] if quick else [1000, 5000]
     args.only = args.only.split(",") if args.only else LOADS
-    unknown = set(args.only) - set(LOADS)
+    names = [target.name for target in targets.ALL]
+    wanted = {report.PEER, report.OURS, *args.targets.split(",")} if args.targets else set(names)
+    unknown = set(args.only) - set(LOADS) | wanted - set(names)
     if unknown:
-        parser.error(f"no such load: {', '.join(sorted(unknown))}")
+        parser.error(f"no such load or target: {', '.join(sorted(unknown))}")
+    args.targets = [target for target in targets.ALL if target.name in wanted]
     return args
 
 
@@ -54,12 +58,12 @@ def name(mode, clients):
 
 
 @contextlib.contextmanager
-def fresh(cluster):
+def fresh(args, cluster):
     """New processes, warmed up: where a process's pages happen to lie is worth a tenth at one client, and must not become a figure
     of all rounds."""
     live = []
     try:
-        for kind in targets.ALL:
+        for kind in args.targets:
             live.append(kind(cluster).start())
         for target in live:
             load.pgbench(target, "simple", 8, 1, latency=False)
@@ -91,14 +95,18 @@ def one_round(args, results, live, number):
 def once(args, results, live):
     """What does not vary from round to round: system calls and memory."""
     seconds = 1 if args.quick else 3
-    for target in live[1:]:
+    for target in live:
+        if target.name == targets.Target.name:
+            continue
         note(f"system calls: {target.name}")
         for mode in load.MODES:
             for clients in (1, 8) if mode in args.only else ():
                 results.add(name(mode, clients), target.name, load.system_calls(target, mode, clients, seconds))
         if "churn" in args.only:
             results.add("-S -C, 8 clients", target.name, load.system_calls(target, "simple", 8, seconds, reconnect=True))
-    for kind in targets.PROXIES if "memory" in args.only else ():
+    for kind in args.targets if "memory" in args.only else ():
+        if kind is targets.Target:
+            continue
         note(f"idle links: {kind.name}")
         results.add("idle links after a query", kind.name, load.idle_memory(kind, args.links))
 
@@ -136,16 +144,18 @@ def main():
     cluster = prepare()
     try:
         for number in range(args.rounds):
-            with fresh(cluster) as live:
+            with fresh(args, cluster) as live:
                 one_round(args, results, live, number)
             save(args, results)
-        with fresh(cluster) as live:
+        with fresh(args, cluster) as live:
             once(args, results, live)
     finally:
         cluster.close()
     results.derive()
     print(f"`{shlex.join(['benches/compare', *sys.argv[1:]])}`\n")
-    print(report.table(results, [kind.name for kind in targets.ALL]) + "\n")
+    print(report.table(results, [kind.name for kind in args.targets]) + "\n")
+    if set(load.MODES) <= set(args.only) and args.rounds > 1:
+        print(report.all_rows(results) + "\n")
     for line in about(results):
         print(f"- {line}")
     save(args, results)

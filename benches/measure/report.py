@@ -160,6 +160,13 @@ def row(load, metric, by_target, targets):
     return "| " + " | ".join([load, text, *cells, *verdict(load, metric, by_target)]) + " |"
 
 
+def all_rows(results):
+    """CPU per transaction over all rows of pgbench that have a goal: each round's geometric mean of the ratios, and whether it is within it."""
+    rows = [ratios(by) for (load, metric), by in results.rows.items() if metric == "cpu_us" and goal(load, metric)]
+    means = [statistics.geometric_mean(of_round) for of_round in zip(*rows)]
+    return f"CPU per transaction, geometric mean of the {len(rows)} rows: {spread(means)} of {PEER}'s; ≤ 1.00×: {decided(means, 1.0)}"
+
+
 def noise(results):
     """How far the direct runs' rounds lie apart, for the reader's trust: the widest spread of tps in percent."""
     spreads = [100 * (max(v) - min(v)) / statistics.median(v)
