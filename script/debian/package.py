@@ -14,7 +14,8 @@ WANTED = {
     "usr/share/bash-completion/completions/pgweir", "usr/share/fish/vendor_completions.d/pgweir.fish",
     "usr/share/zsh/vendor-completions/_pgweir", "usr/share/man/man1/pgweir.1.gz", "usr/share/man/man1/pgweir-freeze.1.gz",
     "usr/share/doc/pgweir/copyright", "usr/share/doc/pgweir/README.md", "usr/share/doc/pgweir/docs/install.md",
-    "usr/share/doc/pgweir/config/odoo.toml",
+    "usr/share/doc/pgweir/config/odoo.toml", "usr/share/doc/pgweir/deploy/odoo/odoo-lane@.service",
+    "usr/share/doc/pgweir/deploy/nginx/odoo-locations.conf",
 }
 
 
