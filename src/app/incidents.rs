@@ -46,6 +46,8 @@ pub(super) struct Incidents {
     saving: Arc<tokio::sync::Mutex<()>>,
     /// The configuration changed.
     pub(super) changed: Notify,
+    /// Somebody said FREEZE: whoever asks next whether all is over must hear of the incident.
+    pub(super) stirred: Notify,
     /// Times the monitor was told "too many clients".
     pub(super) monitor_full: AtomicU64,
     /// Times PostgreSQL's log has it, or why it cannot be read.
@@ -62,6 +64,7 @@ impl Incidents {
             book: Mutex::new(Book::new(found.open, found.closed)),
             archive,
             saving: Arc::default(),
+            stirred: Notify::new(),
             changed: Notify::new(),
             monitor_full: AtomicU64::new(0),
             logged: Mutex::new(Err("PostgreSQL's log was not read yet".to_owned())),
@@ -99,7 +102,7 @@ impl App {
         loop {
             self.look(&mut before);
             let every = (self.config.load().exit.hold_for / LOOKS).clamp(EVERY_AT_LEAST, EVERY);
-            tokio::time::sleep(every).await;
+            let _ = tokio::time::timeout(every, self.incidents.stirred.notified()).await;
         }
     }
 
@@ -178,9 +181,12 @@ impl App {
             Span(Duration::from_millis(incident.hold_for_ms)),
             Span(Duration::from_millis(lasted))
         );
-        if !paused.is_empty() {
-            let names: Vec<&str> = paused.iter().map(|pause| &*pause.lane).collect();
-            text += &format!("; still paused: {}", names.join(", "));
+        for (words, ramps) in [("still paused", false), ("still resuming", true)] {
+            let lanes = paused.iter().filter(|pause| pause.ramp_over.is_some() == ramps);
+            let names: Vec<&str> = lanes.map(|pause| &*pause.lane).collect();
+            if !names.is_empty() {
+                text += &format!("; {words}: {}", names.join(", "));
+            }
         }
         self.note("incident_closed", "", None, &text);
         self.save(incident);

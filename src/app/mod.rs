@@ -131,6 +131,9 @@ impl App {
                     let client = link.map(|link| link.0);
                     let entry = Entry { who: &who, event, lane, client, text: &text, usage };
                     self.timeline.append(entry, clock::wall_now());
+                    if event == "freeze" {
+                        self.incidents.stirred.notify_one();
+                    }
                 }
                 Event::SampleNow => {
                     if let Some(monitor) = self.monitor.load_full() {
