@@ -228,9 +228,19 @@ fn check_postgres(
                 warnings.extend(found.iter().map(|warning| format!("{at}{warning}")));
                 roles.extend(facts.role.map(|role| (monitor.address.to_string(), role)));
             }
-            Err(error) => warnings.push(format!(
-                "warning: {at}PostgreSQL was not reached, so limits and rights are not checked: {error}. Hint: run check again when it is up"
-            )),
+            Err(error) => {
+                let (what, hint) = if error.contains("authentication failed") {
+                    (
+                        "refused the monitor",
+                        "create its role, or mend its password: `pgweir init` prints the SQL",
+                    )
+                } else {
+                    ("was not reached", "run check again when it is up")
+                };
+                warnings.push(format!(
+                    "warning: {at}PostgreSQL {what}, so limits and rights are not checked: {error}. Hint: {hint}"
+                ));
+            }
         }
     }
     if config.upstream.is_watched() && !roles.is_empty() {

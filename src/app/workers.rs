@@ -29,6 +29,8 @@ const STRANGERS_MAX: u32 = 2000;
 const STRANGERS_OF_ADDRESS_MAX: u32 = 1000;
 /// A worker busier than this gets no new link while another one is less busy, in ‰ of a core.
 const FULL: u32 = 600;
+/// Links that the reception relays at once: more of them are not as short-lived as they should be, or it has no time left.
+const YOUNG_MAX: u32 = 32;
 /// A worker busier than this hands links over to one that is less busy by half, in ‰ of a core.
 const OVERLOADED: u32 = 800;
 /// How often workers are measured.
@@ -48,8 +50,33 @@ pub enum Socket {
 pub struct Workers {
     hub: Arc<Hub>,
     reception: Runtime,
+    /// Links relayed by the reception.
+    young: AtomicU32,
     workers: Vec<Worker>,
     measured: Mutex<Moment>,
+}
+
+/// One of the links that the reception relays. Counted, not measured: where the reception has no time left they live longer, are more, and
+/// the next ones go to workers at once.
+struct Young<'a> {
+    all: &'a AtomicU32,
+    before: u32,
+}
+
+impl<'a> Young<'a> {
+    fn count(all: &'a AtomicU32) -> Self {
+        Self { all, before: all.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    fn fits(&self) -> bool {
+        self.before < YOUNG_MAX
+    }
+}
+
+impl Drop for Young<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 struct Worker {
@@ -78,8 +105,13 @@ impl Workers {
         thread::Builder::new()
             .name("pgweir-reception".to_owned())
             .spawn(move || runtime.block_on(see_off(for_reception, finished)))?;
-        let workers =
-            Arc::new(Self { hub: hub.clone(), reception, workers, measured: Mutex::new(clock::now()) });
+        let workers = Arc::new(Self {
+            hub: hub.clone(),
+            reception,
+            young: AtomicU32::new(0),
+            workers,
+            measured: Mutex::new(clock::now()),
+        });
         workers.reception.spawn(ahead::run(hub.clone()));
         let balanced = workers.clone();
         workers.reception.spawn(async move {
@@ -150,7 +182,11 @@ impl Workers {
         if !link.is_young() {
             return self.carry(link);
         }
-        match young::live(link).await {
+        let lived = {
+            let young = Young::count(&self.young);
+            if young.fits() { young::live(link).await } else { Youth::Grown(link) }
+        };
+        match lived {
             Youth::Over(link, end) => Box::pin(finish(self.hub.clone(), link, end)).await,
             Youth::Grown(link) => match link.grown() {
                 Ok(link) => self.carry(link),

@@ -21,6 +21,9 @@ use crate::clock;
 use crate::reason::{Reason, Refusal};
 use crate::wire::reply;
 
+/// Turns of one poll: who always finds more to do belongs to a reactor.
+const TURNS_MAX: u32 = 32;
+
 /// A link after its login. Every exit, panics included, gives back what it holds.
 pub struct Established {
     relay: Relay,
@@ -56,7 +59,7 @@ impl Established {
     pub(super) fn poll_run(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Run<End>> {
         self.registered.shared.register(cx);
         self.poll_ready(cx);
-        loop {
+        for _ in 0..TURNS_MAX {
             let ran = self.relay.run(scratch);
             self.relay.client.forget();
             self.relay.upstream.forget();
@@ -67,6 +70,7 @@ impl Established {
                 ran => return Poll::Ready(ran),
             }
         }
+        Poll::Ready(Run::Again)
     }
 
     /// A bulk transfer is on, whose end only a tick finds.

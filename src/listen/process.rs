@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -27,6 +27,8 @@ const TABLE_BYTES_MAX: u64 = 16 << 20;
 const DESCRIPTION_MAX: u64 = 512;
 /// Descriptors looked at in one search.
 const DESCRIPTORS_MAX: usize = 200_000;
+/// To read what is told of a descriptor costs as much as to read that many links.
+const DESCRIPTION_COSTS: usize = 10;
 /// Look-ups at a time, each on a thread of its own.
 const CONCURRENT_MAX: usize = 4;
 
@@ -250,16 +252,26 @@ fn has_open(pid: i32, inode: u64, left: &mut usize) -> Result<bool, LookupError>
 /// The same by what /proc tells of the descriptors: /proc/PID/fd is its owner's directory, which CAP_SYS_PTRACE does not open, while fdinfo
 /// asks for nothing else. An inode's number is unique among sockets only, so the mount has to be that of sockets.
 fn has_described(pid: i32, inode: u64, left: &mut usize) -> Result<bool, LookupError> {
-    let (own, _peer) = std::os::unix::net::UnixStream::pair().map_err(|error| LookupError::of(&error))?;
-    let own = format!("/proc/self/fdinfo/{}", own.as_raw_fd());
-    let (mount, _) = described(Path::new(&own)).ok_or(LookupError::Denied)?;
+    let mount = sockets_mount()?;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).map_err(|error| LookupError::of(&error))? {
-        *left = left.checked_sub(1).ok_or(LookupError::Bound)?;
+        *left = left.checked_sub(DESCRIPTION_COSTS).ok_or(LookupError::Bound)?;
         if entry.is_ok_and(|entry| described(&entry.path()) == Some((mount, inode))) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// The mount of sockets, which is the same for all.
+fn sockets_mount() -> Result<u64, LookupError> {
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    if let Some(mount) = FOUND.get() {
+        return Ok(*mount);
+    }
+    let (own, _peer) = std::os::unix::net::UnixStream::pair().map_err(|error| LookupError::of(&error))?;
+    let own = format!("/proc/self/fdinfo/{}", own.as_raw_fd());
+    let (mount, _) = described(Path::new(&own)).ok_or(LookupError::Denied)?;
+    Ok(*FOUND.get_or_init(|| mount))
 }
 
 /// Mount and inode of a descriptor; none where it is gone, or the kernel does not tell (before Linux 5.14).
