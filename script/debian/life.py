@@ -138,6 +138,37 @@ def started(machine):
         yield "the journal has nothing of it"
 
 
+# It says who it is as Odoo does, and stays.
+ODOO_STAND_IN = """#!/bin/sh
+PGAPPNAME=$(echo "$ODOO_PGAPPNAME" | sed "s/{pid}/$$/") PGPASSWORD=the-odoo-password
+export PGAPPNAME PGPASSWORD
+printf '%%s\\n' "$@" > "$HOME/arguments"
+exec psql -Xqc "select pg_sleep(600)" "%s"
+"""
+
+
+def served(machine):
+    """The services of docs/odoo.md, installed as that page says, each in its lane. Odoo's program is a stand-in."""
+    machine.path("/usr/bin/odoo").write_text(ODOO_STAND_IN % SOCKET)
+    machine.must("chmod 755 /usr/bin/odoo && mkdir -p /etc/odoo && cd /usr/share/doc/pgweir"
+                 " && install -m 644 deploy/odoo/odoo-lane@.service /etc/systemd/system/"
+                 " && install -m 644 deploy/odoo/lane-reports.env deploy/odoo/lane-imports.env /etc/odoo/"
+                 " && systemctl daemon-reload && systemctl enable --now odoo-lane@reports odoo-lane@imports")
+    wanted, found = ["imports", "reports"], []
+    for _ in range(50):
+        rows = rows_of(json.loads(machine.must("pgweir clients --json")))
+        found = sorted(row["lane"] for row in rows if re.fullmatch(r"odoo-(imports|reports)-\d+", row["application"]))
+        if found == wanted:
+            break
+        time.sleep(0.2)
+    if found != wanted:
+        yield f"the services are in {found}, not {wanted}: {machine.must('systemctl status --no-pager odoo-lane@reports || true')}"
+    arguments = machine.path("/home/odoo/arguments").read_text().split("\n")
+    if arguments[0] != "--config=/etc/odoo/odoo.conf" or "--workers=2" not in arguments:
+        yield f"Odoo is started with {arguments}"
+    machine.must("systemctl disable --now odoo-lane@reports odoo-lane@imports && rm -r /etc/odoo /usr/bin/odoo /etc/systemd/system/odoo-lane@.service")
+
+
 def rows_of(answer):
     """The rows of a list, whatever encloses them."""
     return answer if isinstance(answer, list) else next(value for value in answer.values() if isinstance(value, list))

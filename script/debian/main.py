@@ -29,6 +29,7 @@ def on_a_machine(report, package):
             ("completions in bash, fish and zsh", life.completed(machine)),
             ("pgweir init over the shipped file", life.configured(machine)),
             ("systemctl enable --now: ready, sandboxed, sees what it needs of other users' processes", life.started(machine)),
+            ("services for reports and imports: each in its lane", life.served(machine)),
             ("systemctl reload, and SIGHUP", life.reloaded(machine)),
             ("upgrade with a client in a transaction; the configuration stays", life.upgraded(machine, newer)),
             ("kill -9: back by itself", life.killed(machine)),
