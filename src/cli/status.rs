@@ -47,6 +47,12 @@ pub async fn run(console: &Console, json: bool) -> Result<bool, Failure> {
     print(&for_people(&facts, &findings, &usage, &lanes, &process))
 }
 
+/// Why lanes that go by processes may be wrong: causes that somebody can do something about.
+const UNSEEN: [(&str, &str); 2] = [
+    ("denied", "for want of a right (let Odoo use the Unix socket)"),
+    ("not_local", "behind a container's wall"),
+];
+
 fn for_people(
     facts: &Facts,
     findings: &[Finding],
@@ -61,6 +67,12 @@ fn for_people(
     match facts.growth.as_str() {
         "" => out.push_str("Grew most in 15 min: nothing\n"),
         growth => out.push_str(&format!("Grew most in 15 min: {}\n", printable(growth))),
+    }
+    for (cause, meant) in UNSEEN {
+        let times = process.get(&format!("lookups_failed.{cause}")).map_or("0", String::as_str);
+        if times != "0" {
+            out.push_str(&format!("Client processes not seen, {meant}: {} times\n", printable(times)));
+        }
     }
     if let Some(next) = next(findings) {
         out.push_str(&format!("Try next: {next}\n"));
@@ -163,6 +175,7 @@ mod tests {
         ];
         let mut status: BTreeMap<String, String> =
             status.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        status.insert("lookups_failed.denied".into(), "42".into());
         status.insert("growth".into(), "connections of lane cron: from 2 to 8 in 15 min".into());
         (usage, lanes, status)
     }
@@ -173,9 +186,10 @@ mod tests {
         let facts = Facts::read(&usage, &lanes, &status);
         let text = for_people(&facts, &judge(&facts), &usage, &lanes, &status);
         let expected = "\
-PRESSURE: usage 82 % (33 of 40); shed: cron
+PRESSURE: usage 82 % (33 of 40); would be shed: cron
 Mode observe: decisions are recorded, nothing is enforced.
 Grew most in 15 min: connections of lane cron: from 2 to 8 in 15 min
+Client processes not seen, for want of a right (let Odoo use the Unix socket): 42 times
 Try next: pgweir clients
 
 percent  connections  usable

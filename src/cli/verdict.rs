@@ -300,7 +300,8 @@ fn pressure(facts: &Facts) -> Option<Finding> {
     }
     let names =
         |lanes: Vec<&Lane>| lanes.iter().map(|lane| lane.name.as_str()).collect::<Vec<_>>().join(", ");
-    for (state, what) in [("shedding", "shed"), ("over", "over quota")] {
+    let shed = if facts.process.mode == "observe" { "would be shed" } else { "shed" };
+    for (state, what) in [("shedding", shed), ("over", "over quota")] {
         let lanes = facts.in_state(state);
         if !lanes.is_empty() {
             parts.push(format!("{what}: {}", names(lanes)));
@@ -450,6 +451,8 @@ mod tests {
             "PRESSURE: shed: cron; over quota: queue; web is full (24 of 24), 1 waits in web, longest 0.4 s";
         assert_eq!(sentences(&facts), [expected]);
         assert_eq!(next(&facts), "pgweir clients");
+        facts.process.mode = "observe".into();
+        assert!(sentences(&facts)[0].starts_with("PRESSURE: would be shed: cron; "), "nobody is");
     }
 
     #[test]
