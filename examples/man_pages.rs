@@ -20,7 +20,12 @@ and
 .IR /usr/share/doc/pgweir/config/pgweir.toml .
 .TP
 .I /var/lib/pgweir
-Pauses, timeline, incidents, and the console's password, in
+Pauses, timeline, incidents,
+.I peaks.json
+(for
+.BR pgweir\ suggest ),
+.I upstream.json
+(which cluster was served), and the console's password, in
 .IR admin.password .
 .TP
 .I /run/pgweir/.s.PGSQL.6432

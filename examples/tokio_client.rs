@@ -339,6 +339,8 @@ async fn cancel(client: &Client, other: &Client, tls: &MakeRustlsConnect) -> See
         end = client.batch_execute("select pg_sleep(20)") => state(end),
         failed = messenger => return failed,
     };
+    // PostgreSQL signals the backend and then its process group: the second may hit what comes next, and the driver does not wait for both.
+    let _ = client.batch_execute("select pg_sleep(0.2)").await;
     Ok(format!("{end} {}", number(client, "select 1", &[]).await?))
 }
 

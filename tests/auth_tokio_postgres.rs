@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, Error, NoTls};
 
 /// Tries to find free ports, and to be let in by a pgweir that has just been started.
-const TRIES: usize = 200;
+const TRIES: usize = 2400;
 const PAUSE: Duration = Duration::from_millis(50);
 
 struct Weir {

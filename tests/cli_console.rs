@@ -184,7 +184,7 @@ fn run(password: &str, args: &[&str]) -> (Output, Vec<String>) {
     thread::spawn(move || listener.accept().ok().and_then(|(stream, _)| serve(stream, "secret", &said)));
     let output = pgweir(&address, password, args);
     let mut heard = Vec::new();
-    while let Ok(line) = hears.recv_timeout(Duration::from_secs(10)) {
+    while let Ok(line) = hears.recv_timeout(Duration::from_secs(120)) {
         heard.push(line);
     }
     (output, heard)

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgweir::admin::command::Command;
-use pgweir::admin::control::{CommandError, Control, Later, Operator, Outcome, Reply};
+use pgweir::admin::control::{CommandError, Control, Later, Leaks, Operator, Outcome, Reply};
 use pgweir::admin::{self, AdminSettings, AdminUser};
 use pgweir::lanes::settings::Disposition;
 use pgweir::snapshot::*;
@@ -71,11 +71,11 @@ fn client_row(id: u64) -> ClientRow {
 }
 
 impl Control for Fake {
-    fn lanes(&self) -> Vec<LaneRow> {
-        vec![lane_row("web"), lane_row("cron")]
+    fn lane_names(&self) -> Vec<Arc<str>> {
+        vec!["web".into(), "cron".into()]
     }
-    fn applications(&self) -> Vec<ApplicationRow> {
-        vec![]
+    fn lanes_and_applications(&self) -> Later<'_, (Vec<LaneRow>, Vec<ApplicationRow>)> {
+        Box::pin(async { (vec![lane_row("web"), lane_row("cron")], vec![]) })
     }
     fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send> {
         Box::new((0..self.clients as u64).map(client_row))
@@ -83,8 +83,8 @@ impl Control for Fake {
     fn sessions(&self) -> Vec<SessionRow> {
         vec![]
     }
-    fn leaks(&self) -> Vec<LeakRow> {
-        vec![]
+    fn leaks(&self) -> Later<'_, Leaks> {
+        Box::pin(async { Box::new(std::iter::empty()) as Leaks })
     }
     fn usage(&self) -> UsageRow {
         UsageRow { max_connections: 40, percent: Some(37.5), ..UsageRow::default() }
@@ -174,8 +174,8 @@ impl Control for Fake {
             ..ProcessRow::default()
         }
     }
-    fn metrics(&self) -> String {
-        "pgweir_usage_percent 37.5\n# EOF\n".into()
+    fn metrics(&self) -> Later<'_, String> {
+        Box::pin(async { "pgweir_usage_percent 37.5\n# EOF\n".into() })
     }
     fn execute<'a>(&'a self, who: &'a Operator, command: Command) -> Reply<'a> {
         Box::pin(async move {

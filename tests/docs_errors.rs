@@ -254,6 +254,7 @@ const NOT_OF_THE_TEXT: &[&str] = &[
     "a certificate or key",
     "a listener whose certificate",
     "a users file",
+    "a state directory",
 ];
 
 #[test]

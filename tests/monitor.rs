@@ -7,13 +7,15 @@ use std::time::Duration;
 use common::pg::Pg;
 use pgweir::clock;
 use pgweir::lanes::sample::{Sample, Session};
-use pgweir::upstream::monitor::{Monitor, MonitorAddress, MonitorEvent, MonitorHandle, MonitorSettings};
+use pgweir::upstream::monitor::{
+    Monitor, MonitorAddress, MonitorEvent, MonitorHandle, MonitorSettings, Whom,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Receiver;
 
 /// Generous: a busy machine must not fail a test, only a monitor that never does it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn settings(pg: &Pg, user: &str) -> MonitorSettings {
     MonitorSettings {
@@ -69,7 +71,9 @@ async fn a_sample_shows_limits_leaks_blockers_and_advisory_locks() {
     let started = clock::now();
     let (handle, mut events) = spawn(settings(&pg, "postgres"));
     let sample = until(&mut events, |event| {
-        any_sample(event).filter(|s| session(s, waiter_pid).is_some_and(|w| !w.blocked_by.is_empty()))
+        any_sample(event).filter(|s| {
+            session(s, waiter_pid).is_some_and(|w| !w.blocked_by.is_empty() && &*w.wait_event.0 == "Lock")
+        })
     })
     .await;
 
@@ -146,7 +150,7 @@ async fn it_survives_its_own_end_and_a_restart() {
     pg.stop();
     until(&mut events, |event| down(event).filter(|cause| cause.contains("refused"))).await;
     assert!(handle.state().starts_with("down: "), "{}", handle.state());
-    let error = handle.cancel_pid(1).await.expect_err("not connected");
+    let error = handle.cancel_pid(Whom::anybody(1)).await.expect_err("not connected");
     assert!(error.contains("not connected"), "{error}");
 
     pg.start_again();
@@ -168,7 +172,7 @@ async fn a_role_that_sees_only_itself_is_blind_and_may_not_signal_others() {
     assert!(handle.state().starts_with("blind"), "{}", handle.state());
 
     let other = pg.connect_as("watcher", "other").await;
-    let error = handle.terminate_pid(pid_of(&other).await).await.expect_err("not allowed");
+    let error = handle.terminate_pid(Whom::anybody(pid_of(&other).await)).await.expect_err("not allowed");
     assert!(error.contains("42501") && error.contains("grant pg_signal_backend to plain"), "{error}");
 
     let (_handle, mut events) = spawn(settings(&pg, "watcher"));
@@ -191,14 +195,32 @@ async fn backends_are_cancelled_and_ended() {
         any_sample(event).filter(|s| session(s, pid).is_some_and(|c| &*c.state == "active"))
     })
     .await;
-    assert_eq!(handle.cancel_pid(pid).await, Ok(true));
+    assert_eq!(handle.cancel_pid(Whom::anybody(pid)).await, Ok(true));
     let (cancelled, client) = sleeper.await.expect("no panic");
     assert_eq!(cancelled.expect_err("cancelled").code().map(|code| code.code()), Some("57014"));
 
-    assert_eq!(handle.terminate_pid(pid).await, Ok(true));
+    let seen = until(&mut events, |event| {
+        any_sample(event).and_then(|s| session(&s, pid).filter(|c| &*c.state == "idle").cloned())
+    })
+    .await;
+    // The same pid, but of a backend that began at another time, or one that has done something since.
+    let another = Whom { started: Some(seen.started - 1), ..Whom::backend(&seen) };
+    let before = Whom { changed: Some(seen.changed - 1), ..Whom::as_seen(&seen) };
+    for whom in [another, before] {
+        assert_eq!(handle.terminate_pid(whom).await, Ok(false), "{whom:?}");
+    }
+    assert_eq!(pid_of(&client).await, pid);
+    assert_eq!(handle.terminate_pid(Whom::as_seen(&seen)).await, Ok(false), "it has answered since");
+    assert_eq!(handle.terminate_pid(Whom::backend(&seen)).await, Ok(true));
     until(&mut events, |event| any_sample(event).filter(|s| session(s, pid).is_none())).await;
-    assert!(client.is_closed());
-    assert_eq!(handle.terminate_pid(pid).await, Ok(false));
+    // PostgreSQL takes it from its list before it closes it.
+    let closed = async {
+        while !client.is_closed() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, closed).await.expect("the client is told");
+    assert_eq!(handle.terminate_pid(Whom::anybody(pid)).await, Ok(false));
 }
 
 #[tokio::test]
@@ -330,7 +352,10 @@ async fn a_pooler_is_found_out_before_the_first_sample() {
     let address = MonitorAddress::Tcp { host: "127.0.0.1".into(), port };
     let (handle, mut events) = spawn(MonitorSettings { address, ..settings(&pg, "postgres") });
     let first = tokio::time::timeout(PATIENCE, events.recv()).await.expect("in time");
-    assert!(matches!(first, Some(MonitorEvent::Pooler(ref text)) if text.contains("77")), "{first:?}");
+    assert!(
+        matches!(first, Some(MonitorEvent::Pooler { what: ref text, .. }) if text.contains("77")),
+        "{first:?}"
+    );
     assert!(handle.state().starts_with("pooler"), "{}", handle.state());
 }
 

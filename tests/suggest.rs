@@ -159,13 +159,39 @@ fn less_than_a_day_lowers_nothing_and_less_than_an_hour_says_nothing() {
     young.record(NOW, 60_000, &WholeLook::default(), []);
     let nothing = suggested(SHIPPED, &young);
     assert_eq!((nothing.evidence, nothing.changes()), (Evidence::None, 0));
+    let web = LaneLook { lane: "web", slots: 1, transactions: 7, ..LaneLook::default() };
+    young.record(NOW, 60_000, &WholeLook::default(), [web]);
+    let text = letter::text(&suggested(SHIPPED, &young));
+    let told = "Seen: 2 min so far; mode enforce. That is too little";
+    assert!(text.starts_with(told) && !text.contains("hours"), "{text}");
+    assert!(
+        text.ends_with("\nlane web: 1 slot at most, 7 transactions\nNothing is suggested yet.\n"),
+        "{text}"
+    );
     let text = letter::text(&suggested(SHIPPED, &Peaks::default()));
     assert!(
         text.starts_with(
-            "Seen: 0 of the last 168 hours; mode enforce. Nothing is suggested of less than an hour."
+            "Seen: nothing so far; mode enforce. That is too little: anything is suggested after an hour at the earliest, and a week tells most."
         ),
         "{text}"
     );
+}
+
+#[test]
+fn who_was_let_in_is_not_told_as_refused() {
+    let mut peaks = Peaks::default();
+    let reports = LaneLook {
+        lane: "reports",
+        slots: 1,
+        transactions: 1,
+        refused: &[("shed", 3)],
+        ..LaneLook::default()
+    };
+    peaks.record(NOW, 3_600_000, &WholeLook::default(), [reports]);
+    let observe = SHIPPED.replace("mode = \"enforce\"", "mode = \"observe\"");
+    let text = letter::text(&suggested(&observe, &peaks));
+    assert!(text.contains("1 transaction in 1 hour; 3 would have been refused (shed 3)"), "{text}");
+    assert!(letter::text(&suggested(SHIPPED, &peaks)).contains("; 3 refused (shed 3)"));
 }
 
 #[test]
@@ -184,7 +210,7 @@ fn the_week_in_observe_mode_shows_what_would_have_waited_been_shed_and_reset() {
     ] {
         assert!(changes.iter().any(|one| one == change), "{change}: {changes:?}");
     }
-    assert!(why(&found, "cron", "shed_above").contains("it is shed on ordinary days"));
+    assert!(why(&found, "cron", "shed_above").contains("above it on ordinary days"));
     applied(&observe, &found, 97);
 }
 

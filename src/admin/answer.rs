@@ -104,24 +104,21 @@ impl Answerer {
     /// 42501 for a viewer's command, 42704 for an unknown lane or client, 55000 for what was refused.
     pub async fn answer(&mut self, request: &Request) -> Result<Answer, Failure> {
         match request {
-            Request::Show(Show::Headroom) => {
-                Ok(Answer { rows: Some(view::headroom(self.control.headroom().await)), ..Answer::default() })
-            }
-            Request::Show(show) => Ok(Answer { rows: Some(self.rows(*show)), ..Answer::default() }),
+            Request::Show(show) => Ok(Answer { rows: Some(self.rows(*show).await), ..Answer::default() }),
             Request::Command(command) => self.execute(command.clone()).await,
             Request::Chatter(chatter) => Ok(self.chat(chatter)),
         }
     }
 
     /// To whoever connects to the database `pgbouncer`, states of clients are in PgBouncer's words too.
-    fn rows(&self, show: Show) -> Rows {
-        let rows = view::rows(show, &*self.control);
+    async fn rows(&self, show: Show) -> Rows {
+        let rows = view::rows(show, &*self.control).await;
         if show != Show::Clients || self.login.database != tongue::DATABASE {
             return rows;
         }
         Box::new(rows.map(|mut row| {
             if let Some(Value::Text(state)) = row.get_mut(tongue::CLIENT_STATE) {
-                *state = tongue::client_state(state).to_owned();
+                *state = tongue::client_state(state).into();
             }
             row
         }))
@@ -158,21 +155,21 @@ impl Answerer {
         else {
             return;
         };
-        let lanes = self.control.lanes();
-        if lanes.iter().any(|row| *row.lane == **lane) {
+        let lanes = self.control.lane_names();
+        if lanes.iter().any(|name| **name == **lane) {
             return;
         }
-        let mut alike = lanes.iter().filter(|row| row.lane.to_lowercase() == lane.to_lowercase());
+        let mut alike = lanes.iter().filter(|name| name.to_lowercase() == lane.to_lowercase());
         if let (Some(found), None) = (alike.next(), alike.next()) {
-            *lane = found.lane.to_string();
+            *lane = found.to_string();
         }
     }
 
     fn failure(&self, error: CommandError) -> Failure {
         match error {
             CommandError::UnknownLane(name) => {
-                let lanes = self.control.lanes();
-                let hint = help::where_listed("SHOW LANES", &name, lanes.iter().map(|row| &*row.lane));
+                let lanes = self.control.lane_names();
+                let hint = help::where_listed("SHOW LANES", &name, lanes.iter().map(|lane| &**lane));
                 Failure::new(b"42704", format!("there is no lane {name:?}"), hint)
             }
             CommandError::UnknownClient(id) => {
@@ -193,7 +190,7 @@ impl Answerer {
                 answer.changed =
                     PARAMETERS.iter().any(|(known, _, reported)| known == name && *reported).then_some(*name);
             }
-            Chatter::Show(name) => answer.rows = Some(one(Value::Text(self.value(name).to_owned()))),
+            Chatter::Show(name) => answer.rows = Some(one(view::text(self.value(name).to_owned()))),
             Chatter::Select(probe) => answer.rows = Some(one(self.probe(*probe))),
         }
         answer
@@ -202,13 +199,13 @@ impl Answerer {
     fn probe(&self, probe: Probe) -> Value {
         match probe {
             Probe::One => Value::Int(1),
-            Probe::Version => Value::Text(format!("PostgreSQL {}", self.value("server_version"))),
-            Probe::Schema => Value::Text("public".to_owned()),
-            Probe::Database => Value::Text(self.login.database.clone()),
-            Probe::User => Value::Text(self.login.user.clone()),
+            Probe::Version => view::text(format!("PostgreSQL {}", self.value("server_version"))),
+            Probe::Schema => view::text("public"),
+            Probe::Database => view::text(self.login.database.clone()),
+            Probe::User => view::text(self.login.user.clone()),
             Probe::Pid => Value::Int(self.login.pid.into()),
             Probe::InRecovery => Value::Bool(false),
-            Probe::AdvisoryUnlockAll => Value::Text(String::new()),
+            Probe::AdvisoryUnlockAll => view::text(""),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -45,18 +46,22 @@ pub type Reply<'a> = Later<'a, Result<Outcome, CommandError>>;
 /// Something that takes its time.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Implemented by the application; taken by the admin port as `Arc<dyn Control>`.
+/// Rows of SHOW LEAKS.
+pub type Leaks = Box<dyn ExactSizeIterator<Item = LeakRow> + Send>;
+
+/// Implemented by the application; taken by the admin port as `Arc<dyn Control>`. What has to look at all links takes its time: it rests between
+/// some of them and the next, so that a worker does not wait for the core.
 pub trait Control: Send + Sync + 'static {
-    /// SHOW LANES.
-    fn lanes(&self) -> Vec<LaneRow>;
-    /// SHOW APPLICATIONS.
-    fn applications(&self) -> Vec<ApplicationRow>;
+    /// The lanes' names, in the order of SHOW LANES.
+    fn lane_names(&self) -> Vec<Arc<str>>;
+    /// SHOW LANES and SHOW APPLICATIONS, from one look at the links.
+    fn lanes_and_applications(&self) -> Later<'_, (Vec<LaneRow>, Vec<ApplicationRow>)>;
     /// SHOW CLIENTS: of those that are there now, each as it is when its turn comes.
     fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send>;
     /// SHOW SESSIONS.
     fn sessions(&self) -> Vec<SessionRow>;
-    /// SHOW LEAKS.
-    fn leaks(&self) -> Vec<LeakRow>;
+    /// SHOW LEAKS, longest first; rows are made as they are asked for.
+    fn leaks(&self) -> Later<'_, Leaks>;
     /// SHOW USAGE.
     fn usage(&self) -> UsageRow;
     /// Usage over the last 15 minutes, oldest first.
@@ -97,7 +102,7 @@ pub trait Control: Send + Sync + 'static {
     /// Figures of the process.
     fn process(&self) -> ProcessRow;
     /// Prometheus text: everything of `/metrics`.
-    fn metrics(&self) -> String;
+    fn metrics(&self) -> Later<'_, String>;
     /// Carries out a command, puts it into the timeline.
     fn execute<'a>(&'a self, who: &'a Operator, command: Command) -> Reply<'a>;
 }

@@ -32,7 +32,7 @@ pub fn data_row(out: &mut Vec<u8>, columns: &[Column], row: &[Value], binary: &[
             if is_binary(binary, at) {
                 write_binary(out, column.kind, value);
             } else {
-                out.extend(value.text().unwrap_or_default().bytes().filter(|byte| *byte != 0));
+                write_text(out, value);
             }
             let len = i32::try_from(out.len() - length_at - 4).expect("a value of ours is far below 2 GiB");
             out[length_at..length_at + 4].copy_from_slice(&len.to_be_bytes());
@@ -48,6 +48,25 @@ fn count(columns: usize) -> [u8; 2] {
     i16::try_from(columns).expect("a table of ours has few columns").to_be_bytes()
 }
 
+/// PostgreSQL's text format. Nothing is made on the way where there may be thousands of rows of it.
+fn write_text(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Text(text) => write_string(out, text),
+        Value::Int(number) => out.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes()),
+        _ => write_string(out, &value.text().unwrap_or_default()),
+    }
+}
+
+/// A string; a NUL, which PostgreSQL's text has not, is left out.
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    let mut rest = text.as_bytes();
+    while let Some(at) = memchr::memchr(0, rest) {
+        out.extend_from_slice(&rest[..at]);
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+}
+
 /// PostgreSQL's binary formats: integers and floats big-endian, bool one byte, text its bytes.
 fn write_binary(out: &mut Vec<u8>, kind: Kind, value: &Value) {
     match (kind, value) {
@@ -59,7 +78,7 @@ fn write_binary(out: &mut Vec<u8>, kind: Kind, value: &Value) {
         (_, Value::Int(value)) => out.extend_from_slice(&value.to_be_bytes()),
         (_, Value::Float(value)) => out.extend_from_slice(&value.to_be_bytes()),
         (_, Value::Bool(value)) => out.push(u8::from(*value)),
-        (_, Value::Text(value)) => out.extend(value.bytes().filter(|byte| *byte != 0)),
+        (_, Value::Text(value)) => write_string(out, value),
         (_, Value::Null) => {}
     }
 }

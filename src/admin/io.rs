@@ -16,9 +16,9 @@ use crate::wire::{reply, startup};
 /// How long a peer may take to read what is written to it.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Output is written in pieces of about this many bytes.
-const CHUNK_LEN: usize = 32 * 1024;
-/// A rest behind each piece but the last: thousands of rows take milliseconds, in which a worker would wait for the core.
-pub const CHUNK_REST: Duration = Duration::from_millis(1);
+pub const CHUNK_LEN: usize = 16 * 1024;
+/// A rest behind each piece but the last, of a table as of a look at all links: thousands take milliseconds, in which a worker would wait for the core.
+pub const REST: Duration = Duration::from_millis(1);
 /// Room made for a read.
 const READ_LEN: usize = 8 * 1024;
 /// What is read, at most, from a peer that was refused and still speaks, and for how long.
@@ -151,7 +151,7 @@ impl Wire {
             return Ok(());
         }
         self.flush().await?;
-        tokio::time::sleep(CHUNK_REST).await;
+        tokio::time::sleep(REST).await;
         Ok(())
     }
 

@@ -4,11 +4,12 @@
 //! What the words mean here is in docs/pgbouncer.md; a test holds names and types against a real PgBouncer's.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::control::Control;
 use super::view::{Column, Row, Value, count, int, table, text};
 use crate::clock::WallMs;
-use crate::snapshot::{ClientRow, ConfigRow, DatabaseRow, PoolRow, ServerRow, Work, utc};
+use crate::snapshot::{ClientRow, ConfigRow, DatabaseRow, PoolRow, ServerRow, Work, utc_seconds};
 
 /// The name of the database under which states are PgBouncer's words as well.
 pub const DATABASE: &str = "pgbouncer";
@@ -89,7 +90,7 @@ pub fn stats(row: &DatabaseRow) -> Row {
 pub fn totals(row: &DatabaseRow) -> Row {
     let total = row.total;
     vec![
-        text(&*row.name),
+        text(Arc::clone(&row.name)),
         count(total.transactions),
         count(total.queries),
         count(total.received),
@@ -103,8 +104,8 @@ pub fn totals(row: &DatabaseRow) -> Row {
 /// A row of SHOW POOLS.
 pub fn pool(row: PoolRow) -> Row {
     vec![
-        text(&*row.database),
-        text(&*row.user),
+        text(Arc::clone(&row.database)),
+        text(Arc::clone(&row.user)),
         int(row.active),
         int(row.waiting),
         int(row.cancels),
@@ -127,10 +128,10 @@ pub fn pool(row: PoolRow) -> Row {
 /// A row of SHOW DATABASES.
 pub fn database(row: &DatabaseRow) -> Row {
     vec![
-        text(&*row.name),
-        text(&*row.host),
+        text(Arc::clone(&row.name)),
+        text(Arc::clone(&row.host)),
         int(row.port),
-        text(&*row.name),
+        text(Arc::clone(&row.name)),
         Value::Null,
         int(row.slots_max),
         int(0),
@@ -149,7 +150,7 @@ pub fn lists(control: &dyn Control) -> Vec<Row> {
     let (pools, lists) = (control.pools(), control.lists());
     let users: BTreeSet<&str> = pools.iter().map(|pool| &*pool.user).collect();
     let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    let row = |name: &str, items: u32| vec![text(name), int(items)];
+    let row = |name: &'static str, items: u32| vec![text(name), int(items)];
     vec![
         row("databases", len(control.databases().len())),
         row("users", len(users.len())),
@@ -202,12 +203,12 @@ pub fn client(row: ClientRow) -> Row {
     };
     vec![
         text("C"),
-        text(&*row.user),
-        text(&*row.database),
+        text(row.user),
+        text(row.database),
         text(row.state),
         text(addr),
         int(ends.port),
-        text(local),
+        text(local.to_owned()),
         int(local_port),
         moment(ends.connected_at),
         moment(ends.requested_at),
@@ -218,11 +219,11 @@ pub fn client(row: ClientRow) -> Row {
         text(row.pid.map(server_name).unwrap_or_default()),
         int(ends.process_pid),
         text(ends.tls),
-        text(&*row.application),
+        text(Arc::clone(&row.application)),
         count(row.id),
-        text(&*row.lane),
-        text(&*row.rule),
-        text(&*row.application),
+        text(row.lane),
+        text(row.rule),
+        text(row.application),
         text(row.address),
         row.pid.map_or(Value::Null, int),
         text(row.process),
@@ -246,10 +247,10 @@ pub fn server(row: ServerRow) -> Row {
     let has_client = !row.link_state.is_empty();
     vec![
         text("S"),
-        text(&*row.user),
-        text(&*row.database),
+        text(row.user),
+        text(row.database),
         text(row.state),
-        text(&*row.host),
+        text(row.host),
         int(row.port),
         row.local_address.map_or(Value::Null, text),
         int(row.local_port),
@@ -262,9 +263,9 @@ pub fn server(row: ServerRow) -> Row {
         text(if has_client { client_name(row.link) } else { String::new() }),
         int(row.pid.unwrap_or(0)),
         text(if row.tls { "TLS" } else { "" }),
-        text(&*row.application),
+        text(row.application),
         if has_client { count(row.link) } else { Value::Null },
-        text(&*row.lane),
+        text(row.lane),
         text(row.link_state),
     ]
 }
@@ -280,9 +281,7 @@ fn server_name(pid: i32) -> String {
 
 /// `2026-11-22 22:16:19 UTC`.
 fn moment(at: WallMs) -> Value {
-    let written = utc(at);
-    let (day, time) = (written.get(..10).unwrap_or_default(), written.get(11..19).unwrap_or_default());
-    text(format!("{day} {time} UTC"))
+    text(utc_seconds(at))
 }
 
 /// Address and port of a listener as it is written; a Unix socket is "unix".

@@ -2,6 +2,9 @@
 //!
 //! Rows are made one at a time while they are sent: 10,000 clients are never held twice.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use super::command::Show;
 use super::control::Control;
 use super::{help, tongue};
@@ -61,6 +64,53 @@ pub struct Column {
     pub kind: Kind,
 }
 
+/// A text. Names that many rows have in common are not copied into each.
+#[derive(Clone, Debug)]
+pub enum Word {
+    /// A word of pgweir's.
+    Fixed(&'static str),
+    /// A name out of the read model.
+    Shared(Arc<str>),
+    /// Anything else.
+    Own(String),
+}
+
+impl Deref for Word {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Fixed(text) => text,
+            Self::Shared(text) => text,
+            Self::Own(text) => text,
+        }
+    }
+}
+
+impl PartialEq for Word {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl From<&'static str> for Word {
+    fn from(text: &'static str) -> Self {
+        Self::Fixed(text)
+    }
+}
+
+impl From<Arc<str>> for Word {
+    fn from(text: Arc<str>) -> Self {
+        Self::Shared(text)
+    }
+}
+
+impl From<String> for Word {
+    fn from(text: String) -> Self {
+        Self::Own(text)
+    }
+}
+
 /// A value; its column says which type an integer has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -73,7 +123,7 @@ pub enum Value {
     /// bool.
     Bool(bool),
     /// text.
-    Text(String),
+    Text(Word),
 }
 
 impl Value {
@@ -88,7 +138,7 @@ impl Value {
             }
             Self::Float(value) => Some(value.to_string()),
             Self::Bool(value) => Some(if *value { "t" } else { "f" }.to_owned()),
-            Self::Text(value) => Some(value.clone()),
+            Self::Text(value) => Some(value.to_string()),
         }
     }
 
@@ -99,7 +149,7 @@ impl Value {
             Self::Int(value) => (*value).into(),
             Self::Float(value) => (*value).into(),
             Self::Bool(value) => (*value).into(),
-            Self::Text(value) => value.as_str().into(),
+            Self::Text(value) => (**value).into(),
         }
     }
 }
@@ -204,10 +254,10 @@ pub fn columns(show: Show) -> &'static [Column] {
 }
 
 /// The rows of a SHOW.
-pub fn rows(show: Show, control: &dyn Control) -> Rows {
+pub async fn rows(show: Show, control: &dyn Control) -> Rows {
     match show {
-        Show::Lanes => Box::new(control.lanes().into_iter().map(lane)),
-        Show::Applications => Box::new(control.applications().into_iter().map(application)),
+        Show::Lanes => lanes(control.lanes_and_applications().await.0),
+        Show::Applications => applications(control.lanes_and_applications().await.1),
         Show::Clients => Box::new(control.clients().map(tongue::client)),
         Show::Servers => Box::new(control.servers().into_iter().map(tongue::server)),
         Show::Stats => Box::new(control.databases().into_iter().map(|row| tongue::stats(&row))),
@@ -216,10 +266,9 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
         Show::Databases => Box::new(control.databases().into_iter().map(|row| tongue::database(&row))),
         Show::Lists => Box::new(tongue::lists(control).into_iter()),
         Show::Upstreams => Box::new(control.upstreams().into_iter().map(upstream)),
-        // Measured while somebody waits for it: see [`headroom`].
-        Show::Headroom => Box::new(std::iter::empty()),
+        Show::Headroom => headroom(control.headroom().await),
         Show::Sessions => Box::new(control.sessions().into_iter().map(session)),
-        Show::Leaks => Box::new(control.leaks().into_iter().map(leak)),
+        Show::Leaks => Box::new(control.leaks().await.map(leak)),
         Show::Usage => Box::new(std::iter::once(usage(&control.usage()))),
         Show::Timeline => Box::new(control.timeline().into_iter().map(timeline)),
         Show::Exit => Box::new(control.exit().into_iter().map(exit)),
@@ -236,9 +285,19 @@ pub fn rows(show: Show, control: &dyn Control) -> Rows {
     }
 }
 
+/// The rows of SHOW LANES.
+pub(super) fn lanes(rows: Vec<LaneRow>) -> Rows {
+    Box::new(rows.into_iter().map(lane))
+}
+
+/// The rows of SHOW APPLICATIONS.
+pub(super) fn applications(rows: Vec<ApplicationRow>) -> Rows {
+    Box::new(rows.into_iter().map(application))
+}
+
 fn lane(row: LaneRow) -> Row {
     vec![
-        text(&*row.lane),
+        text(row.lane),
         text(row.state.word()),
         int(row.priority),
         int(row.quota),
@@ -260,7 +319,7 @@ fn lane(row: LaneRow) -> Row {
 
 fn application(row: ApplicationRow) -> Row {
     vec![
-        text(&*row.application),
+        text(row.application),
         row.quota.map_or(Value::Null, int),
         int(row.slots),
         int(row.idle),
@@ -270,8 +329,7 @@ fn application(row: ApplicationRow) -> Row {
     ]
 }
 
-/// The rows of SHOW HEADROOM.
-pub fn headroom(rows: Vec<HeadroomRow>) -> Rows {
+fn headroom(rows: Vec<HeadroomRow>) -> Rows {
     let row = |row: HeadroomRow| vec![text(row.item), text(row.value), text(row.basis), text(row.note)];
     Box::new(rows.into_iter().map(row))
 }
@@ -293,13 +351,13 @@ fn session(row: SessionRow) -> Row {
         int(row.pid),
         text(row.via),
         row.id.map_or(Value::Null, count),
-        text(&*row.lane),
-        text(&*row.application),
-        text(&*row.user),
-        text(&*row.database),
+        text(row.lane),
+        text(row.application),
+        text(row.user),
+        text(row.database),
         text(row.address),
         text(row.process),
-        text(&*row.state),
+        text(row.state),
         count(row.state_ms),
         count(row.transaction_ms),
         text(row.wait_event),
@@ -311,16 +369,16 @@ fn session(row: SessionRow) -> Row {
 fn leak(row: LeakRow) -> Row {
     vec![
         row.id.map_or(Value::Null, count),
-        text(&*row.lane),
-        text(&*row.application),
-        text(&*row.user),
-        text(&*row.database),
+        text(row.lane),
+        text(row.application),
+        text(row.user),
+        text(row.database),
         text(row.address),
         row.pid.map_or(Value::Null, int),
         count(row.idle_in_transaction_ms),
         count(row.transaction_ms),
         pids(&row.blocks),
-        text(&*row.locks),
+        text(row.locks),
         text(row.verdict),
         text(row.last_statement),
     ]
@@ -360,7 +418,7 @@ pub(super) fn timeline(row: TimelineEntry) -> Row {
 
 fn exit(row: ExitRow) -> Row {
     vec![
-        text(&*row.criterion),
+        text(row.criterion),
         text(row.state),
         text(utc(WallMs(row.since))),
         count(row.since_ms),
@@ -388,7 +446,7 @@ fn peaks(row: PeaksRow) -> Row {
     let when = |at: Option<u64>| at.map_or(Value::Null, |at| text(utc(WallMs(at))));
     let own = |of: fn(&PeaksOfLane) -> u64| row.of_lane.as_ref().map_or(Value::Null, |lane| count(of(lane)));
     vec![
-        row.lane.as_deref().map_or(Value::Null, text),
+        row.lane.clone().map_or(Value::Null, text),
         count(row.hours),
         count(row.slots_peak),
         when(row.slots_peak_at),
@@ -400,7 +458,7 @@ fn peaks(row: PeaksRow) -> Row {
         own(|lane| lane.max_wait_ms),
         own(|lane| lane.transactions),
         own(|lane| lane.refused),
-        row.of_lane.as_ref().map_or(Value::Null, |lane| text(lane.refusals.as_str())),
+        row.of_lane.as_ref().map_or(Value::Null, |lane| text(lane.refusals.clone())),
         own(|lane| lane.idle_in_transaction_ms),
         when(row.of_lane.as_ref().and_then(|lane| lane.idle_in_transaction_at)),
         own(|lane| lane.idle_in_transaction_usual_ms),
@@ -449,7 +507,7 @@ fn incident_open(control: &dyn Control) -> [(String, String); 4] {
     ]
 }
 
-pub(super) fn text(value: impl Into<String>) -> Value {
+pub(super) fn text(value: impl Into<Word>) -> Value {
     Value::Text(value.into())
 }
 

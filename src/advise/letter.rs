@@ -16,7 +16,11 @@ const REASONS_MAX: usize = 3;
 pub fn text(suggestion: &Suggestion) -> String {
     let mut out = String::new();
     head(&mut out, suggestion);
-    suggestion.lanes.iter().for_each(|lane| one_lane(&mut out, lane));
+    if suggestion.evidence == Evidence::None {
+        briefly(&mut out, suggestion);
+        return out;
+    }
+    suggestion.lanes.iter().for_each(|lane| one_lane(&mut out, lane, &suggestion.mode));
     for application in &suggestion.applications {
         let _ = writeln!(out, "\napplication {}", plain(&application.application));
         line(&mut out, &application.advice);
@@ -35,15 +39,20 @@ pub fn text(suggestion: &Suggestion) -> String {
 
 fn head(out: &mut String, suggestion: &Suggestion) {
     let Suggestion { hours_seen, hours_looked_at, mode, whole, .. } = suggestion;
+    if suggestion.evidence == Evidence::None {
+        let so_far = match whole.seen_s {
+            0 => "nothing".to_owned(),
+            seen_s => span(seen_s.saturating_mul(1000)),
+        };
+        let _ = writeln!(out, "Seen: {so_far} so far; mode {mode}. {}.", capital(&suggestion.evidence_text));
+        return;
+    }
     let since = if whole.since == 0 { String::new() } else { format!(", since {}", hour(whole.since)) };
     let _ = writeln!(
         out,
         "Seen: {hours_seen} of the last {hours_looked_at} hours{since}; mode {mode}. {}.",
         capital(&suggestion.evidence_text)
     );
-    if suggestion.evidence == Evidence::None {
-        return;
-    }
     let _ = writeln!(
         out,
         "In ordinary hours: what {PERCENT} % of the hours had at most in which there was anything to do."
@@ -68,24 +77,44 @@ fn head(out: &mut String, suggestion: &Suggestion) {
     );
 }
 
-fn one_lane(out: &mut String, lane: &LaneAdvice) {
-    let _ = writeln!(out, "\nlane {}: {}", plain(&lane.lane), seen(&lane.seen));
+fn one_lane(out: &mut String, lane: &LaneAdvice, mode: &str) {
+    let _ = writeln!(out, "\nlane {}: {}", plain(&lane.lane), seen(&lane.seen, mode));
     lane.advice.iter().for_each(|advice| line(out, advice));
 }
 
-fn seen(seen: &Seen) -> String {
+/// So little that only what was there is told, and of no lane a figure to plan with.
+fn briefly(out: &mut String, suggestion: &Suggestion) {
+    let seen = suggestion.lanes.iter().filter(|lane| lane.seen.slots.value > 0 || lane.seen.transactions > 0);
+    for lane in seen {
+        let (slots, transactions) = (lane.seen.slots.value, lane.seen.transactions);
+        let _ = writeln!(
+            out,
+            "lane {}: {} at most, {}",
+            plain(&lane.lane),
+            counted(slots, "slot"),
+            counted(transactions, "transaction")
+        );
+    }
+    out.push_str("Nothing is suggested yet.\n");
+}
+
+/// `1 slot`, `2 slots`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn seen(seen: &Seen, mode: &str) -> String {
     if seen.hours == 0 {
         return "nothing was seen of it".to_owned();
     }
     let mut text = format!(
-        "{} slots at most{}, {} in ordinary hours, {} of them at work at once; {} transactions in {} hour{}",
-        seen.slots.value,
+        "{} at most{}, {} in ordinary hours, {} of them at work at once; {} in {}",
+        counted(seen.slots.value, "slot"),
         at(seen.slots),
         seen.slots.usual,
         seen.in_use.usual,
-        seen.transactions,
-        seen.hours,
-        if seen.hours == 1 { "" } else { "s" }
+        counted(seen.transactions, "transaction"),
+        counted(seen.hours.into(), "hour")
     );
     if seen.waiting.value > 0 {
         let _ = write!(
@@ -100,7 +129,8 @@ fn seen(seen: &Seen) -> String {
     if all > 0 {
         let told =
             seen.refused.iter().take(REASONS_MAX).map(|(reason, count)| format!("{} {count}", plain(reason)));
-        let _ = write!(text, "; {all} refused ({})", told.collect::<Vec<_>>().join(", "));
+        let would = if mode == "observe" { "would have been " } else { "" };
+        let _ = write!(text, "; {all} {would}refused ({})", told.collect::<Vec<_>>().join(", "));
     }
     text
 }

@@ -7,6 +7,9 @@ const MAX_CONNECTIONS: u32 = 100;
 /// The same of `superuser_reserved_connections`.
 const RESERVED: u32 = 3;
 
+/// `application_name` of the session by which a pgweir looks at PostgreSQL.
+pub const MONITOR_APPLICATION: &str = "pgweir monitor";
+
 /// Text of others on one line: it goes into comments and to a terminal.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -21,6 +24,13 @@ pub struct Connected {
     pub application: String,
     /// How many.
     pub count: u32,
+}
+
+impl Connected {
+    /// Whether they are a pgweir's own look at PostgreSQL.
+    pub fn is_monitor(&self) -> bool {
+        self.application == MONITOR_APPLICATION
+    }
 }
 
 /// PostgreSQL's limits.
@@ -61,10 +71,16 @@ impl Limits {
         self.max_connections.saturating_sub(self.superuser_reserved).saturating_sub(self.reserved)
     }
 
+    /// Sessions of the monitors of pgweirs that run already: nobody else's, and no reason to give Odoo less.
+    pub fn monitors(&self) -> u32 {
+        let these = self.connected.iter().filter(|row| row.is_monitor());
+        these.fold(0_u32, |sum, row| sum.saturating_add(row.count))
+    }
+
     /// Sessions of Odoo's role, and of all others.
     pub fn split(&self, odoo: &str) -> (u32, u32) {
         let sum = |own: bool| {
-            let these = self.connected.iter().filter(|row| (row.user == odoo) == own);
+            let these = self.connected.iter().filter(|row| !row.is_monitor() && (row.user == odoo) == own);
             these.fold(0_u32, |sum, row| sum.saturating_add(row.count))
         };
         (sum(true), sum(false))

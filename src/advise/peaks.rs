@@ -1,7 +1,8 @@
 //! What was seen of each lane, hour by hour, for eight days: what `pgweir suggest` reckons with. Pure: whoever looks passes what was seen,
 //! and when.
 //!
-//! Bounds: [`HOURS_KEPT`] hours, and [`CELLS_MAX`] cells of 32 bytes, one for each hour and lane in which there was anything: 200 kB. With
+//! Bounds: [`HOURS_KEPT`] hours, and the room of [`CELLS_MAX`] cells of 32 bytes, one for each hour and lane in which there was anything, and one for
+//! each [`REFUSALS_PER_CELL`] kinds of refusals of an hour: 200 kB. With
 //! more than 32 busy lanes fewer hours are kept. Where something has to go, it is the hour farthest from now: a clock that was wrong for a
 //! while costs as many hours as it was wrong.
 
@@ -11,8 +12,10 @@ use serde::{Deserialize, Serialize};
 
 /// Hours kept: a week, and a day on either side of it.
 pub const HOURS_KEPT: usize = 192;
-/// Cells kept, of all hours together.
+/// Cells kept, of all hours together, those counted that refusals take.
 pub const CELLS_MAX: usize = 6144;
+/// Kinds of refusals (a lane, a reason, a count) that take no more room than one cell.
+const REFUSALS_PER_CELL: usize = 4;
 /// Lanes of one hour at most; more are not seen. A configuration has at most 500.
 const LANES_MAX: usize = 1024;
 /// Pairs of lane and reason of one hour at most; more are not told apart.
@@ -141,6 +144,11 @@ pub(super) struct Hour {
 }
 
 impl Hour {
+    /// The room it takes, in cells.
+    fn size(&self) -> usize {
+        self.lanes.len() + self.refused.len().div_ceil(REFUSALS_PER_CELL)
+    }
+
     fn refused(&mut self, lane: u16, reason: u16, count: u32) {
         if let Some(known) = self.refused.iter_mut().find(|one| one.lane == lane && one.reason == reason) {
             known.count = known.count.saturating_add(count);
@@ -182,6 +190,7 @@ pub struct Peaks {
     server: Option<Server>,
     /// By hours since the Unix epoch.
     hours: BTreeMap<u64, Hour>,
+    /// The room they take.
     cells: usize,
 }
 
@@ -226,8 +235,11 @@ impl Peaks {
         for (reason, count) in look.refused {
             let Some(reason) = self.name(reason) else { continue };
             let Some(hour) = self.hours.get_mut(&now) else { return };
+            let before = hour.size();
             hour.refused(lane, reason, narrow(*count));
+            self.cells += hour.size() - before;
         }
+        self.make_room(now);
     }
 
     /// The lane's cell in this hour; none where there are too many already.
@@ -265,7 +277,7 @@ impl Peaks {
             let ends = [self.hours.keys().next(), self.hours.keys().next_back()];
             let farthest = ends.into_iter().flatten().copied().max_by_key(|hour| hour.abs_diff(now));
             let Some(hour) = farthest.filter(|hour| *hour != now) else { return };
-            self.cells -= self.hours.remove(&hour).map_or(0, |hour| hour.lanes.len());
+            self.cells -= self.hours.remove(&hour).map_or(0, |hour| hour.size());
         }
     }
 
@@ -309,13 +321,14 @@ impl Peaks {
         }
         let Document { names, server, hours, .. } = document;
         let known = |number: u16| usize::from(number) < names.len();
-        let cells: usize = hours.values().map(|hour| hour.lanes.len()).sum();
+        let cells: usize = hours.values().map(Hour::size).sum();
+        let lanes: usize = hours.values().map(|hour| hour.lanes.len()).sum();
         let sound = |hour: &Hour| {
             hour.refused.len() <= REFUSALS_MAX
                 && hour.lanes.iter().all(|cell| known(cell.lane))
                 && hour.refused.iter().all(|one| known(one.lane) && known(one.reason))
         };
-        if names.len() > NAMES_MAX || hours.len() > HOURS_KEPT || cells > CELLS_MAX {
+        if names.len() > NAMES_MAX || hours.len() > HOURS_KEPT || lanes > CELLS_MAX {
             return Err("holds more than pgweir ever writes".to_owned());
         }
         if !hours.values().all(sound) {
@@ -326,7 +339,11 @@ impl Peaks {
         if index.len() != names.len() {
             return Err("lists a name twice".to_owned());
         }
-        Ok(Self { names, index, server, hours, cells })
+        let last = hours.keys().next_back().copied().unwrap_or_default();
+        let mut peaks = Self { names, index, server, hours, cells };
+        // Refusals were not counted before, and are no reason to do without the rest.
+        peaks.make_room(last);
+        Ok(peaks)
     }
 
     // ------------------------------------------------------------ what it holds
@@ -435,6 +452,43 @@ mod tests {
         }
         assert_eq!((peaks.hours.len(), peaks.cells), (12, 6000));
         assert!(std::mem::size_of::<Cell>() <= 32);
+        assert!(std::mem::size_of::<Refused>() * REFUSALS_PER_CELL <= 32);
+    }
+
+    const REASONS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+
+    /// An hour in which each of 64 lanes refused for each of these reasons.
+    fn refusals(peaks: &mut Peaks, hour: u64, reasons: &[&'static str]) {
+        let refused: Vec<(&'static str, u64)> = reasons.iter().map(|reason| (*reason, 1)).collect();
+        let names: Vec<String> = (0..64).map(|n| format!("lane {n}")).collect();
+        let lanes: Vec<_> =
+            names.iter().map(|name| LaneLook { refused: &refused, ..lane(name, 1) }).collect();
+        look(peaks, hour, &lanes);
+    }
+
+    #[test]
+    fn refusals_take_room_of_the_same_bound() {
+        let mut peaks = Peaks::default();
+        for hour in 0..100 {
+            refusals(&mut peaks, hour, &REASONS);
+            assert!(peaks.cells <= CELLS_MAX, "{}", peaks.cells);
+        }
+        // 64 cells, and 512 refusals in the room of 128.
+        assert_eq!((peaks.hours.len(), peaks.cells), (32, CELLS_MAX));
+        assert_eq!(peaks.hours.keys().next_back(), Some(&99));
+    }
+
+    #[test]
+    fn a_file_from_before_refusals_were_bounded_loses_its_oldest_hours_only() {
+        let mut peaks = Peaks::default();
+        for hour in 0..32 {
+            refusals(&mut peaks, hour, &REASONS);
+        }
+        let whole = peaks.hours[&0].clone();
+        peaks.hours.extend((32..96).map(|hour| (hour, whole.clone())));
+        let back = Peaks::load(&saved(&peaks)).unwrap();
+        assert_eq!((back.hours.len(), back.cells), (32, CELLS_MAX));
+        assert_eq!(back.hours.keys().copied().collect::<Vec<_>>(), (64..96).collect::<Vec<_>>());
     }
 
     #[test]
@@ -507,7 +561,7 @@ mod tests {
                 peaks.record(hour.saturating_mul(HOUR_MS), ms, &whole, [one]);
             }
             prop_assert!(peaks.hours.len() <= HOURS_KEPT && peaks.cells <= CELLS_MAX);
-            prop_assert_eq!(peaks.cells, peaks.hours.values().map(|hour| hour.lanes.len()).sum::<usize>());
+            prop_assert_eq!(peaks.cells, peaks.hours.values().map(Hour::size).sum::<usize>());
             let back = Peaks::load(&saved(&peaks)).unwrap();
             prop_assert_eq!((&back.names, &back.hours, back.cells), (&peaks.names, &peaks.hours, peaks.cells));
             prop_assert_eq!(back.index, peaks.index);

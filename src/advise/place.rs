@@ -80,14 +80,29 @@ impl Place {
         let host = conf.db_host.value.as_deref().unwrap_or_default();
         let host = host.split(',').next().unwrap_or_default().trim();
         if is_here(host) && port == self.listen_port {
-            let line = conf.db_port.line.or(conf.db_host.line);
-            let message = format!("db_host and db_port ({port}) lead to pgweir already");
-            let hint = "name PostgreSQL itself: --upstream HOST:PORT".to_owned();
-            return Err(Problem { line, message, hint });
+            return Err(leads_here(conf, None));
         }
         let host = if host.is_empty() || host.starts_with('/') { "127.0.0.1" } else { host };
         Ok(Upstream::Tcp { host: host.to_owned(), port })
     }
+}
+
+/// Why nothing can be learnt of PostgreSQL from an odoo.conf that leads to a pgweir; `postgres`: where PostgreSQL itself says it is.
+pub fn leads_here(conf: &OdooConf, postgres: Option<&str>) -> Problem {
+    let port = conf.db_port.value.unwrap_or(PORT);
+    let line = conf.db_port.line.or(conf.db_host.line);
+    let message = format!("db_host and db_port ({port}) lead to a pgweir already");
+    let hint = match postgres {
+        Some(at) => format!("name PostgreSQL itself: --upstream {at}, as it says of itself"),
+        None => "name PostgreSQL itself: --upstream HOST:PORT".to_owned(),
+    };
+    Problem { line, message, hint }
+}
+
+/// The socket's directory that an odoo.conf names, if it does.
+pub fn socket_of(conf: &OdooConf) -> Option<Upstream> {
+    let host = conf.db_host.value.as_deref().filter(|host| host.starts_with('/'))?;
+    Some(Upstream::Unix { directory: host.into(), port: conf.db_port.value.unwrap_or(PORT) })
 }
 
 /// The `tls` of an upstream that is to be as safe as odoo.conf has it, as far as can be without the authority's file. "allow" logs in twice,

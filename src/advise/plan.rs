@@ -332,7 +332,7 @@ fn figures(conf: &OdooConf, limits: &Limits, others: u32, budget: u32, worst: u6
     out.push(figure(
         "budget",
         budget.into(),
-        "what pgweir may give away: max_connections less the lines below it".to_owned(),
+        "what pgweir may give away: max_connections less the lines in between".to_owned(),
     ));
     out.push(figure(
         "need",
@@ -345,7 +345,8 @@ fn figures(conf: &OdooConf, limits: &Limits, others: u32, budget: u32, worst: u6
 
 /// The other users with the most sessions, three at most.
 fn who(conf: &OdooConf, limits: &Limits) -> String {
-    let mut rows: Vec<_> = limits.connected.iter().filter(|row| row.user != role(conf)).collect();
+    let mut rows: Vec<_> =
+        limits.connected.iter().filter(|row| row.user != role(conf) && !row.is_monitor()).collect();
     rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.user.cmp(&b.user)));
     let shown = rows.iter().take(3).map(|row| {
         let application: String = row.application.chars().take(40).collect();

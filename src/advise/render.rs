@@ -15,6 +15,9 @@ const COMMENT_COLUMN: usize = 39;
 /// Globs of the shipped file, which a role or name of another kind replaces.
 const ODOO: &str = "odoo*";
 
+/// What the shipped file says of an account that only the package makes.
+const PACKAGED: &str = "its account must be able to read it: usermod -aG adm pgweir";
+
 /// The file's text.
 pub fn toml(template: &Template, conf: &OdooConf, limits: &Limits, plan: &Plan, place: &Place) -> String {
     let mut document = template.document();
@@ -39,7 +42,11 @@ pub fn toml(template: &Template, conf: &OdooConf, limits: &Limits, plan: &Plan, 
             one_lane(table, lane, plan);
         }
     }
-    document.to_string()
+    match &place.directory {
+        None => document.to_string(),
+        // Tried without the package there is no account of that name.
+        Some(_) => document.to_string().replace(PACKAGED, "its account must be able to read it: group adm"),
+    }
 }
 
 fn one_lane(table: &mut Table, lane: &LanePlan, plan: &Plan) {
@@ -87,7 +94,13 @@ fn listeners(document: &mut DocumentMut, place: &Place) {
     for table in list.iter_mut() {
         let is_socket = table.get("address").and_then(Item::as_str).is_some_and(|a| a.starts_with("unix:"));
         if is_socket {
-            keep(table, "address", format!("unix:{}", place.run().display()));
+            let run = place.run();
+            let way = format!(
+                "the way for clients on this host: {}/.s.PGSQL.{}",
+                plain(&run.display().to_string()),
+                place.listen_port
+            );
+            set(table, "address", format!("unix:{}", run.display()), &way);
             if place.listen_port != 6432 {
                 keep(table, "port", i64::from(place.listen_port));
             }

@@ -168,7 +168,9 @@ impl Evidence {
 
     fn text(self) -> &'static str {
         match self {
-            Self::None => "nothing is suggested of less than an hour",
+            Self::None => {
+                "that is too little: anything is suggested after an hour at the earliest, and a week tells most"
+            }
             Self::Thin => "less than a day: nothing lower is suggested",
             Self::Days => "less than a week: the days that are missing may be the busy ones",
             Self::Week => "a week",

@@ -85,10 +85,10 @@ pub(super) fn shedding(draft: &mut Draft, whole: &WholeSeen, evidence: Evidence)
         () if usual < above && peak < above => (above, format!("{seen}: it was never reached")),
         () if usual < above => (above, format!("{seen}: reached, but not in ordinary hours")),
         () if !evidence.may_lower() => {
-            (above, format!("{seen}: it is shed then; too little was seen to raise it"))
+            (above, format!("{seen}: above it then; too little was seen to raise it"))
         }
-        () if wanted > above => (wanted, format!("{seen}: it is shed on ordinary days")),
-        () => (above, format!("{seen}: it is shed on ordinary days, and rightly: PostgreSQL is full")),
+        () if wanted > above => (wanted, format!("{seen}: above it on ordinary days")),
+        () => (above, format!("{seen}: above it on ordinary days, and rightly: PostgreSQL is full")),
     };
     draft.new.shed = Some((new, below + (new - above)));
     draft.because("shed_above", why);

@@ -95,6 +95,11 @@ pub enum Warning {
     },
     /// Several hosts are named.
     SeveralHosts,
+    /// A pgweir watches this PostgreSQL already.
+    RunsAlready {
+        /// Its monitor's sessions.
+        sessions: u32,
+    },
     /// Others hold a good part of the connections.
     Others {
         /// How many.
@@ -192,6 +197,12 @@ impl fmt::Display for Warning {
                  until then it is \"require\""
             ),
             Self::SeveralHosts => f.write_str("db_host names several servers: the first is taken"),
+            Self::RunsAlready { sessions } => write!(
+                f,
+                "a pgweir runs already in front of this PostgreSQL: its monitor is connected ({sessions}, not counted among the others). To \
+                 change that pgweir, write over its own file (--output FILE --force) and pgweir reload. A second one shares \
+                 the role pgweir: copy the first one's monitor.password beside FILE before, or the SQL below locks the first one's monitor out"
+            ),
             Self::Others { count, usable } => write!(
                 f,
                 "{count} of {usable} usable connections are held by others who do not come through pgweir. Lead them through it too, or \
@@ -240,6 +251,9 @@ fn capacity(out: &mut Vec<Warning>, conf: &OdooConf, limits: &Limits, plan: &Pla
     }
     if conf.has_gevent() && conf.gevent_maxconn() < 4 {
         out.push(Warning::GeventPoolTooSmall { maxconn: conf.gevent_maxconn() });
+    }
+    if limits.monitors() > 0 {
+        out.push(Warning::RunsAlready { sessions: limits.monitors() });
     }
     let (_, count) = limits.split(role(conf));
     let usable = limits.usable();

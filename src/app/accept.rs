@@ -18,6 +18,8 @@ use crate::listen::socket::{SocketFile, tune_tcp};
 
 /// Connections accepted before others on this thread get their turn.
 const BURST: usize = 64;
+/// So many clients have their first keepalive probe after the same time.
+const TUNE_EVERY: usize = 64;
 /// Pause when the system cannot give us a descriptor.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -70,14 +72,17 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
         }
     };
     let mut dead_after = workers.dead_after();
+    let mut accepted = 0;
     loop {
         let Ok(mut ready) = listening.readable().await else { return };
-        if dead_after != workers.dead_after() {
+        if dead_after != workers.dead_after() || accepted >= TUNE_EVERY {
             dead_after = workers.dead_after();
+            accepted = 0;
             tune(listening.get_ref(), dead_after, &name);
         }
         let mut more = true;
         for _ in 0..BURST {
+            accepted += 1;
             match next(listening.get_ref()) {
                 Ok(socket) if workers.turns_away(&socket, &name) => {}
                 Ok(socket) => workers.receive(socket, name.clone(), lane.clone()),
@@ -118,6 +123,8 @@ fn next(listening: &Listening) -> Result<Socket, Errno> {
         Listening::Tcp(listener) => {
             let (fd, peer): (OwnedFd, _) = acceptfrom_with(listener, flags)?;
             let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+            // A socket of both families, which only the service manager opens, shows IPv4 clients as IPv6.
+            let peer = peer.map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
             Ok(Socket::Tcp(fd, peer))
         }
         Listening::Unix(listener, _) => Ok(Socket::Unix(accept_with(listener, flags)?)),

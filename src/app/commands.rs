@@ -12,6 +12,7 @@ use crate::lanes::settings::{Disposition, LeakAction};
 use crate::link::cancel;
 use crate::link::shared::{Command as Order, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
+use crate::upstream::monitor::Whom;
 
 /// How long RESET CLIENT waits to say what became of it.
 const RESET_ANSWER: Duration = Duration::from_secs(2);
@@ -152,7 +153,6 @@ impl App {
         let id = self.lane(lane)?;
         let running: Vec<LinkId> = self
             .links()
-            .iter()
             .filter(|link| link.flags() & flag::IN_TRANSACTION != 0 && link.with_labels(|l| l.lane) == id)
             .map(|link| link.id)
             .collect();
@@ -269,7 +269,11 @@ impl App {
             }
             tokio::time::sleep(RESET_LOOK).await;
         }
-        Err(CommandError::Refused(format!("client {id} was not reset: something of it is still on its way")))
+        Err(CommandError::Refused(format!(
+            "client {id} was not reset within {} s: PostgreSQL has not answered, or something of the client is still on its way; SHOW CLIENTS says \
+             \"reset\" once it is done",
+            RESET_ANSWER.as_secs()
+        )))
     }
 
     fn kill_client(&self, by: &str, id: u64) -> Done {
@@ -299,7 +303,11 @@ impl App {
                 link.id.0
             )));
         }
-        let done = if terminate { monitor.terminate_pid(pid).await } else { monitor.cancel_pid(pid).await };
+        // Whom the operator saw, not who may have the pid by now.
+        let sample = self.sample.load_full();
+        let seen = sample.as_ref().and_then(|sample| sample.sessions.iter().find(|seen| seen.pid == pid));
+        let whom = seen.map_or(Whom::anybody(pid), |session| Whom::backend(session));
+        let done = if terminate { monitor.terminate_pid(whom).await } else { monitor.cancel_pid(whom).await };
         let (event, what) = if terminate {
             ("terminate", "was terminated")
         } else {
@@ -310,7 +318,9 @@ impl App {
                 self.note_by(by, event, "", None, &format!("pid {pid}"));
                 said(format!("pid {pid} {what}"))
             }
-            Ok(false) => Err(CommandError::Refused(format!("PostgreSQL has no backend with pid {pid}"))),
+            Ok(false) => Err(CommandError::Refused(format!(
+                "PostgreSQL has no backend with pid {pid}, or it is another one by now: look again"
+            ))),
             Err(error) => Err(CommandError::Refused(error)),
         }
     }

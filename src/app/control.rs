@@ -1,19 +1,20 @@
 //! What the admin port sees of the application.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::sync::watch;
 
 use super::{App, metrics};
 use crate::admin::command::Command;
-use crate::admin::control::{Control, Later, Operator, Reply};
+use crate::admin::control::{Control, Later, Leaks, Operator, Reply};
 use crate::clock;
 use crate::lanes::breaker::Trouble;
 use crate::link::hub::Stage;
 use crate::snapshot::{
     ApplicationRow, ClientRow, ConfigRow, DatabaseRow, ExitRow, HeadroomRow, HistoryRow, IncidentRow,
-    LaneRow, LeakRow, ListsRow, PeaksRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow,
-    TimelineEntry, UpstreamRow, UsageRow,
+    LaneRow, ListsRow, PeaksRow, PolicyRow, PoolRow, ProcessRow, ServerRow, SessionRow, TimelineEntry,
+    UpstreamRow, UsageRow,
 };
 
 impl App {
@@ -34,12 +35,12 @@ impl App {
 }
 
 impl Control for App {
-    fn lanes(&self) -> Vec<LaneRow> {
-        self.lane_rows()
+    fn lane_names(&self) -> Vec<Arc<str>> {
+        self.hub.lanes.load().iter().map(|lane| lane.name.clone()).collect()
     }
 
-    fn applications(&self) -> Vec<ApplicationRow> {
-        self.application_rows()
+    fn lanes_and_applications(&self) -> Later<'_, (Vec<LaneRow>, Vec<ApplicationRow>)> {
+        Box::pin(self.lane_and_application_rows())
     }
 
     fn clients(&self) -> Box<dyn Iterator<Item = ClientRow> + Send> {
@@ -50,8 +51,8 @@ impl Control for App {
         self.session_rows()
     }
 
-    fn leaks(&self) -> Vec<LeakRow> {
-        self.leak_rows()
+    fn leaks(&self) -> Later<'_, Leaks> {
+        Box::pin(async { Box::new(self.leak_rows().await) as Leaks })
     }
 
     fn usage(&self) -> UsageRow {
@@ -154,8 +155,8 @@ impl Control for App {
         }
     }
 
-    fn metrics(&self) -> String {
-        metrics::render(self)
+    fn metrics(&self) -> Later<'_, String> {
+        Box::pin(metrics::render(self))
     }
 
     fn execute<'a>(&'a self, who: &'a Operator, command: Command) -> Reply<'a> {

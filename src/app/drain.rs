@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::checked::Config;
 use crate::config::settings::Endpoint;
 use crate::incident::growth::Growth;
+use crate::incident::servers::ServersFile;
 use crate::incident::state::StateFile;
 use crate::incident::timeline::{BYTES_PER_FILE, ROTATED_FILES, Timeline};
 use crate::lanes::classify::Rules;
@@ -65,9 +66,12 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
     app.set_users(users);
     auth::connect(&app);
     app.restore_pauses(&pauses);
+    app.recall_servers();
     app.choose_servers();
     app.note("start", "", None, &format!("pgweir {}", env!("CARGO_PKG_VERSION")));
 
+    // Before anybody can know that it runs: a SIGHUP or SIGTERM without a handler would simply end it.
+    let signals = Signals::new()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(app.clone().take_events(event_queue));
     tasks.spawn(app.clone().tick());
@@ -94,9 +98,10 @@ pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
         listeners.spawn_on(accept(door, workers.clone(), reserve.clone()), workers.reception());
     }
     app.notifier.ready();
-    app.wait_for_the_end(&mut listeners).await?;
+    app.wait_for_the_end(signals, &mut listeners).await;
     app.save_open_at_the_end();
     app.save_peaks_at_the_end();
+    app.keep_servers_at_the_end();
     app.timeline.flush(Duration::from_secs(2));
     Ok(())
 }
@@ -122,6 +127,7 @@ fn new_app(
         hub: Arc::new(hub),
         timeline: Timeline::open(Some(&config.state_directory), BYTES_PER_FILE, ROTATED_FILES),
         state_file,
+        servers_file: ServersFile::new(&config.state_directory),
         monitor: ArcSwapOption::empty(),
         sample: ArcSwapOption::empty(),
         judge: Mutex::new(judge),
@@ -155,6 +161,23 @@ fn worker_count(config: &Config) -> usize {
     match config.process.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => usize::from(n),
+    }
+}
+
+/// What the operator and the service manager tell the process; one that comes before it is waited for is kept.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 }
 
@@ -200,6 +223,11 @@ fn open(
                 tune_tcp(&listener, dead_after)?;
                 return Ok((Listening::Tcp(listener), true));
             }
+            anyhow::ensure!(
+                !inherited.is_taken(address),
+                "the service manager listens on [::]:{port}, IPv4 included, so that nobody else can listen on {address}. \
+                 Hint: ListenStream={address} in pgweir.socket, in place of ListenStream={port}; or address = \"[::]:{port}\" here, and no other of that port"
+            );
             Ok((Listening::Tcp(bind_tcp(address, dead_after)?), false))
         }
         Endpoint::Unix { directory, port } => {
@@ -214,7 +242,8 @@ fn open(
 }
 
 fn make_directory(directory: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(directory).with_context(|| format!("directory {}", directory.display()))
+    // Whoever asks names it.
+    std::fs::create_dir_all(directory).context("its directory cannot be made")
 }
 
 /// A panic ends one link only; it is counted and logged.
@@ -235,10 +264,8 @@ fn count_panics(hub: &Arc<Hub>) {
 
 impl App {
     /// Serves until SIGTERM, SIGINT or SHUTDOWN, then drains; a second signal ends at once.
-    async fn wait_for_the_end(self: &Arc<Self>, listeners: &mut Listeners) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
+    async fn wait_for_the_end(self: &Arc<Self>, signals: Signals, listeners: &mut Listeners) {
+        let Signals { mut terminate, mut interrupt, mut hang_up } = signals;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -261,7 +288,6 @@ impl App {
             _ = interrupt.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
         }
         listeners.own.shutdown().await;
-        Ok(())
     }
 
     async fn drain(&self) {

@@ -44,6 +44,8 @@ pub(super) struct Incidents {
     archive: Archive,
     /// Records are written one after the other, the newest last.
     saving: Arc<tokio::sync::Mutex<()>>,
+    /// The one that was closed last, until the disk has it as it ended.
+    unsaved: Arc<Mutex<Option<Box<Incident>>>>,
     /// The configuration changed.
     pub(super) changed: Notify,
     /// Somebody said FREEZE: whoever asks next whether all is over must hear of the incident.
@@ -64,6 +66,7 @@ impl Incidents {
             book: Mutex::new(Book::new(found.open, found.closed)),
             archive,
             saving: Arc::default(),
+            unsaved: Arc::default(),
             stirred: Notify::new(),
             changed: Notify::new(),
             monitor_full: AtomicU64::new(0),
@@ -112,8 +115,7 @@ impl App {
         let config = self.config.load_full();
         // Without what links do, which would mean to look at each of them.
         let rows = self.hub.guard(|guard, now| guard.rows(now));
-        let totals = self.lane_totals(&rows);
-        let (facts, usage, refusals) = self.exit_facts(totals);
+        let (facts, usage, refusals) = self.exit_facts(&rows);
         let (connections, bypass) = (usage.connections, usage.bypass);
         self.record_peaks(now, &rows, &usage, &refusals);
         let known = |figure: u32| facts.usage.map(|_| figure);
@@ -133,6 +135,7 @@ impl App {
             too_many_clients: facts.too_many_clients,
             logged: facts.logged.as_ref().copied().unwrap_or(before.logged),
             met,
+            observe: config.settings.limits.observe,
             hold_for_ms: u64::try_from(config.exit.hold_for.as_millis()).unwrap_or(u64::MAX),
         };
         before.logged = book_facts.logged;
@@ -148,6 +151,10 @@ impl App {
             let mut book = self.incidents.book.lock();
             book.record(wall, &look, said);
             let act = book.step(wall, &book_facts, &entries, fresh);
+            if let Some(Act::Closed(incident)) = &act {
+                // Before anybody can see that it is over: until the disk has it, its record is here.
+                *self.incidents.unsaved.lock() = Some(incident.clone());
+            }
             if matches!(act, Some(Act::Opened(_))) {
                 // It begins with what began it.
                 book.record(wall, &look, Vec::new());
@@ -202,11 +209,17 @@ impl App {
     /// Writes a record without anybody waiting for the disk.
     fn save(&self, incident: Incident) {
         let (archive, saving) = (self.incidents.archive.clone(), self.incidents.saving.clone());
+        let (unsaved, id, is_over) =
+            (self.incidents.unsaved.clone(), incident.id, incident.closed_at.is_some());
         tokio::spawn(async move {
             let _last_word = saving.lock().await;
             let saved = tokio::task::spawn_blocking(move || archive.save(&incident)).await;
-            if let Ok(Err(error)) = saved {
-                tracing::error!(%error, "the incident could not be saved: a restart will not know of it");
+            match saved {
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the incident could not be saved: a restart will not know of it");
+                }
+                _ if is_over => drop(unsaved.lock().take_if(|kept| kept.id == id)),
+                _ => {}
             }
         });
     }
@@ -220,28 +233,32 @@ impl App {
         }
     }
 
-    /// Refusals with 53300, of each lane all refusals, and of all lanes together with those of nobody's lane.
-    fn lane_totals(&self, rows: &[LaneRow]) -> Vec<LaneTotals> {
+    /// Of each lane, what it committed, tried and failed; who was refused among it.
+    fn lane_totals(&self, rows: &[LaneRow], refusals: &Refusals) -> Vec<LaneTotals> {
         let lanes = self.hub.lanes.load();
         let totals = rows.iter().filter_map(|row| {
             let meter = &lanes.iter().find(|lane| lane.name == row.lane)?.meter;
             let ends: u64 = TransactionEnd::ALL.into_iter().map(|end| meter.ends(end)).sum();
             let lost = meter.ends(TransactionEnd::Reset) + meter.ends(TransactionEnd::Lost);
+            let refused = refusals.iter().filter(|(lane, ..)| *lane == row.lane).map(|(.., count)| count);
+            let refused: u64 = refused.sum();
             Some(LaneTotals {
                 name: row.lane.clone(),
                 committed: meter.ends(TransactionEnd::Committed),
-                attempts: ends + row.refused,
-                failures: meter.failed.load(Ordering::Relaxed) + lost + row.refused,
+                attempts: ends + refused,
+                failures: meter.failed.load(Ordering::Relaxed) + lost + refused,
             })
         });
         totals.collect()
     }
 
-    fn exit_facts(&self, lanes: Vec<LaneTotals>) -> (Facts, UsageRow, Refusals) {
-        let (usage, full, refusals) = self
-            .hub
-            .guard(|guard, now| (guard.usage_row(now), guard.too_many_clients_total(), guard.refusals()));
-        let of_lanes = refusals.iter().map(|(_, reason, count)| (*reason, *count));
+    fn exit_facts(&self, rows: &[LaneRow]) -> (Facts, UsageRow, Refusals) {
+        let (usage, full, refusals, carried_out) = self.hub.guard(|guard, now| {
+            let (usage, full) = (guard.usage_row(now), guard.too_many_clients_total());
+            (usage, full, guard.refusals(), guard.refusals_carried_out())
+        });
+        let lanes = self.lane_totals(rows, &carried_out);
+        let of_lanes = carried_out.iter().map(|(_, reason, count)| (*reason, *count));
         let of_strangers = self.hub.counters.strangers_refused.iter();
         let of_strangers: Vec<_> = of_strangers.map(|entry| (*entry.key(), *entry.value())).collect();
         let refused =
@@ -296,6 +313,9 @@ impl App {
     pub(super) fn incident_record(&self, id: u64) -> Option<String> {
         if let Some(open) = self.incidents.book.lock().open().filter(|open| open.id == id) {
             return serde_json::to_string(open).ok();
+        }
+        if let Some(over) = self.incidents.unsaved.lock().as_deref().filter(|over| over.id == id) {
+            return serde_json::to_string(over).ok();
         }
         let known = self.incidents.book.lock().list().iter().any(|summary| summary.id == id);
         let read = known.then(|| self.incidents.archive.read(id))?;

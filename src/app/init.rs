@@ -25,6 +25,7 @@ use crate::config::{self, read_password};
 use crate::tls::client::{ClientFiles, ClientTls, Mode as TlsMode};
 use crate::upstream::limits::{self, Seen};
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
+use crate::upstream::{connect, recognise};
 
 /// Role and password file of the monitor, as in the shipped configuration.
 const MONITOR: &str = "pgweir";
@@ -101,8 +102,11 @@ fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Refusal> {
     let named = named.map_err(Refusal::usage)?;
     place.upstream = match &named {
         Some(target) => target.upstream.clone(),
-        None => place.upstream_of(&conf).map_err(|problem| one(at(&problem)))?,
+        None => place.upstream_of(&conf).map_err(|_| one(at(&leads_here(&conf, &place))))?,
     };
+    if wanted.upstream.as_deref() != Some("none") {
+        refuse_a_pgweir(&conf, &place, named.as_ref(), at).map_err(one)?;
+    }
     let limits = if wanted.upstream.as_deref() == Some("none") {
         Limits::assumed("--upstream none")
     } else {
@@ -116,6 +120,55 @@ fn propose(wanted: &Init, output: &Path) -> Result<Proposal, Refusal> {
     let reserved = limits.superuser_reserved + limits.reserved;
     let found = config::check_against(&checked, limits.max_connections, reserved);
     if found.is_empty() { Ok(Proposal { conf, limits, plan, place, text }) } else { Err(told(found)) }
+}
+
+/// What stands in front of PostgreSQL knows neither its limits nor where it is.
+fn refuse_a_pgweir(
+    conf: &OdooConf,
+    place: &Place,
+    named: Option<&Target>,
+    at: impl Fn(&crate::advise::ini::Problem) -> String,
+) -> Result<(), String> {
+    if named.is_some() && is_pgweir(&place.upstream) {
+        let itself = behind(conf, &place.upstream, named).map_or_else(String::new, |at| format!(": {at}"));
+        return Err(format!(
+            "--upstream {} is a pgweir, not PostgreSQL. Hint: name PostgreSQL itself{itself}",
+            place.upstream
+        ));
+    }
+    let mut led = std::iter::once(place.upstream.clone()).chain(place::socket_of(conf));
+    if named.is_none() && led.any(|upstream| is_pgweir(&upstream)) {
+        return Err(at(&leads_here(conf, place)));
+    }
+    Ok(())
+}
+
+/// With PostgreSQL's own address, where a session through that pgweir can tell it.
+fn leads_here(conf: &OdooConf, place: &Place) -> crate::advise::ini::Problem {
+    let host = conf.db_host.value.clone().unwrap_or_default();
+    let host = if host.is_empty() { "127.0.0.1".to_owned() } else { host };
+    let port = conf.db_port.value.unwrap_or(place.listen_port);
+    let through = place::socket_of(conf).unwrap_or(Upstream::Tcp { host, port });
+    place::leads_here(conf, behind(conf, &through, None).as_deref())
+}
+
+fn behind(conf: &OdooConf, through: &Upstream, named: Option<&Target>) -> Option<String> {
+    let (host, port) = look_at(conf, through, named).ok()?.server?;
+    Some(Upstream::Tcp { host, port }.to_string())
+}
+
+fn is_pgweir(place: &Upstream) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.is_ok_and(|runtime| runtime.block_on(recognise::is_pgweir(&address_of(place), LOOK_MAX)))
+}
+
+fn address_of(place: &Upstream) -> MonitorAddress {
+    match place {
+        Upstream::Tcp { host, port } => MonitorAddress::Tcp { host: host.clone(), port: *port },
+        Upstream::Unix { directory, port } => {
+            MonitorAddress::Unix { directory: directory.clone(), port: *port }
+        }
+    }
 }
 
 fn told(problems: Vec<config::Problem>) -> Refusal {
@@ -204,7 +257,7 @@ fn look(conf: &OdooConf, upstream: &Upstream, named: Option<&Target>) -> Limits 
                 return Limits::assumed(format!("a pooler answers at {place}: name PostgreSQL itself"));
             }
             Ok(seen) => return limits_of(seen),
-            Err(error) => why = why.or(Some(format!("{place}: {error}"))),
+            Err(error) => why = why.or_else(|| Some(connect::at(&address_of(&place), &error))),
         }
     }
     Limits::assumed(why.unwrap_or_default())
@@ -219,12 +272,7 @@ fn look_at(conf: &OdooConf, place: &Upstream, named: Option<&Target>) -> Result<
     let tls = ClientTls::load(&ClientFiles { mode, ..ClientFiles::default() }).ok();
     let own = conf.db_password.as_ref().map(|password| password.expose().clone());
     let settings = MonitorSettings {
-        address: match place {
-            Upstream::Tcp { host, port } => MonitorAddress::Tcp { host: host.clone(), port: *port },
-            Upstream::Unix { directory, port } => {
-                MonitorAddress::Unix { directory: directory.clone(), port: *port }
-            }
-        },
+        address: address_of(place),
         tls,
         user: named.and_then(|target| target.user.clone()).unwrap_or_else(|| role(conf).to_owned()),
         password: match named {
@@ -341,12 +389,28 @@ fn tell(proposal: &Proposal, verifier: &str, output: &Path, json: bool) {
     print(&format!(
         "{}\nWritten: {} (observe: it touches nothing), and the monitor's password beside it.\n\n\
          1. As a superuser, in psql (what is stored of the password is not the password):\n{sql}\
-         2. pgweir check --config {output} && pgweir run --config {output}\n{service}\
+         2. {program} check --config {output} && {program} run --config {output}\n{service}\
          3. In odoo.conf, then restart Odoo:\n{lines}",
         sheet::text(conf, plan, place),
         output.display(),
         output = output.display(),
+        program = program(std::env::args_os().next(), is_on_path()),
     ));
+}
+
+/// As the reader has just called it, so that the next command works as it stands.
+fn program(called: Option<std::ffi::OsString>, on_path: bool) -> String {
+    let called = called.and_then(|name| name.into_string().ok());
+    let plain = |name: &String| {
+        let is_place = name.contains('/') && !(on_path && name.starts_with('/'));
+        is_place && name.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c))
+    };
+    called.filter(plain).unwrap_or_else(|| "pgweir".to_owned())
+}
+
+fn is_on_path() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join("pgweir").is_file())
 }
 
 /// A reader that has gone (`| head`) is no failure of ours.
@@ -373,6 +437,20 @@ mod tests {
             let said = upstream(wrong).err().unwrap();
             assert!(said.contains("--upstream wants") && !said.contains("hunter2"), "{said}");
         }
+    }
+
+    #[test]
+    fn the_next_command_is_called_as_this_one_was() {
+        let shown = |name: &str| program(Some(name.into()), false);
+        assert_eq!([shown("pgweir"), shown("target/release/pgweir")], ["pgweir", "target/release/pgweir"]);
+        assert_eq!([shown("/opt/a b/pgweir"), program(None, false)], ["pgweir", "pgweir"]);
+        assert_eq!(shown("/opt/pgweir"), "/opt/pgweir");
+        assert_eq!(program(Some("/usr/bin/pgweir".into()), true), "pgweir");
+    }
+
+    #[test]
+    fn a_monitor_is_known_by_its_name() {
+        assert_eq!(crate::advise::limits::MONITOR_APPLICATION, connect::APPLICATION_NAME);
     }
 
     #[test]

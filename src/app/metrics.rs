@@ -17,16 +17,20 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::App;
+use super::rows::BYPASS;
 use crate::admin::control::Control;
+use crate::admin::io::REST;
 use crate::link::hub::Lane;
 use crate::link::meter::{BOUNDS_US, Histogram, Meter, TransactionEnd};
 use crate::reason::Reason;
 use crate::snapshot::{ApplicationRow, ExitRow, LaneRow, LaneState, ProcessRow, UpstreamRow, UsageRow};
 
 /// Everything of `/metrics`, in OpenMetrics' text format.
-pub(super) fn render(app: &App) -> String {
+pub(super) async fn render(app: &App) -> String {
+    let figures = Figures::gather(app).await;
+    tokio::time::sleep(REST).await;
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Figures::gather(app)));
+    registry.register_collector(Box::new(figures));
     let mut out = String::with_capacity(64 * 1024);
     if text::encode(&mut out, &registry).is_err() {
         tracing::error!("metrics could not be written");
@@ -58,7 +62,7 @@ struct Figures {
 const UPSTREAM_ROLES: [&str; 6] = ["primary", "read_only", "standby", "down", "unknown", "unseen"];
 
 impl Figures {
-    fn gather(app: &App) -> Self {
+    async fn gather(app: &App) -> Self {
         let meters: Vec<Arc<Lane>> = app.hub.lanes.load().iter().cloned().collect();
         let (pooled, mut refusals) = app.hub.guard(|guard, _| {
             let pooled = meters.iter().map(|lane| (lane.name.clone(), guard.pooled(lane.id)));
@@ -69,19 +73,16 @@ impl Figures {
         refusals.extend(strangers.map(|entry| ("".into(), *entry.key(), *entry.value())));
         let config = app.config.load();
         let known: HashSet<&str> = config.settings.applications.iter().map(|known| &*known.name).collect();
-        let mut leaks: Vec<(Arc<str>, u32)> = meters.iter().map(|lane| (lane.name.clone(), 0)).collect();
-        leaks.push(("bypass".into(), 0));
-        for leak in app.leak_rows() {
-            if let Some((_, count)) = leaks.iter_mut().find(|(lane, _)| *lane == leak.lane) {
-                *count += 1;
-            }
-        }
-        let mut applications = app.application_rows();
+        let found = app.leaks_by_lane().await;
+        let all = meters.iter().map(|lane| lane.name.clone()).chain([BYPASS.into()]);
+        let leaks = all.map(|lane| (found.get(&lane).copied().unwrap_or_default(), lane));
+        let leaks = leaks.map(|(count, lane)| (lane, count)).collect();
+        let (lanes, mut applications) = app.lane_and_application_rows().await;
         applications.retain(|row| known.contains(&*row.application));
         Self {
             process: app.process(),
             usage: app.usage(),
-            lanes: app.lane_rows(),
+            lanes,
             meters,
             pooled,
             refusals,

@@ -25,6 +25,7 @@ mod tongue;
 mod upstreams;
 mod watch;
 mod workers;
+mod writable;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ use crate::clock::{self, Moment};
 use crate::config::{self, checked::Config};
 use crate::incident::growth::Growth;
 use crate::incident::history::History;
+use crate::incident::servers::ServersFile;
 use crate::incident::state::StateFile;
 use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
@@ -70,6 +72,7 @@ pub struct App {
     config: ArcSwap<Config>,
     timeline: Timeline,
     state_file: StateFile,
+    servers_file: ServersFile,
     monitor: ArcSwapOption<MonitorHandle>,
     sample: ArcSwapOption<Sample>,
     judge: Mutex<Judge>,
@@ -199,8 +202,12 @@ pub fn run(path: &Path) -> ExitCode {
     match runtime.block_on(drain::live(config, tls)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("cannot start: {error:#}");
-            eprintln!("pgweir: cannot start: {error:#}");
+            // The log is on standard error as well: it is said once, and where nothing is logged, too.
+            if tracing::enabled!(tracing::Level::ERROR) {
+                tracing::error!("cannot start: {error:#}");
+            } else {
+                eprintln!("pgweir: cannot start: {error:#}");
+            }
             ExitCode::from(1)
         }
     }

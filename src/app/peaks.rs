@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::App;
 use super::rows::ms;
+use super::suspects::REST_PER_WORK;
 use crate::advise::peaks::{LaneLook, Peaks, Server, WholeLook};
 use crate::advise::seen::{self, Peak, Seen};
 use crate::advise::suggest;
@@ -30,10 +31,11 @@ const PASSED_MAX: Duration = Duration::from_secs(10);
 /// What is kept between two looks, and of all of them.
 pub(super) struct PeakWatch {
     peaks: Mutex<Peaks>,
-    file: PeaksFile,
+    /// None where there is one that is of no use and could not be put aside: it is not written over.
+    file: Option<PeaksFile>,
     /// By number of the lane, since the last look.
     between: Mutex<Vec<Between>>,
-    gaps: Mutex<Gaps<Arc<LinkShared>>>,
+    gaps: Mutex<Followed>,
     counted: Mutex<Counted>,
 }
 
@@ -58,9 +60,9 @@ struct Counted {
 impl PeakWatch {
     /// With what the state directory holds. A file that is of no use is put aside: nothing rests on it but advice. Blocks on the disk.
     pub(super) fn new(state: &Path) -> Self {
-        let file = PeaksFile::new(state);
+        let (peaks, file) = load(PeaksFile::new(state));
         Self {
-            peaks: Mutex::new(load(&file)),
+            peaks: Mutex::new(peaks),
             file,
             between: Mutex::default(),
             gaps: Mutex::default(),
@@ -69,21 +71,41 @@ impl PeakWatch {
     }
 }
 
-fn load(file: &PeaksFile) -> Peaks {
-    let text = match file.load() {
-        Ok(Some(text)) => text,
-        Ok(None) => return Peaks::default(),
-        Err(error) => {
-            tracing::error!(%error, "the peaks seen so far are lost to pgweir suggest: it begins anew");
-            return Peaks::default();
-        }
+fn load(file: PeaksFile) -> (Peaks, Option<PeaksFile>) {
+    let read = match file.load() {
+        Ok(None) => Ok(Peaks::default()),
+        Ok(Some(text)) => Peaks::load(&text),
+        Err(error) => Err(error.to_string()),
     };
-    Peaks::load(&text).unwrap_or_else(|why| {
-        let file_name = file.path();
-        let aside = file.set_aside().map_or_else(|error| error.to_string(), |path| path.display().to_string());
-        tracing::error!(file = %file_name.display(), why, aside, "this is not what pgweir wrote: the peaks for pgweir suggest begin anew");
-        Peaks::default()
-    })
+    let why = match read {
+        Ok(peaks) => return (peaks, Some(file)),
+        Err(why) => why,
+    };
+    let file_name = file.path().display().to_string();
+    match file.set_aside(clock::wall_now()) {
+        Ok(aside) => {
+            let aside = aside.display().to_string();
+            tracing::error!(
+                file = file_name,
+                why,
+                aside,
+                "this is not what pgweir wrote, and was put aside: the peaks for pgweir suggest begin anew"
+            );
+            (Peaks::default(), Some(file))
+        }
+        Err(error) => {
+            tracing::error!(file = file_name, why, %error, "this is not what pgweir wrote, and cannot be put aside: peaks for pgweir suggest begin anew and are not saved");
+            (Peaks::default(), None)
+        }
+    }
+}
+
+/// Gaps that are known, when they were looked at last, and how long that took.
+#[derive(Default)]
+struct Followed {
+    gaps: Gaps<Arc<LinkShared>>,
+    looked_at: Moment,
+    worked: Duration,
 }
 
 /// What one pass over all links sees.
@@ -126,11 +148,24 @@ impl App {
             Later {
                 generation,
                 since,
-                ended: state == LinkState::Closing || !self.hub.links.contains_key(&link.id),
+                ended: state == LinkState::Closing,
                 reset_at: (reset_at != 0).then(|| Moment::from_micros(reset_at)),
+                reset_period: Some(link.reset_period.load(Ordering::Relaxed)).filter(|period| *period != 0),
             }
         };
-        let over = self.peak_watch.gaps.lock().sweep(now, pass.idle, later);
+        let over = {
+            let mut followed = self.peak_watch.gaps.lock();
+            // A thousand of them are a thousand cache misses. What a look comes too late makes a gap longer, by little for what is advised.
+            let rests = now.since(followed.looked_at) < followed.worked * REST_PER_WORK;
+            if rests && pass.idle.is_empty() {
+                Vec::new()
+            } else {
+                let began = clock::now();
+                let over = followed.gaps.sweep(now, pass.idle, later);
+                (followed.looked_at, followed.worked) = (now, clock::now().since(began));
+                over
+            }
+        };
         let mut between = self.peak_watch.between.lock();
         let mut lane = |lane: usize, see: &dyn Fn(&mut Between)| {
             if lane >= between.len() {
@@ -199,7 +234,8 @@ impl App {
 
     /// Writes them without anybody waiting for the disk.
     fn save_peaks(&self) {
-        let (file, peaks) = (self.peak_watch.file.clone(), self.peak_watch.peaks.lock().clone());
+        let Some(file) = self.peak_watch.file.clone() else { return };
+        let peaks = self.peak_watch.peaks.lock().clone();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = file.save(|to| peaks.save(to)) {
                 tracing::error!(%error, "peaks could not be saved: a restart will not know of them");
@@ -209,7 +245,8 @@ impl App {
 
     /// The last word of the process about them. Blocks on the disk.
     pub(super) fn save_peaks_at_the_end(&self) {
-        if let Err(error) = self.peak_watch.file.save(|to| self.peak_watch.peaks.lock().save(to)) {
+        let Some(file) = &self.peak_watch.file else { return };
+        if let Err(error) = file.save(|to| self.peak_watch.peaks.lock().save(to)) {
             tracing::error!(%error, "peaks could not be saved");
         }
     }

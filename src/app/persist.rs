@@ -26,7 +26,10 @@ impl App {
         for lane in lanes {
             let restored = self.hub.guard(|guard, now| guard.restore_pause(now, &from_file(lane, now, wall)));
             let text = if restored {
-                format!("the pause by {} is in force again: {}", lane.by, lane.reason)
+                let observe = self.config.load().settings.limits.observe;
+                let again =
+                    if observe { "is on record again, and holds nobody" } else { "is in force again" };
+                format!("the pause by {} {again}: {}", lane.by, lane.reason)
             } else {
                 "a pause of this lane was saved, but the lane is not configured any more".to_owned()
             };

@@ -6,17 +6,33 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::App;
+use super::suspects::{PORTION, PORTION_AWAITED};
 use crate::clock::{self, Moment, WallMs};
 use crate::incident::growth::{Count, Counts};
-use crate::lanes::ids::LaneId;
+use crate::lanes::ids::{LaneId, LinkId};
 use crate::lanes::sample::{Sample, Session};
 use crate::lanes::settings::{Disposition, LaneSettings, LeakAction, LeakSettings};
+use crate::leaks::judge::LeakFacts;
 use crate::link::hub::Lane;
 use crate::link::shared::{Labels, LinkShared, LinkState, ProcessKey, flag};
 use crate::snapshot::{
     ApplicationRow, ClientEnds, ClientRow, LanePolicyRow, LaneRow, LeakRow, PolicyRow, SessionRow,
 };
 use crate::wire::statement;
+
+/// The lane of those who bypass pgweir, where leaks are listed or counted.
+pub(super) const BYPASS: &str = "bypass";
+
+/// Who is idle in transaction for too long, and for how long.
+struct Leak {
+    idle: Duration,
+    who: Leaking,
+}
+
+enum Leaking {
+    Link(Arc<LinkShared>, LeakFacts),
+    Bypass(Arc<Session>),
+}
 
 /// Links of one lane or application by state.
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,45 +62,68 @@ impl Tally {
     }
 }
 
+/// By the name of a lane, and by that of an application.
+#[derive(Default)]
+struct Tallies {
+    lanes: HashMap<Arc<str>, Tally>,
+    applications: HashMap<Arc<str>, Tally>,
+}
+
+/// Links share their names: of ten thousand few are hashed by what they say.
+#[derive(Default)]
+struct Groups(HashMap<(usize, usize), Group>);
+
+/// Links of one lane and application.
+struct Group {
+    lane: Arc<str>,
+    application: Arc<str>,
+    tally: Tally,
+}
+
+impl Groups {
+    fn add(&mut self, link: &LinkShared) {
+        let (state, _) = link.state();
+        link.with_labels(|labels| {
+            let (lane, application) = (&labels.lane_name, &labels.application_name);
+            // No name goes away before the end: each is kept beside its place.
+            let place = |name: &Arc<str>| Arc::as_ptr(name).cast::<u8>().addr();
+            let group = self.0.entry((place(lane), place(application))).or_insert_with(|| Group {
+                lane: lane.clone(),
+                application: application.clone(),
+                tally: Tally::default(),
+            });
+            group.tally.add(state);
+        });
+    }
+}
+
 pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl App {
-    /// Every link, oldest first.
-    pub(super) fn links(&self) -> Vec<Arc<LinkShared>> {
-        let mut links: Vec<_> = self.hub.links.iter().map(|entry| entry.value().clone()).collect();
-        links.sort_by_key(|link| link.id);
-        links
+    /// Every link there is, oldest first; of those that are gone when their turn comes there is none. Only their ids are held.
+    pub(super) fn links(&self) -> impl Iterator<Item = Arc<LinkShared>> + Send + use<> {
+        let mut ids: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
+        ids.sort_unstable();
+        let hub = Arc::clone(&self.hub);
+        ids.into_iter().filter_map(move |id| hub.links.get(&id).map(|entry| Arc::clone(entry.value())))
     }
 
-    fn tallies(&self) -> (HashMap<Arc<str>, Tally>, HashMap<Arc<str>, Tally>) {
-        let mut lanes: HashMap<Arc<str>, Tally> = HashMap::new();
-        let mut applications: HashMap<Arc<str>, Tally> = HashMap::new();
-        // Links share their names: of ten thousand few are hashed by what they say.
-        let mut groups = HashMap::new();
-        for entry in &self.hub.links {
-            let (state, _) = entry.value().state();
-            entry.value().with_labels(|labels| {
-                let (lane, application) = (&labels.lane_name, &labels.application_name);
-                let group = groups.entry((Arc::as_ptr(lane), Arc::as_ptr(application)));
-                group.or_insert_with(|| (lane.clone(), application.clone(), Tally::default())).2.add(state);
-            });
-        }
-        for (lane, application, tally) in groups.into_values() {
-            lanes.entry(lane).or_default().join(tally);
-            applications.entry(application).or_default().join(tally);
+    async fn tallies(&self, portion: usize) -> Tallies {
+        let mut groups = Groups::default();
+        self.each_link(portion, |link| groups.add(link)).await;
+        let mut tallies = Tallies::default();
+        for Group { lane, application, tally } in groups.0.into_values() {
+            tallies.lanes.entry(lane).or_default().join(tally);
+            tallies.applications.entry(application).or_default().join(tally);
         }
         // To PostgreSQL a pooled connection is an idle one.
         for (_, lane, application) in self.hub.guard(|guard, _| guard.pooled_backends()) {
-            lanes.entry(lane).or_default().idle += 1;
-            applications.entry(application).or_default().idle += 1;
+            tallies.lanes.entry(lane).or_default().idle += 1;
+            tallies.applications.entry(application).or_default().idle += 1;
         }
-        (lanes, applications)
-    }
-
-    pub(super) fn lane_rows(&self) -> Vec<LaneRow> {
-        self.lane_rows_of(&self.tallies().0)
+        tallies
     }
 
     fn lane_rows_of(&self, lanes: &HashMap<Arc<str>, Tally>) -> Vec<LaneRow> {
@@ -98,8 +137,10 @@ impl App {
         rows
     }
 
-    pub(super) fn application_rows(&self) -> Vec<ApplicationRow> {
-        self.application_rows_of(&self.tallies().1)
+    /// Both from one look at the links.
+    pub(super) async fn lane_and_application_rows(&self) -> (Vec<LaneRow>, Vec<ApplicationRow>) {
+        let tallies = self.tallies(PORTION_AWAITED).await;
+        (self.lane_rows_of(&tallies.lanes), self.application_rows_of(&tallies.applications))
     }
 
     fn application_rows_of(&self, applications: &HashMap<Arc<str>, Tally>) -> Vec<ApplicationRow> {
@@ -114,16 +155,15 @@ impl App {
         rows
     }
 
-    pub(super) fn growth_counts(&self) -> Counts {
+    pub(super) async fn growth_counts(&self) -> Counts {
+        let tallies = self.tallies(PORTION).await;
         let count = |name: Arc<str>, slots, idle_in_transaction| Count { name, slots, idle_in_transaction };
-        let (lanes, applications) = self.tallies();
-        let lanes = self.lane_rows_of(&lanes).into_iter();
-        let lanes = lanes.map(|r| count(r.lane, r.slots, r.idle_in_transaction)).collect();
-        let applications = self
-            .application_rows_of(&applications)
-            .into_iter()
-            .map(|r| count(r.application, r.slots, r.idle_in_transaction))
-            .collect();
+        let lanes = self.lane_rows_of(&tallies.lanes);
+        let applications = self.application_rows_of(&tallies.applications);
+        let lanes = lanes.into_iter().map(|r| count(r.lane, r.slots, r.idle_in_transaction)).collect();
+        let applications = applications.into_iter();
+        let applications =
+            applications.map(|r| count(r.application, r.slots, r.idle_in_transaction)).collect();
         let bypass = self.hub.guard(|guard, now| guard.usage_row(now).bypass);
         Counts { lanes, applications, bypass }
     }
@@ -131,7 +171,7 @@ impl App {
     /// Made one at a time: ten thousand rows take milliseconds, between which whoever writes them rests.
     pub(super) fn client_rows(&self) -> impl Iterator<Item = ClientRow> + Send + use<> {
         let literals = self.hub.settings.load().log_literals;
-        self.links().into_iter().map(move |link| client_row(&link, clock::now(), literals))
+        self.links().map(move |link| client_row(&link, clock::now(), literals))
     }
 
     pub(super) fn session_rows(&self) -> Vec<SessionRow> {
@@ -188,61 +228,63 @@ impl App {
     }
 
     /// Links idle in transaction beyond their lane's `warn`, and sessions that bypass pgweir for longer than `[bypass] after`.
-    pub(super) fn leak_rows(&self) -> Vec<LeakRow> {
+    async fn leaks(&self, now: Moment, sample: Option<&Sample>) -> Vec<Leak> {
+        let facts = self.leak_facts(now, sample).await;
+        let lanes = self.hub.lanes.load();
+        let of_links = facts.into_iter().filter_map(|(link, facts)| {
+            let warn = policy(&lanes, facts.lane).and_then(|policy| policy.warn);
+            let idle = now.since(facts.idle_since);
+            let leaks = link.flags() & flag::RESET != 0 || warn.is_some_and(|warn| idle >= warn);
+            leaks.then_some(Leak { idle, who: Leaking::Link(link, facts) })
+        });
+        let mut leaks: Vec<Leak> = of_links.collect();
+        let bypass = sample.map(|sample| self.bypass_leaks(sample, now)).unwrap_or_default().into_iter();
+        leaks.extend(bypass.map(|(session, idle)| Leak { idle, who: Leaking::Bypass(Arc::clone(session)) }));
+        leaks
+    }
+
+    /// How many leaks there are by lane, "bypass" being one.
+    pub(super) async fn leaks_by_lane(&self) -> HashMap<Arc<str>, u32> {
+        let sample = self.sample.load_full();
+        let mut found = HashMap::new();
+        for leak in self.leaks(clock::now(), sample.as_deref()).await {
+            let lane = match &leak.who {
+                Leaking::Link(link, _) => link.with_labels(|labels| labels.lane_name.clone()),
+                Leaking::Bypass(_) => BYPASS.into(),
+            };
+            *found.entry(lane).or_default() += 1;
+        }
+        found
+    }
+
+    /// The leaks, longest first. Rows are made as they are asked for: of a thousand leaks the page shows the worst hundred.
+    pub(super) async fn leak_rows(&self) -> impl ExactSizeIterator<Item = LeakRow> + Send + use<> {
         let now = clock::now();
         let literals = self.hub.settings.load().log_literals;
         let sample = self.sample.load_full();
-        let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
-        let locks = |pid| sample.as_ref().map(|sample| sample.locks_of(pid)).unwrap_or_default();
-        let facts = self.leak_facts(now, sample.as_deref());
-        let lanes = self.hub.lanes.load_full();
+        let mut leaks = self.leaks(now, sample.as_deref()).await;
+        leaks.sort_by_key(|leak| std::cmp::Reverse(leak.idle));
+        let lanes = self.hub.lanes.load();
         let judge = self.judge.lock();
-        let mut rows: Vec<LeakRow> = facts
-            .iter()
-            .filter(|(link, facts)| {
-                let warn = policy(&lanes, facts.lane).and_then(|policy| policy.warn);
-                link.flags() & flag::RESET != 0
-                    || warn.is_some_and(|warn| now.since(facts.idle_since) >= warn)
-            })
-            .map(|(link, facts)| {
-                let pid = self.hub.pid_here(link);
-                let client = client_row(link, now, literals);
-                LeakRow {
-                    id: Some(client.id),
-                    lane: client.lane,
-                    application: client.application,
-                    user: client.user,
-                    database: client.database,
-                    address: client.address,
-                    pid: client.pid,
-                    idle_in_transaction_ms: ms(now.since(facts.idle_since)),
-                    transaction_ms: client.transaction_ms,
-                    blocks: blocks.get(&pid).cloned().unwrap_or_default(),
-                    locks: locks(pid),
-                    verdict: judge.verdict_text(facts, policy(&lanes, facts.lane), now),
-                    last_statement: client.last_statement,
-                }
+        let leaks: Vec<(Leak, i32, String)> = leaks
+            .into_iter()
+            .map(|leak| {
+                let (pid, verdict) = match &leak.who {
+                    Leaking::Link(link, facts) => {
+                        (self.hub.pid_here(link), judge.verdict_text(facts, policy(&lanes, facts.lane), now))
+                    }
+                    Leaking::Bypass(session) => (session.pid, self.bypass_verdict()),
+                };
+                (leak, pid, verdict)
             })
             .collect();
-        if let Some(sample) = &sample {
-            rows.extend(self.bypass_leaks(sample, now).into_iter().map(|(session, idle)| LeakRow {
-                id: None,
-                lane: "bypass".into(),
-                application: session.application.clone(),
-                user: session.user.clone(),
-                database: session.database.clone(),
-                address: session_address(session),
-                pid: Some(session.pid),
-                idle_in_transaction_ms: ms(idle),
-                transaction_ms: session.ages(now).1.map_or(0, ms),
-                blocks: blocks.get(&session.pid).cloned().unwrap_or_default(),
-                locks: sample.locks_of(session.pid),
-                verdict: self.bypass_verdict(),
-                last_statement: statement::shown(&session.query, literals),
-            }));
-        }
-        rows.sort_by_key(|row| std::cmp::Reverse(row.idle_in_transaction_ms));
-        rows
+        let blocks = sample.as_deref().map(blocked_by_pid).unwrap_or_default();
+        leaks.into_iter().map(move |(leak, pid, verdict)| LeakRow {
+            blocks: blocks.get(&pid).cloned().unwrap_or_default(),
+            locks: sample.as_ref().map(|sample| sample.locks_of(pid)).unwrap_or_default(),
+            verdict,
+            ..leak_row(&leak, now, literals)
+        })
     }
 
     pub(super) fn policy_row(&self) -> PolicyRow {
@@ -255,7 +297,11 @@ impl App {
 
     /// Sessions of a sample that are not ours and idle in transaction for longer than `[bypass] after`. Whose pid is a link's on any server is
     /// none: of two addresses it is not always known that they are one server's.
-    pub(super) fn bypass_leaks<'a>(&self, sample: &'a Sample, now: Moment) -> Vec<(&'a Session, Duration)> {
+    pub(super) fn bypass_leaks<'a>(
+        &self,
+        sample: &'a Sample,
+        now: Moment,
+    ) -> Vec<(&'a Arc<Session>, Duration)> {
         let after = self.config.load().bypass.after;
         sample
             .sessions
@@ -263,7 +309,7 @@ impl App {
             .filter(|s| {
                 s.state.starts_with("idle in transaction") && s.pid != sample.monitor_pid && !s.walsender
             })
-            .map(|s| (&**s, s.ages(now).0))
+            .map(|s| (s, s.ages(now).0))
             .filter(|(session, idle)| *idle >= after && self.hub.owners(session.pid).is_empty())
             .collect()
     }
@@ -331,6 +377,40 @@ pub(super) fn state_word(link: &LinkShared) -> &'static str {
         LinkState::Active if link.flags() & flag::STALLED != 0 => "stalled",
         LinkState::IdleInTransaction if link.flags() & flag::RESET != 0 => "reset",
         _ => state.word(),
+    }
+}
+
+/// What is known of a leak by itself.
+fn leak_row(leak: &Leak, now: Moment, literals: bool) -> LeakRow {
+    match &leak.who {
+        Leaking::Link(link, _) => {
+            let client = client_row(link, now, literals);
+            LeakRow {
+                id: Some(client.id),
+                lane: client.lane,
+                application: client.application,
+                user: client.user,
+                database: client.database,
+                address: client.address,
+                pid: client.pid,
+                idle_in_transaction_ms: ms(leak.idle),
+                transaction_ms: client.transaction_ms,
+                last_statement: client.last_statement,
+                ..LeakRow::default()
+            }
+        }
+        Leaking::Bypass(session) => LeakRow {
+            lane: BYPASS.into(),
+            application: session.application.clone(),
+            user: session.user.clone(),
+            database: session.database.clone(),
+            address: session_address(session),
+            pid: Some(session.pid),
+            idle_in_transaction_ms: ms(leak.idle),
+            transaction_ms: session.ages(now).1.map_or(0, ms),
+            last_statement: statement::shown(&session.query, literals),
+            ..LeakRow::default()
+        },
     }
 }
 

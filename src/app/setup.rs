@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use zeroize::Zeroizing;
 
 use super::tls::{self, Tls};
+use super::writable;
 use crate::admin::{AdminSettings, AdminUser};
 use crate::auth::users::{Note, USERS_BYTES_MAX, Users};
 use crate::cli::endpoint::AdminEndpoint;
@@ -21,8 +22,8 @@ use crate::link::hub::LinkSettings;
 use crate::link::server::Upstream;
 use crate::tls::client::ClientTls;
 use crate::upstream::monitor::{MonitorAddress, MonitorSettings};
-use crate::upstream::probe;
 use crate::upstream::targets::{self, Wants};
+use crate::upstream::{connect, probe};
 
 /// What links need of the configuration.
 pub(super) fn link_settings(config: &Config, tls: &Tls) -> LinkSettings {
@@ -164,6 +165,7 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
     match config::load(path) {
         Ok((config, found)) => {
             warnings.extend(found.iter().map(ToString::to_string));
+            problems.extend(writable::problems(&config));
             match users(&config) {
                 Ok((_, doubts)) => warnings.extend(doubts),
                 Err(found) => problems.extend(found),
@@ -209,7 +211,7 @@ fn check_postgres(
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let several = monitors.len() > 1;
-    let mut roles = Vec::new();
+    let (mut roles, mut clusters) = (Vec::new(), Vec::new());
     for monitor in monitors {
         let looked = match &runtime {
             Ok(runtime) => runtime.block_on(probe::look(monitor, config.upstream.is_watched())),
@@ -227,6 +229,7 @@ fn check_postgres(
                 let found = config::check_timeouts(config, &timeouts);
                 warnings.extend(found.iter().map(|warning| format!("{at}{warning}")));
                 roles.extend(facts.role.map(|role| (monitor.address.to_string(), role)));
+                clusters.extend(facts.system.map(|system| (monitor.address.to_string(), system)));
             }
             Err(error) => {
                 let (what, hint) = if error.contains("authentication failed") {
@@ -237,14 +240,16 @@ fn check_postgres(
                 } else {
                     ("was not reached", "run check again when it is up")
                 };
+                let error = connect::at(&monitor.address, &error);
                 warnings.push(format!(
-                    "warning: {at}PostgreSQL {what}, so limits and rights are not checked: {error}. Hint: {hint}"
+                    "warning: PostgreSQL {what}, so limits and rights are not checked: {error}. Hint: {hint}"
                 ));
             }
         }
     }
     if config.upstream.is_watched() && !roles.is_empty() {
         warnings.extend(check_roles(wants(config.upstream.session), &roles));
+        warnings.extend(check_clusters(&clusters));
     }
 }
 
@@ -287,6 +292,19 @@ fn check_roles(wants: Wants, roles: &[(String, targets::Role)]) -> Option<String
     Some(format!("warning: upstream.address: {text} ({}). Hint: {hint}", list(roles)))
 }
 
+/// Whether all servers are of one cluster, as far as they tell their system identifiers.
+fn check_clusters(clusters: &[(String, u64)]) -> Option<String> {
+    let (_, first) = clusters.first()?;
+    clusters.iter().any(|(_, system)| system != first).then(|| {
+        let one = |(address, system): &(String, u64)| format!("{address} has system identifier {system}");
+        let list = clusters.iter().map(one).collect::<Vec<_>>().join(", ");
+        format!(
+            "warning: upstream.address: these servers are of several clusters, and only one will be dialled ({list}). \
+             Hint: list the servers of one cluster"
+        )
+    })
+}
+
 /// Where the console of a configuration is, for the CLI. A configuration with problems elsewhere still says so: `reload` must be able to
 /// ask the running pgweir what it thinks of it.
 ///
@@ -299,9 +317,12 @@ pub fn admin_endpoint(path: &Path) -> Result<AdminEndpoint, String> {
             .ok_or_else(|| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?,
     };
     let user = admin.users.first().ok_or("no admin user is configured")?;
-    let password = read_password(&user.password_file)
-        .map(|secret| secret.expose().to_owned())
-        .map_err(|error| error.to_string());
+    let password =
+        read_password(&user.password_file).map(|secret| secret.expose().to_owned()).map_err(|error| {
+            let missing = user.generated && std::fs::symlink_metadata(&user.password_file).is_err();
+            let hint = "Hint: pgweir makes it when it is started for the first time. Was it, with this configuration?";
+            if missing { format!("{error}. {hint}") } else { error.to_string() }
+        });
     let (host, port) = match &admin.endpoint {
         Endpoint::Tcp { host, port } => {
             let host = match &**host {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::App;
 use super::peaks::Pass;
 use super::rows::{blocked_by_pid, reading_from_client};
+use crate::admin::io::REST;
 use crate::clock::{self, Moment};
 use crate::lanes::ids::LinkId;
 use crate::lanes::sample::Sample;
@@ -18,11 +19,12 @@ use crate::link::hub::{Hub, Lane};
 use crate::link::shared::{Command, Labels, LinkShared, LinkState, flag};
 use crate::wire::statement;
 
-/// Links looked at at once, and the rest after them: to look at ten thousand takes milliseconds, in which a worker may wait for the core.
-const PORTION: usize = 128;
-const PORTION_REST: Duration = Duration::from_millis(1);
+/// Links looked at at once where nobody waits for it: to look at ten thousand takes milliseconds, in which a worker may wait for the core.
+pub(super) const PORTION: usize = 128;
+/// And where somebody does: about 0.1 ms.
+pub(super) const PORTION_AWAITED: usize = 1024;
 /// So many times as long as a look at all links worked, nobody looks at all of them again.
-const REST_PER_WORK: u32 = 2000;
+pub(super) const REST_PER_WORK: u32 = 2000;
 /// A link that is not being read is asked whether its client is there, from so long after that at the latest.
 const REST_AT_MOST: Duration = Duration::from_secs(5);
 
@@ -61,6 +63,15 @@ struct Look<'a> {
     // Made only where somebody asks: a sample may have thousands of rows.
     reading: OnceLock<HashSet<i32>>,
     blockers: OnceLock<HashSet<i32>>,
+}
+
+/// What facts are wanted for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Only what is due, and whether it came back.
+    Judge,
+    /// All there are.
+    Show,
 }
 
 impl<'a> Look<'a> {
@@ -105,8 +116,8 @@ impl<'a> Look<'a> {
         leak.and_then(LeakSettings::earliest).map(|earliest| since + earliest)
     }
 
-    /// Facts on a link, if it is one to be judged; by now, if only what is due is of interest.
-    fn at(&self, link: &Arc<LinkShared>, due_only: bool) -> Option<Suspect> {
+    /// Facts on a link, if it is one to be judged; to the judge, by now.
+    fn at(&self, link: &Arc<LinkShared>, purpose: For) -> Option<Suspect> {
         let (state, since) = link.state();
         let flags = link.flags();
         let pid = self.hub.pid_here(link);
@@ -121,11 +132,13 @@ impl<'a> Look<'a> {
         let reset_at = link.reset_at.load(Ordering::Relaxed);
         let earliest = lane.settings.idle_in_transaction.as_ref().and_then(LeakSettings::earliest);
         let may_be_due = reset_at != 0 || earliest.is_some_and(|age| self.now.since(since) >= age);
-        if due_only && !may_be_due {
+        if purpose == For::Judge && !may_be_due {
             return None;
         }
-        let (application, process_key) =
-            link.with_labels(|labels| (labels.application_name.clone(), request_of(labels)));
+        let (application, process_key) = link.with_labels(|labels| {
+            let key = if purpose == For::Judge { request_of(labels) } else { 0 };
+            (labels.application_name.clone(), key)
+        });
         let facts = LeakFacts {
             link: link.id,
             lane: lane.id,
@@ -148,14 +161,34 @@ impl<'a> Look<'a> {
 
 impl App {
     /// Facts on every link that is idle in transaction or stalled.
-    pub(super) fn leak_facts(
+    pub(super) async fn leak_facts(
         &self,
         now: Moment,
         sample: Option<&Sample>,
     ) -> Vec<(Arc<LinkShared>, LeakFacts)> {
         let look = Look::new(&self.hub, now, sample);
-        let found = self.hub.links.iter().filter_map(|entry| look.at(entry.value(), false)).collect();
+        let mut found = Vec::new();
+        self.each_link(PORTION_AWAITED, |link| found.extend(look.at(link, For::Show))).await;
         self.with_harm(now, found)
+    }
+
+    /// Looks at every link there is, with a rest behind each `portion` of them; how long it worked, its rests aside.
+    pub(super) async fn each_link(&self, portion: usize, mut see: impl FnMut(&Arc<LinkShared>)) -> Duration {
+        let (mut resumed, mut worked) = (clock::now(), Duration::ZERO);
+        let all: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
+        for some in all.chunks(portion) {
+            for id in some {
+                if let Some(entry) = self.hub.links.get(id) {
+                    see(entry.value());
+                }
+            }
+            worked += clock::now().since(resumed);
+            if some.len() == portion {
+                tokio::time::sleep(REST).await;
+            }
+            resumed = clock::now();
+        }
+        worked
     }
 
     /// The same of those of which something might have to be said by now: most are young, or nobody's business. On its way it has links that
@@ -180,7 +213,7 @@ impl App {
             if link.flags() & flag::BLOCKED != 0 {
                 link.post(Command::Probe);
             }
-            found.extend(look.at(&link, true));
+            found.extend(look.at(&link, For::Judge));
         }
         self.passed(now, pass);
         let found = self.with_harm(now, found);
@@ -189,22 +222,12 @@ impl App {
 
     /// Looks at all links, with rests, and has `pass` see them.
     async fn scan(&self, look: &Look<'_>, pass: &mut Pass) -> Watched {
-        let mut resumed = clock::now();
-        let all: Vec<LinkId> = self.hub.links.iter().map(|entry| *entry.key()).collect();
-        let (mut links, mut worked) = (Vec::new(), Duration::ZERO);
-        for portion in all.chunks(PORTION) {
-            let suspect = |id: &LinkId| {
-                let entry = self.hub.links.get(id)?;
-                pass.see(entry.value());
-                Some((*id, look.due_from(entry.value())?))
-            };
-            links.extend(portion.iter().filter_map(suspect));
-            worked += clock::now().since(resumed);
-            if portion.len() == PORTION {
-                tokio::time::sleep(PORTION_REST).await;
-            }
-            resumed = clock::now();
-        }
+        let mut links = Vec::new();
+        let see = |link: &Arc<LinkShared>| {
+            pass.see(link);
+            links.extend(look.due_from(link).map(|from| (link.id, from)));
+        };
+        let worked = self.each_link(PORTION, see).await;
         Watched { links, scanned_at: Some(look.now), worked }
     }
 

@@ -16,7 +16,7 @@ use crate::leaks::reclaim::{self, BusyLink, IdleLink};
 use crate::link::hub::Lane;
 use crate::link::shared::{Command, LinkShared, LinkState, flag};
 use crate::reason::{Reason, Refusal};
-use crate::upstream::monitor::MonitorHandle;
+use crate::upstream::monitor::{MonitorHandle, Whom};
 
 const EVERY: Duration = Duration::from_millis(250);
 /// The same while somebody waits whom a closed idle link would help.
@@ -66,7 +66,7 @@ impl App {
             if round % GROWTH_EVERY == 0 {
                 self.hub.forget_processes();
                 self.close_period(clock::now());
-                let counts = self.growth_counts();
+                let counts = self.growth_counts().await;
                 self.growth.lock().record(clock::now(), &counts);
             }
             let every = if busy { EVERY_WITH_WAITERS } else { EVERY };
@@ -257,33 +257,37 @@ impl App {
     pub(super) fn bypass_verdict(&self) -> String {
         match self.config.load().bypass.action {
             BypassAction::List => "listed: it bypasses pgweir (TERMINATE PID ends it)".to_owned(),
+            BypassAction::Terminate if self.config.load().settings.limits.observe => {
+                "would be terminated".to_owned()
+            }
             BypassAction::Terminate => "to be terminated".to_owned(),
         }
     }
 
     /// Leaks that bypass pgweir and are to be terminated, where the configuration says so, with words on each: a few at a time and oldest first.
-    pub(super) fn bypass_leaks_to_terminate(&self, sample: &Sample) -> Vec<(i32, String)> {
+    pub(super) fn bypass_leaks_to_terminate(&self, sample: &Sample) -> Vec<(Whom, String)> {
         if self.config.load().bypass.action != BypassAction::Terminate {
             return Vec::new();
         }
         let mut leaks = self.bypass_leaks(sample, clock::now());
         leaks.sort_by_key(|(_, idle)| std::cmp::Reverse(*idle));
-        let words = |(session, idle): (&Session, Duration)| {
+        let words = |(session, idle): (&Arc<Session>, Duration)| {
             let (pid, user, application) = (session.pid, &session.user, &session.application);
-            (pid, format!("pid {pid} of {user} ({application}), idle for {} s", idle.as_secs()))
+            let whom = Whom::as_seen(session);
+            (whom, format!("pid {pid} of {user} ({application}), idle for {} s", idle.as_secs()))
         };
         leaks.into_iter().take(TERMINATIONS_MAX).map(words).collect()
     }
 
-    /// Terminates them.
-    pub(super) async fn terminate_bypass_leaks(&self, leaks: Vec<(i32, String)>, monitor: &MonitorHandle) {
+    /// Terminates them, if by then they are who they were and have done nothing since.
+    pub(super) async fn terminate_bypass_leaks(&self, leaks: Vec<(Whom, String)>, monitor: &MonitorHandle) {
         let observe = self.config.load().settings.limits.observe;
-        for (pid, who) in leaks {
+        for (whom, who) in leaks {
             if observe {
                 self.note("would_terminate", "bypass", None, &who);
                 continue;
             }
-            match monitor.terminate_pid(pid).await {
+            match monitor.terminate_pid(whom).await {
                 Ok(true) => self.note("terminate", "bypass", None, &who),
                 Ok(false) => {}
                 Err(error) => self.note("terminate_failed", "bypass", None, &format!("{who}: {error}")),

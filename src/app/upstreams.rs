@@ -9,12 +9,18 @@ use super::{App, setup};
 use crate::clock::{self, Moment};
 use crate::config::checked::Config;
 use crate::config::settings::Endpoint;
+use crate::incident::servers::Servers;
+use crate::incident::state::StateError;
 use crate::link::server::Server;
 use crate::link::shared::Command;
 use crate::reason::{Reason, Refusal};
 use crate::snapshot::UpstreamRow;
-use crate::upstream::monitor::MonitorHandle;
-use crate::upstream::targets::{Decision, GRACE, Seen, Targets};
+use crate::upstream::monitor::{ELSEWHERE, MonitorHandle};
+use crate::upstream::targets::{Decision, GRACE, Memory, Seen, Target, Targets};
+
+/// How an operator has pgweir go on with a server that it does not dial.
+const GO_ON: &str = "make it the only [upstream] address of each pgweir, without target_session_attrs, and reload; stop the others and \
+     rebuild them from it (pg_basebackup, pg_rewind), then write the list again";
 
 /// The servers of a configuration, of which nothing is known yet.
 pub(super) fn targets_of(config: &Config) -> Targets {
@@ -37,9 +43,87 @@ pub(super) struct Choosing {
     watched: bool,
     /// Who was dialled last.
     last: Option<Arc<Server>>,
+    /// What the state directory holds of them, or will in a moment.
+    kept: Servers,
 }
 
 impl App {
+    /// Takes what the last run knew of the servers: to be called before they are chosen among. A file that is of no use is put aside, and nothing
+    /// is known then. Blocks on the disk.
+    pub(super) fn recall_servers(&self) {
+        let kept = self.servers_file.load().unwrap_or_else(|error| {
+            let why = match error {
+                StateError::Corrupt { file, why, .. } => format!("{}: {why}", file.display()),
+                error => error.to_string(),
+            };
+            let done = match self.servers_file.set_aside(clock::wall_now()) {
+                Ok(path) => format!("it was put aside as {}", path.display()),
+                Err(error) => format!("it could not be put aside ({error}), and is not written over: a restart will not know of the servers either"),
+            };
+            let text = format!(
+                "{why}: {done}. Which cluster was served, and its timeline, is not known: a primary that was left behind would not be noticed"
+            );
+            tracing::error!("{text}");
+            self.note("upstream", "", None, &text);
+            Servers::default()
+        });
+        let memory = Memory { system: kept.system_identifier, timeline: kept.timeline };
+        self.targets.lock().restore(memory, &kept.addresses);
+        self.choosing.lock().kept = kept;
+    }
+
+    /// Keeps what is known of the servers over a restart, where that has changed. Nobody waits for the disk.
+    fn keep_servers(&self, choosing: &mut Choosing) {
+        let known = {
+            let targets = self.targets.lock();
+            let Memory { system, timeline } = targets.memory();
+            let addresses = targets.all().iter().map(|target| target.name.clone()).collect();
+            Servers { addresses, system_identifier: system, timeline }
+        };
+        if known == choosing.kept || known.is_nothing() && choosing.kept.is_nothing() {
+            return;
+        }
+        let before = std::mem::replace(&mut choosing.kept, known.clone());
+        if known.is_nothing() {
+            let identifier =
+                before.system_identifier.map_or("not known".to_owned(), |system| system.to_string());
+            let text = format!(
+                "what was known of the servers before is forgotten (timeline {}, system identifier {identifier}): whatever is there now may be dialled",
+                before.timeline
+            );
+            tracing::warn!("{text}");
+            self.note("upstream", "", None, &text);
+        }
+        let file = self.servers_file.clone();
+        file.want(known);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = file.write() {
+                tracing::error!(%error, "which cluster is served, and its timeline, could not be saved: a restart will not know of it. It is tried again each second");
+            }
+        });
+    }
+
+    /// What could not be saved is tried again. Nobody waits for the disk.
+    pub(super) fn keep_servers_after_all(&self) {
+        if !self.servers_file.is_due() {
+            return;
+        }
+        let file = self.servers_file.clone();
+        tokio::task::spawn_blocking(move || {
+            // What stands in the way was said when it failed first.
+            if file.write().is_ok() {
+                tracing::info!("which cluster is served, and its timeline, is saved");
+            }
+        });
+    }
+
+    /// The last word of the process about them. Blocks on the disk.
+    pub(super) fn keep_servers_at_the_end(&self) {
+        if let Err(error) = self.servers_file.write() {
+            tracing::error!(%error, "which cluster is served, and its timeline, could not be saved");
+        }
+    }
+
     /// Begins with the servers of the configuration in force. One that is dialled and still among them stays until more is known. Where there is
     /// one address, before and after, links stay where they are: nobody says that it is another server.
     pub(super) fn choose_servers(&self) {
@@ -84,6 +168,7 @@ impl App {
                 if current.is_some() { Duration::ZERO } else { GRACE + config.upstream.connect_timeout };
             self.leave(clock::now() + patience);
         }
+        self.keep_servers(&mut choosing);
     }
 
     fn next_number(&self) -> u32 {
@@ -103,7 +188,13 @@ impl App {
     /// Why nobody is dialled, for people.
     pub(super) fn no_server(&self) -> String {
         let targets = self.targets.lock();
-        format!("no server is {} ({})", targets.wants().word(), targets.summary())
+        if targets.all().iter().all(|target| targets.objection(target).is_empty()) {
+            return format!("no server is {} ({})", targets.wants().word(), targets.summary());
+        }
+        format!(
+            "no server will do ({}; how to go on with one that is refused is in docs/high-availability.md)",
+            targets.summary()
+        )
     }
 
     /// Which list of servers is in force.
@@ -123,17 +214,17 @@ impl App {
     /// Why a pid may not be taken for one of the server that is dialled: the monitor's session is with another one, or nobody is dialled.
     pub(super) fn monitor_is_elsewhere(&self) -> Option<String> {
         let targets = self.targets.lock();
-        let elsewhere = "the monitor is at another server of the same name at the moment, which may have the same pid: ask again";
         match targets.current() {
             None => {
                 Some(format!("no server is dialled, and each has pids of its own ({})", targets.summary()))
             }
-            Some(_) => targets.is_seen_elsewhere().then(|| elsewhere.to_owned()),
+            Some(_) => targets.is_seen_elsewhere().then(|| ELSEWHERE.to_owned()),
         }
     }
 
     /// Time has passed.
     pub(super) fn look_again(&self, generation: u64, monitors: &[MonitorHandle]) {
+        self.keep_servers_after_all();
         let mut choosing = self.choosing.lock();
         if choosing.generation == generation {
             let decisions = self.targets.lock().tick(clock::now());
@@ -172,21 +263,53 @@ impl App {
             "" => seen.word().to_owned(),
             cause => format!("{}: {cause}", seen.word()),
         };
-        let (changed, decisions, name, several, settled, highest) = {
+        let (changed, decisions, name, several) = {
             let mut targets = self.targets.lock();
             let (changed, decisions) = targets.saw_at(clock::now(), index, seen, from);
             let name = targets.all().get(index).map(|target| target.name.clone()).unwrap_or_default();
             let several = targets.all().len() > 1;
-            (changed, decisions, name, several, targets.is_settled(), targets.highest())
+            (changed, decisions, name, several)
         };
         if changed && several {
             tracing::info!(upstream = name, seen = text, "a server was looked at");
             self.note("upstream_seen", "", None, &format!("{name} is {text}"));
         }
+        let is_news = changed || !decisions.is_empty();
         self.carry_out_decisions(&mut choosing, decisions, monitors);
-        for monitor in monitors {
-            monitor.left_behind_by(highest);
-            monitor.hurry(!settled);
+        if is_news {
+            self.lose_the_silent(&choosing);
+        }
+    }
+
+    /// A server that was left while it seemed to live, or while there was no other, and is silent by now: nothing can come of what is under way
+    /// there either.
+    fn lose_the_silent(&self, choosing: &Choosing) {
+        let Some(current) = self.hub.server.borrow().clone() else { return };
+        let silent: Vec<Arc<Server>> = {
+            let targets = self.targets.lock();
+            let found = |(target, at): (&Target, Option<IpAddr>)| {
+                let endpoint = choosing.endpoints.iter().find(|one| one.to_string() == target.name)?;
+                // A name that is not known to lead anywhere is no silence of its servers.
+                let is_known = at.is_some() || matches!(endpoint, Endpoint::Unix { .. });
+                is_known.then(|| Server::new(0, setup::place(endpoint), at))
+            };
+            targets.silent_elsewhere().filter_map(found).collect()
+        };
+        if silent.is_empty() {
+            return;
+        }
+        let mut found = false;
+        for link in self.links() {
+            let Some(server) = link.cancel_keys().and_then(|keys| keys.server()) else { continue };
+            // All of one choice are lost as one.
+            let is_left = !current.is(server) && current.number != server.number;
+            if is_left && !server.is_lost() && silent.iter().any(|silent| silent.is_at(server)) {
+                server.mark_lost();
+                found = true;
+            }
+        }
+        if found {
+            self.leave(clock::now());
         }
     }
 
@@ -204,7 +327,17 @@ impl App {
                 Decision::Split(which) => self.split(&which),
                 Decision::SplitOver => self.note("upstream_split", "", None, "one primary again"),
                 Decision::Stale(which) => self.stale(&which),
+                Decision::Foreign(which) => self.foreign(which),
             }
+        }
+        self.keep_servers(choosing);
+        let (settled, memory) = {
+            let targets = self.targets.lock();
+            (targets.is_settled(), targets.memory())
+        };
+        for monitor in monitors {
+            monitor.left_behind_by(memory);
+            monitor.hurry(!settled);
         }
     }
 
@@ -293,13 +426,28 @@ impl App {
 
     fn stale(&self, which: &[usize]) {
         let text = format!(
-            "{} would take writes but was left behind: another server was promoted after it, and what is written there would be thrown away. \
-             It is not dialled ({}). If it is the one to go on with, make it the only [upstream] address and reload",
+            "{} would take writes but was left behind: another server was promoted after it, or it is a backup from before the last promotion, and \
+             what is written there may be thrown away. It is not dialled ({}). If it is the one to go on with, {GO_ON}",
             self.names(which),
             self.targets.lock().summary()
         );
         tracing::error!("{text}");
         self.note("upstream_stale", "", None, &text);
+    }
+
+    fn foreign(&self, which: usize) {
+        let text = {
+            let targets = self.targets.lock();
+            let Some(target) = targets.all().get(which) else { return };
+            format!(
+                "{} is {}. It is not dialled, whatever becomes of the others. If it is the one to go on with, {}",
+                target.name,
+                targets.objection(target),
+                GO_ON
+            )
+        };
+        tracing::error!("{text}");
+        self.note("upstream_foreign", "", None, &text);
     }
 
     fn names(&self, which: &[usize]) -> String {
@@ -349,20 +497,23 @@ impl App {
         let now = clock::now();
         let targets = self.targets.lock();
         let current = targets.current_index();
-        let row = |(index, target): (usize, &crate::upstream::targets::Target)| UpstreamRow {
+        let row = |(index, target): (usize, &Target)| UpstreamRow {
             address: target.name.clone(),
             ip: match target.seen {
-                Seen::Is(_, Some(ip)) => ip.to_string(),
+                Seen::Is { at: Some(ip), .. } => ip.to_string(),
                 _ => String::new(),
             },
             role: target.seen.word(),
             current: current == Some(index),
             since_ms: u64::try_from(now.since(target.since).as_millis()).unwrap_or(u64::MAX),
             timeline: match target.seen {
-                Seen::Is(role, _) => Some(role.timeline()).filter(|timeline| *timeline > 0),
+                Seen::Is { role, .. } => Some(role.timeline()).filter(|timeline| *timeline > 0),
                 _ => None,
             },
-            cause: target.seen.cause().to_owned(),
+            cause: match target.seen.cause() {
+                "" => targets.objection(target),
+                cause => cause.to_owned(),
+            },
         };
         targets.all().iter().enumerate().map(row).collect()
     }

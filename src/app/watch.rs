@@ -147,10 +147,10 @@ impl App {
                 tracing::error!("{text}");
                 self.note("monitor_blind", "", None, text);
             }
-            MonitorEvent::Pooler(cause) => {
+            MonitorEvent::Pooler { what, .. } => {
                 *trouble = true;
-                tracing::error!("monitor: {cause}");
-                self.note("monitor_pooler", "", None, &cause);
+                tracing::error!("monitor: {what}");
+                self.note("monitor_pooler", "", None, &what);
             }
             MonitorEvent::Role { .. } | MonitorEvent::Name(_) => {}
         }
@@ -183,7 +183,7 @@ impl App {
 /// What an event says of a server, and of which one of its name.
 fn seen(event: &MonitorEvent, is_watched: bool) -> Option<(Seen, Option<IpAddr>)> {
     Some(match event {
-        MonitorEvent::Role { role, at } => (Seen::Is(*role, *at), *at),
+        MonitorEvent::Role { role, at, system } => (Seen::Is { role: *role, at: *at, system: *system }, *at),
         MonitorEvent::Down { cause, sign, at } => {
             let trouble = match sign {
                 Sign::Answers | Sign::Suspect => Seen::Mute,
@@ -192,7 +192,7 @@ fn seen(event: &MonitorEvent, is_watched: bool) -> Option<(Seen, Option<IpAddr>)
             };
             (trouble(cause.clone()), *at)
         }
-        MonitorEvent::Pooler(cause) => (Seen::Mute(cause.clone()), None),
+        MonitorEvent::Pooler { what, at } => (Seen::Mute(what.clone()), *at),
         // The only one is not asked what it is.
         MonitorEvent::Sample(_) | MonitorEvent::Blind if !is_watched => (Seen::Mute(String::new()), None),
         MonitorEvent::Sample(_) | MonitorEvent::Blind | MonitorEvent::Name(_) => return None,

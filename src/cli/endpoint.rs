@@ -115,6 +115,12 @@ pub fn application_name() -> String {
     format!("pgweir cli ({name})")
 }
 
+/// An account for people: `alice (uid 1000)`, or `uid 1000` where it has no name here.
+pub fn user_of(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_of(&passwd, uid).map_or_else(|| format!("uid {uid}"), |name| format!("{name} (uid {uid})"))
+}
+
 fn name_of(passwd: &str, uid: u32) -> Option<String> {
     let mut fields = passwd.lines().map(|line| line.split(':'));
     fields.find_map(|mut line| {

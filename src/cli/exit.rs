@@ -16,6 +16,9 @@ use super::table::{self, Table, printable};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks that may fail in a row: a restart of pgweir ends no wait.
 const FAILURES_MAX: u32 = 60;
+/// Once all is met, pgweir closes the incident at its next look, a second later at most: so it is waited for, and no longer than that.
+const CLOSING_EVERY: Duration = Duration::from_millis(200);
+const CLOSING_LOOKS: u32 = 15;
 /// What people see of the checklist.
 const COLUMNS: [&str; 5] = ["criterion", "state", "measured", "wanted", "reason"];
 
@@ -26,7 +29,7 @@ pub async fn run(
     wanted: &Exit,
     json: bool,
 ) -> Result<bool, Failure> {
-    let first = Answer::ask(&console).await?;
+    let first = settled(&console).await?;
     if !wanted.wait || first.is_met() {
         print(&first.shown(json))?;
         return Ok(first.is_met());
@@ -45,8 +48,10 @@ pub async fn run(
             (last, words)
         }
         None => {
-            let last = Answer::ask(&Console::connect(endpoint).await?).await?;
-            (last, "not over within the time given".to_owned())
+            let last = settled(&Console::connect(endpoint).await?).await?;
+            let words =
+                if last.is_met() { last.verdict() } else { "not over within the time given".to_owned() };
+            (last, words)
         }
     };
     print(&if json { last.shown(true) } else { format!("{words}\n") })?;
@@ -64,10 +69,10 @@ async fn wait(
     loop {
         sleep(LOOK_EVERY).await;
         let answer = match &console {
-            Some(console) => Answer::ask(console).await,
+            Some(console) => settled(console).await,
             None => match Console::connect(endpoint).await {
                 Ok(fresh) => {
-                    let answer = Answer::ask(&fresh).await;
+                    let answer = settled(&fresh).await;
                     console = Some(fresh);
                     answer
                 }
@@ -97,6 +102,19 @@ async fn wait(
     }
 }
 
+/// What the checklist and the list of incidents say, when they agree.
+async fn settled(console: &Console) -> Result<Answer, Failure> {
+    let mut answer = Answer::ask(console).await?;
+    for _ in 0..CLOSING_LOOKS {
+        if !answer.is_closing() {
+            break;
+        }
+        sleep(CLOSING_EVERY).await;
+        answer = Answer::ask(console).await?;
+    }
+    Ok(answer)
+}
+
 struct Answer {
     criteria: Table,
     incidents: Table,
@@ -121,6 +139,11 @@ impl Answer {
         self.rows().all(|row| self.field(row, "state") == "met")
     }
 
+    /// Everything is met, and the incident is still in the list of those that are open.
+    fn is_closing(&self) -> bool {
+        self.is_met() && self.open().is_some()
+    }
+
     /// The row of the incident that is open.
     fn open(&self) -> Option<usize> {
         (0..self.incidents.rows.len()).find(|row| self.incidents.get(*row, "state") == Some("open"))
@@ -133,7 +156,8 @@ impl Answer {
             None => "no incident is open".to_owned(),
             Some(row) => {
                 let field = |name| printable(self.incidents.get(row, name).unwrap_or(""));
-                format!("incident {}, since {}: {}", field("id"), field("opened_at"), field("cause"))
+                let closing = if met == all { "; pgweir is about to close it" } else { "" };
+                format!("incident {}, since {}: {}{closing}", field("id"), field("opened_at"), field("cause"))
             }
         };
         let word = if met == all { "OVER" } else { "NOT OVER" };
@@ -212,6 +236,15 @@ mod tests {
         assert_eq!(text.lines().next(), Some(first));
         let json: Value = serde_json::from_str(&answer("met").shown(true)).expect("JSON");
         assert_eq!((&json["met"], &json["incident"]["id"]), (&true.into(), &"3".into()));
+    }
+
+    #[test]
+    fn what_is_over_and_still_open_is_looked_at_again() {
+        assert!(answer("met").is_closing() && !answer("not met").is_closing());
+        let closed = Answer { incidents: table(&["id", "state"], &[&["3", "closed"]]), ..answer("met") };
+        assert!(closed.is_met() && !closed.is_closing());
+        assert_eq!(closed.verdict(), "OVER: 2 of 2 criteria met; no incident is open");
+        assert!(answer("met").verdict().ends_with("usage 91.0 %; pgweir is about to close it"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::console::{Console, Failure};
 use super::print;
+use super::show::about_bypass;
 use super::table::{self, Table, printable};
 use super::verdict::{Facts, Finding, Word, judge};
 
@@ -64,10 +65,7 @@ fn for_people(
     if facts.process.mode == "observe" {
         out.push_str("Mode observe: decisions are recorded, nothing is enforced.\n");
     }
-    match facts.growth.as_str() {
-        "" => out.push_str("Grew most in 15 min: nothing\n"),
-        growth => out.push_str(&format!("Grew most in 15 min: {}\n", printable(growth))),
-    }
+    out.push_str(&grown(&facts.growth, process.get("uptime_s").map_or("", String::as_str)));
     for (cause, meant) in UNSEEN {
         let times = process.get(&format!("lookups_failed.{cause}")).map_or("0", String::as_str);
         if times != "0" {
@@ -79,6 +77,7 @@ fn for_people(
     }
     out.push('\n');
     out.push_str(&usage.select(&USAGE_COLUMNS).aligned());
+    out.push_str(&about_bypass(usage));
     out.push('\n');
     out.push_str(&lanes.select(&LANE_COLUMNS).aligned());
     out.push('\n');
@@ -97,6 +96,20 @@ fn for_people(
         value("too_many_clients"),
     ));
     out
+}
+
+/// What grew most, and within which time: a pgweir that is young has seen less than it otherwise looks back.
+fn grown(growth: &str, uptime_s: &str) -> String {
+    const LOOKS_BACK_MIN: u64 = 15;
+    let minutes = uptime_s.parse::<u64>().map_or(LOOKS_BACK_MIN, |s| s.div_ceil(60).clamp(1, LOOKS_BACK_MIN));
+    let since = if minutes < LOOKS_BACK_MIN { ", as long as pgweir runs" } else { "" };
+    // The time is told once.
+    let what = growth
+        .rsplit_once(" in ")
+        .filter(|(_, time)| time.ends_with(" min"))
+        .map_or(growth, |(what, _)| what);
+    let what = if what.is_empty() { "nothing" } else { what };
+    format!("Grew most in {minutes} min: {}{since}\n", printable(what))
 }
 
 /// A sentence; that of an incident names its command, where `Try next` names another's.
@@ -170,7 +183,7 @@ mod tests {
             ("version", "0.1.0"),
             ("mode", "observe"),
             ("state", "running"),
-            ("uptime_s", "60"),
+            ("uptime_s", "240"),
             ("monitor", "ok"),
         ];
         let mut status: BTreeMap<String, String> =
@@ -188,7 +201,7 @@ mod tests {
         let expected = "\
 PRESSURE: usage 82 % (33 of 40); would be shed: cron
 Mode observe: decisions are recorded, nothing is enforced.
-Grew most in 15 min: connections of lane cron: from 2 to 8 in 15 min
+Grew most in 4 min: connections of lane cron: from 2 to 8, as long as pgweir runs
 Client processes not seen, for want of a right (let Odoo use the Unix socket): 42 times
 Try next: pgweir clients
 
@@ -198,9 +211,21 @@ percent  connections  usable
 lane  state     quota  slots
 cron  shedding      8      8
 
-pgweir 0.1.0, mode observe, running, up 60 s, clients ? of ?, logins ?, upstream ?, monitor ok, \"too many clients\" ?
+pgweir 0.1.0, mode observe, running, up 240 s, clients ? of ?, logins ?, upstream ?, monitor ok, \"too many clients\" ?
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_grew_is_told_with_the_time_it_was_seen_for() {
+        let cron = "connections of lane cron: from 2 to 8";
+        assert_eq!(grown(&format!("{cron} in 15 min"), "86400"), format!("Grew most in 15 min: {cron}\n"));
+        assert_eq!(grown("", "59"), "Grew most in 1 min: nothing, as long as pgweir runs\n");
+        assert_eq!(grown("", "?"), "Grew most in 15 min: nothing\n");
+        let odd = "idle in transaction in lane web: from 0 to 3 in 2 min";
+        let expected =
+            "Grew most in 2 min: idle in transaction in lane web: from 0 to 3, as long as pgweir runs\n";
+        assert_eq!(grown(odd, "61"), expected);
     }
 
     #[test]
@@ -231,7 +256,7 @@ pgweir 0.1.0, mode observe, running, up 60 s, clients ? of ?, logins ?, upstream
         assert_eq!(value["next"], "pgweir clients");
         assert_eq!(value["usage"]["connections"], 33);
         assert_eq!(value["lanes"][0]["priority"], 5);
-        assert_eq!(value["process"]["uptime_s"], 60);
+        assert_eq!(value["process"]["uptime_s"], 240);
         assert_eq!(value["incident"], Value::Null, "none is open");
         assert_eq!(value["process"]["version"], "0.1.0");
         assert_eq!(

@@ -176,6 +176,15 @@ impl Facts {
         self.lanes.iter().filter(|lane| lane.state == state).collect()
     }
 
+    fn observes(&self) -> bool {
+        self.process.mode == "observe"
+    }
+
+    /// What a pause is worth in mode observe.
+    fn spared(&self) -> &'static str {
+        if self.observes() { "; mode observe: it would hold or refuse them, and lets them in" } else { "" }
+    }
+
     fn blind(&self) -> bool {
         !matches!(self.process.monitor.as_str(), "ok" | "")
     }
@@ -227,7 +236,10 @@ fn down(facts: &Facts) -> Option<Finding> {
     let upstream = facts.process.upstream.as_str();
     let cause = upstream.trim_start_matches("down").trim_start_matches([':', ' ']);
     let cause = if cause.is_empty() { "down" } else { cause };
-    let text = format!("PostgreSQL does not answer ({cause}); clients wait");
+    // It may answer, and be refused.
+    let is_choice = cause.starts_with("no server ");
+    let text = if is_choice { cause.to_owned() } else { format!("PostgreSQL does not answer ({cause})") };
+    let text = format!("{text}; clients wait");
     upstream.starts_with("down").then(|| finding(Word::Down, text, "pgweir timeline --last 20"))
 }
 
@@ -247,7 +259,7 @@ fn saturated(facts: &Facts) -> Option<Finding> {
     }
     let next = if mostly_bypass(facts) {
         "pgweir sessions"
-    } else if facts.in_state("paused").is_empty() {
+    } else if facts.in_state("paused").is_empty() && !facts.observes() {
         "pgweir freeze --for 30m --reason 'saturated'"
     } else {
         leaks_or(facts, "pgweir sessions")
@@ -259,7 +271,8 @@ fn blind(facts: &Facts) -> Option<Finding> {
     let text = match facts.process.monitor.as_str() {
         "off" => "no [monitor] is configured: usage is unknown and nothing sheds".to_owned(),
         stale if stale.starts_with("stale") => {
-            format!("monitor {stale}: usage is unknown, lanes with a shed_above are shed")
+            let are = if facts.observes() { "would be" } else { "are" };
+            format!("monitor {stale}: usage is unknown, lanes with a shed_above {are} shed")
         }
         other => format!("monitor {other}; usage is unknown"),
     };
@@ -283,6 +296,7 @@ fn paused(facts: &Facts) -> Option<Finding> {
     if waiting > 0 {
         text.push_str(&format!("; {waiting} waiting"));
     }
+    text.push_str(facts.spared());
     let calm = !facts.blind() && facts.usage.percent.is_some_and(|percent| percent < PRESSURE_PERCENT);
     let next = match (calm, paused.len()) {
         (false, _) => leaks_or(facts, "pgweir usage").to_owned(),
@@ -300,7 +314,7 @@ fn pressure(facts: &Facts) -> Option<Finding> {
     }
     let names =
         |lanes: Vec<&Lane>| lanes.iter().map(|lane| lane.name.as_str()).collect::<Vec<_>>().join(", ");
-    let shed = if facts.process.mode == "observe" { "would be shed" } else { "shed" };
+    let shed = if facts.observes() { "would be shed" } else { "shed" };
     for (state, what) in [("shedding", shed), ("over", "over quota")] {
         let lanes = facts.in_state(state);
         if !lanes.is_empty() {
@@ -330,7 +344,7 @@ fn ramping(facts: &Facts) -> Option<Finding> {
     let lanes = facts.in_state("ramping");
     let parts =
         lanes.iter().map(|lane| format!("{} grows back, now {} of {}", lane.name, lane.slots, lane.quota));
-    let text = parts.collect::<Vec<_>>().join("; ");
+    let text = parts.collect::<Vec<_>>().join("; ") + facts.spared();
     (!lanes.is_empty()).then(|| finding(Word::Ramping, text, "pgweir timeline --follow"))
 }
 
@@ -416,6 +430,29 @@ mod tests {
         lane.state = "paused".into();
         lane.paused_by = by.into();
         lane.reason = reason.into();
+    }
+
+    #[test]
+    fn mode_observe_is_told_as_what_would_be_done() {
+        let mut facts = facts(97.0);
+        facts.process.mode = "observe".into();
+        facts.lanes[1].state = "shedding".into();
+        let found = judge(&facts);
+        assert!(
+            found.iter().all(|finding| !finding.next.contains("freeze")),
+            "it would hold nobody: {found:?}"
+        );
+        assert_eq!(found[1].text, "would be shed: cron");
+        facts.lanes[1].state = "paused".into();
+        facts.lanes[1].paused_by = "me".into();
+        facts.process.monitor = "stale for 9 s".into();
+        let texts: Vec<String> = judge(&facts).into_iter().map(|finding| finding.text).collect();
+        assert!(
+            texts.iter().any(|text| text.ends_with("lanes with a shed_above would be shed")),
+            "{texts:?}"
+        );
+        let spared = "cron paused by me; mode observe: it would hold or refuse them, and lets them in";
+        assert!(texts.iter().any(|text| text == spared), "{texts:?}");
     }
 
     #[test]
@@ -516,6 +553,11 @@ mod tests {
         }
         facts.process.upstream = "down: connection refused".into();
         let said = "UPSTREAM DOWN: PostgreSQL does not answer (connection refused); clients wait";
+        assert_eq!(sentences(&facts)[0], said);
+        facts.process.upstream =
+            "down: no server will do (a: primary on timeline 1, left behind by 2)".into();
+        let said =
+            "UPSTREAM DOWN: no server will do (a: primary on timeline 1, left behind by 2); clients wait";
         assert_eq!(sentences(&facts)[0], said);
     }
 

@@ -31,6 +31,8 @@ pub struct Facts {
     pub logged: u64,
     /// Whether every criterion is met, all counted from the incident's beginning.
     pub met: bool,
+    /// Whether nothing that is decided is carried out.
+    pub observe: bool,
     /// `hold_for` in ms.
     pub hold_for_ms: u64,
 }
@@ -86,6 +88,7 @@ impl Book {
         self.above = above.unwrap_or(self.above);
         if let Some(incident) = &mut self.open {
             incident.take(entries);
+            incident.modes.note(facts.observe);
             incident.hold_for_ms = facts.hold_for_ms;
             incident.peak_percent = highest(incident.peak_percent, facts.usage);
             return if facts.met { self.close(at) } else { None };
@@ -119,6 +122,7 @@ impl Book {
         let recent =
             entries.iter().filter(|entry| entry.seq >= fresh || entry.at.saturating_add(BEFORE_MS) >= at.0);
         let recent: Vec<TimelineEntry> = recent.cloned().collect();
+        incident.modes.note(facts.observe);
         incident.take(&recent[recent.len().saturating_sub(BEFORE_MAX)..]);
         let summary = incident.summary();
         self.open = Some(incident);

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::aside::set_aside;
 use super::state::{StateError, read_bounded, write_synced};
+use crate::clock::WallMs;
 
 /// Bytes of it at most: far above what the bounds of its content allow.
 const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -39,17 +41,16 @@ impl PeaksFile {
         match read_bounded(&self.path(), FILE_BYTES_MAX) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StateError::Io { file: self.path(), doing: "read", source }),
+            Err(error) => Err(StateError::Io { file: self.path(), doing: "read", error }),
         }
     }
 
-    /// Puts a file that is of no use out of the way, for people to look at; of several the last.
+    /// Puts a file that is of no use out of the way.
     ///
     /// # Errors
-    /// The disk's.
-    pub fn set_aside(&self) -> io::Result<PathBuf> {
-        let aside = self.dir.join("peaks.json.bad");
-        fs::rename(self.path(), &aside).map(|()| aside)
+    /// The disk's: the file is where it was, and is not to be written over.
+    pub fn set_aside(&self, now: WallMs) -> io::Result<PathBuf> {
+        set_aside(&self.path(), now)
     }
 
     /// Replaces the file as a whole: after a crash either the old or the new one is there. Blocks on the disk.
@@ -62,7 +63,7 @@ impl PeaksFile {
         let saved = write_synced(&tmp, write)
             .and_then(|()| fs::rename(&tmp, self.path()))
             .and_then(|()| File::open(&self.dir)?.sync_all());
-        saved.map_err(|source| StateError::Io { file: self.path(), doing: "write", source })
+        saved.map_err(|error| StateError::Io { file: self.path(), doing: "write", error })
     }
 }
 
@@ -81,7 +82,7 @@ mod tests {
             file.save(|to| to.write_all(text.as_bytes())).unwrap();
             assert_eq!(file.load().unwrap().unwrap(), text.as_bytes());
         }
-        assert_eq!(fs::read(file.set_aside().unwrap()).unwrap(), b"two");
+        assert_eq!(fs::read(file.set_aside(WallMs(0)).unwrap()).unwrap(), b"two");
         assert_eq!(file.load().unwrap(), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
         let gone = PeaksFile::new(&dir.path().join("nosuch"));

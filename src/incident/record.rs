@@ -193,6 +193,23 @@ fn place(names: &mut Vec<String>, name: &str) -> Option<usize> {
     })
 }
 
+/// Whether what pgweir decided was carried out: an incident may see both. Of a record of an earlier version neither is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Modes {
+    /// For a time it was only put on record.
+    pub observe: bool,
+    /// For a time it was.
+    pub enforce: bool,
+}
+
+impl Modes {
+    /// The mode at a look.
+    pub fn note(&mut self, observe: bool) {
+        self.observe |= observe;
+        self.enforce |= !observe;
+    }
+}
+
 /// An incident, whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
@@ -222,6 +239,9 @@ pub struct Incident {
     pub criteria: Vec<Said>,
     /// Figures.
     pub figures: Figures,
+    /// Modes it was in.
+    #[serde(default)]
+    pub modes: Modes,
 }
 
 impl Incident {

@@ -22,14 +22,15 @@ const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// It cannot be read or written.
-    #[error("{}: cannot {doing}: {source}", file.display())]
+    #[error("{}: cannot {doing}: {error}", file.display())]
     Io {
         /// Which.
         file: PathBuf,
         /// What was tried.
         doing: &'static str,
         /// Why not.
-        source: io::Error,
+        // Not `source`: the text names it, and whoever prints a chain of causes would name it twice.
+        error: io::Error,
     },
     /// It is not what pgweir wrote.
     #[error("{}: {why}; mend it, or remove it to start with {without}", file.display())]
@@ -114,7 +115,7 @@ impl StateFile {
         let text = match read_bounded(&file, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(StateError::Io { file, doing: "read", source }),
+            Err(error) => return Err(StateError::Io { file, doing: "read", error }),
         };
         let without = "no lane paused";
         let document: Document<Vec<PausedLane>> = match serde_json::from_slice(&text) {
@@ -133,7 +134,7 @@ impl StateFile {
         let file = self.path();
         let io = |doing| {
             let file = file.clone();
-            move |source| StateError::Io { file, doing, source }
+            move |error| StateError::Io { file, doing, error }
         };
         let text = serde_json::to_vec_pretty(&Document { version: VERSION, lanes })
             .map_err(|error| io("write")(error.into()))?;
@@ -191,7 +192,7 @@ impl fmt::Debug for Password {
 pub fn admin_password(dir: &Path) -> Result<(Password, bool), StateError> {
     let file = dir.join("admin.password");
     match read_admin_password(dir) {
-        Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
         read => return read.map(|password| (password, false)),
     }
     match generate(&file) {
@@ -200,7 +201,7 @@ pub fn admin_password(dir: &Path) -> Result<(Password, bool), StateError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             read_admin_password(dir).map(|password| (password, false))
         }
-        Err(source) => Err(StateError::Io { file, doing: "create", source }),
+        Err(error) => Err(StateError::Io { file, doing: "create", error }),
     }
 }
 
@@ -216,7 +217,7 @@ pub fn read_admin_password(dir: &Path) -> Result<Password, StateError> {
     };
     let (mode, text) = match read() {
         Ok(read) => read,
-        Err(source) => return Err(StateError::Io { file: path, doing: "read", source }),
+        Err(error) => return Err(StateError::Io { file: path, doing: "read", error }),
     };
     if mode & 0o077 != 0 {
         return Err(StateError::Exposed { file: path, mode });

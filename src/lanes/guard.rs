@@ -142,6 +142,8 @@ pub(super) struct Counters {
     pub admitted: u64,
     pub shed: u64,
     pub refused: BTreeMap<Reason, u64>,
+    /// Of `refused`, those whom mode observe let in.
+    pub spared: BTreeMap<Reason, u64>,
     pub resets: u64,
 }
 
@@ -387,11 +389,12 @@ impl Guard {
         if stale != self.was_stale {
             self.was_stale = stale;
             let (event, text) = if stale {
-                ("monitor_stale", "usage is unknown: lanes with shed_above are shed")
+                let are = if self.limits.observe { "would be" } else { "are" };
+                ("monitor_stale", format!("usage is unknown: lanes with shed_above {are} shed"))
             } else {
-                ("monitor_ok", "usage is known again")
+                ("monitor_ok", "usage is known again".to_owned())
             };
-            self.timeline(event, None, None, text.to_owned(), SELF);
+            self.timeline(event, None, None, text, SELF);
         }
         if !self.usage.is_latched() {
             self.breaker.no_longer_full(now);
@@ -420,17 +423,14 @@ impl Guard {
                 } else {
                     format!("shed_above {}", limits.above)
                 };
-                self.timeline("shed", name, None, format!("usage {shown}, {cause}"), SELF);
+                let would = if self.limits.observe { "would shed: " } else { "" };
+                self.timeline("shed", name, None, format!("{would}usage {shown}, {cause}"), SELF);
                 let waiting: Vec<_> = self.lanes[index].queue.iter().map(|(_, link)| link).collect();
                 waiting.into_iter().for_each(|link| self.reject_if_told_to(now, link));
             } else {
-                self.timeline(
-                    "unshed",
-                    name,
-                    None,
-                    format!("usage {shown}, shed_below {}", limits.below),
-                    SELF,
-                );
+                let would = if self.limits.observe { "would shed no longer: " } else { "" };
+                let text = format!("{would}usage {shown}, shed_below {}", limits.below);
+                self.timeline("unshed", name, None, text, SELF);
             }
         }
     }

@@ -95,7 +95,9 @@ impl Guard {
         }
         let how = how.unwrap_or(self.lane_ref(lane).settings.on_pause);
         let word = if how == Disposition::Hold { "held" } else { "refused" };
-        let text = format!("new links and transactions are {word}{}{}", so_long(now, until), because(reason));
+        let are = if self.limits.observe { "would be" } else { "are" };
+        let text =
+            format!("new links and transactions {are} {word}{}{}", so_long(now, until), because(reason));
         self.timeline("pause", Some(self.lane_name(lane)), None, text, by);
         self.leave_chain(lane);
         self.stop_lane(now, lane, Pause::new(now, how, until, by, reason));
@@ -147,7 +149,8 @@ impl Guard {
             if is_protected || !state.settings.freeze {
                 let why = if is_protected { "protected" } else { "not marked freeze = true" };
                 let slots = self.ledger.lane(lane).slots;
-                done.beyond.push((name, format!("{why}; {slots} connections")));
+                let s = if slots == 1 { "" } else { "s" };
+                done.beyond.push((name, format!("{why}; {slots} connection{s}")));
                 continue;
             }
             if let Some(pause) = &mut state.pause {
@@ -162,10 +165,16 @@ impl Guard {
             self.leave_chain(lane);
         }
         if let Some(bypass) = self.usage.seen().map(|seen| seen.bypass).filter(|bypass| *bypass > 0) {
-            let text = format!("{bypass} connections to PostgreSQL do not pass through pgweir");
+            let text = match bypass {
+                1 => "1 connection to PostgreSQL does not pass through pgweir: its own monitor's".to_owned(),
+                n => format!(
+                    "{n} connections to PostgreSQL do not pass through pgweir, its own monitor's among them"
+                ),
+            };
             done.beyond.push(("bypass".into(), text));
         }
-        let text = done.describe(&format!("{}{}", so_long(now, until), because(reason)));
+        let how = format!("{}{}", so_long(now, until), because(reason));
+        let text = done.describe(if self.limits.observe { "would pause" } else { "paused" }, &how);
         self.timeline("freeze", None, None, text, by);
         self.settle(now);
         done
@@ -348,7 +357,8 @@ impl Guard {
             }
             let (how, step) = (ramp.how, ramp.step());
             let reason = format!("usage {usage:.1} % reached {above} % in step {step} of {STEPS}");
-            self.timeline("ramp", Some(self.lane_name(lane)), None, format!("paused again: {reason}"), SELF);
+            let paused = if self.limits.observe { "would pause again" } else { "paused again" };
+            self.timeline("ramp", Some(self.lane_name(lane)), None, format!("{paused}: {reason}"), SELF);
             self.stop_lane(now, lane, Pause::new(now, how, None, RAMP, &reason));
         }
     }
@@ -426,11 +436,12 @@ impl Pause {
 }
 
 impl Frozen {
-    fn describe(&self, how: &str) -> String {
+    /// `paused`: what is done, or would be.
+    fn describe(&self, paused: &str, how: &str) -> String {
         let mut text = match self.paused.as_slice() {
             [] if self.already.is_empty() => return "no lane is marked freeze = true".to_owned(),
-            [] => format!("paused no lane that was not paused{how}"),
-            lanes => format!("paused {}{how}", lanes.join(", ")),
+            [] => format!("{paused} no lane that was not paused{how}"),
+            lanes => format!("{paused} {}{how}", lanes.join(", ")),
         };
         if !self.already.is_empty() {
             let already: Vec<_> = self.already.iter().map(|(lane, by)| format!("{lane} (by {by})")).collect();

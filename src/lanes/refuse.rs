@@ -89,6 +89,7 @@ impl Guard {
         let Some(home) = self.ledger.get(link).map(|known| known.home) else { return };
         if refused {
             self.count_refusal(home, reason);
+            *self.lane_mut(home).counters.spared.entry(reason).or_default() += 1;
         }
         let lane = self.lane_mut(home);
         let due = now + OBSERVED_EVERY;

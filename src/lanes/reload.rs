@@ -119,7 +119,12 @@ impl Guard {
             self.release_held(id);
         }
         if was_observing && !self.limits.observe {
-            let text = "decisions are carried out from now on".to_owned();
+            let paused = self.file_order.iter().filter(|lane| self.lane_ref(**lane).pause.is_some());
+            let paused: Vec<_> = paused.map(|lane| self.lane_name(*lane)).collect();
+            let mut text = "decisions are carried out from now on".to_owned();
+            if !paused.is_empty() {
+                text += &format!("; paused, as somebody asked while nothing was held: {}", paused.join(", "));
+            }
             self.timeline("enforce", None::<Arc<str>>, None, text, SELF);
         }
     }

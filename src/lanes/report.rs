@@ -62,11 +62,15 @@ impl Guard {
                 (Reason::Shed, Some(limits)) => lane.shed.why(now, limits, self.usage_percent()),
                 _ => "the monitor is stale".to_owned(),
             };
-            return (LaneState::Shedding, String::new(), reason);
+            let would = if self.limits.observe { "would shed: " } else { "" };
+            return (LaneState::Shedding, String::new(), format!("{would}{reason}"));
         }
         if load > lane.quota() {
-            let why =
-                if lane.retired { "not in the configuration any more" } else { "admits nobody until below" };
+            let why = match () {
+                () if lane.retired => "not in the configuration any more",
+                () if self.limits.observe => "would admit nobody until below",
+                () => "admits nobody until below",
+            };
             return (LaneState::Over, String::new(), format!("{load} of {} slots, {why}", lane.quota()));
         }
         let waits = lane.queue.oldest_link().map(|link| self.why_waiting(now, link));
@@ -165,6 +169,20 @@ impl Guard {
             let name = lane.settings.name.clone();
             let rows =
                 lane.counters.refused.iter().map(move |(reason, count)| (name.clone(), *reason, *count));
+            rows.collect::<Vec<_>>()
+        };
+        lanes.flat_map(of).collect()
+    }
+
+    /// Of [`Guard::refusals`], those that were carried out: in mode observe nobody is refused, and everything is counted.
+    pub fn refusals_carried_out(&self) -> Vec<(Arc<str>, Reason, u64)> {
+        let lanes = self.lanes.iter();
+        let of = |lane: &Lane| {
+            let name = lane.settings.name.clone();
+            let rows = lane.counters.refused.iter().map(move |(reason, count)| {
+                let spared = lane.counters.spared.get(reason).copied().unwrap_or(0);
+                (name.clone(), *reason, count - spared.min(*count))
+            });
             rows.collect::<Vec<_>>()
         };
         lanes.flat_map(of).collect()

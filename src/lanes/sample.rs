@@ -30,6 +30,11 @@ pub struct Session {
     pub state: Arc<str>,
     /// When this row was read. A session that did nothing since is not read again with each sample: see [`Self::ages`].
     pub seen_at: Moment,
+    /// backend_start, in µs since 2000-01-01 by PostgreSQL's clock: with the pid it names the backend, for pids are used again, and another server
+    /// has the same.
+    pub started: i64,
+    /// state_change, likewise: it names what it does since, or its idle period.
+    pub changed: i64,
     /// From state_change to then.
     pub state_age: Duration,
     /// From xact_start to then; none outside a transaction.

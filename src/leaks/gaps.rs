@@ -39,6 +39,8 @@ pub struct Later {
     pub ended: bool,
     /// When pgweir rolled its transaction back, if it did.
     pub reset_at: Option<Moment>,
+    /// Number of the last period in which it did, also when the transaction is over.
+    pub reset_period: Option<u32>,
 }
 
 /// A gap that is over.
@@ -93,7 +95,8 @@ fn ended(now: Moment, idle: &Idle, later: Later) -> Option<Gap> {
         0 => later.reset_at.and_then(|at| gap(at, false)),
         // Straight from idle to its end: the client left, or was sent away.
         1 if later.ended => gap(later.since, false),
-        _ => gap(later.since, true),
+        // A client that spoke right after it was reset has not gone on by itself.
+        _ => gap(later.since, later.reset_period != Some(idle.generation)),
     }
 }
 
@@ -112,7 +115,7 @@ mod tests {
     /// What is told of a link that idled from second 10 on, and is then found like this at second 40.
     fn told(later: Later) -> Vec<(u64, bool)> {
         let mut gaps = Gaps::default();
-        let still = Later { generation: 7, since: at(10), ended: false, reset_at: None };
+        let still = Later { generation: 7, since: at(10), ended: false, reset_at: None, reset_period: None };
         assert_eq!(gaps.sweep(at(12), vec![(idle(), ())], |_, ()| still), []);
         assert_eq!(gaps.sweep(at(13), vec![(idle(), ())], |_, ()| still), [], "it goes on");
         let over = gaps.sweep(at(40), Vec::new(), |_, ()| later);
@@ -122,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_client_that_goes_on_ends_its_gap_honestly() {
-        let next = Later { generation: 8, since: at(30), ended: false, reset_at: None };
+        let next = Later { generation: 8, since: at(30), ended: false, reset_at: None, reset_period: None };
         assert_eq!(told(next), [(20, true)]);
         // It has said more than one thing since, or is closing in good order after a COMMIT.
         assert_eq!(told(Later { generation: 12, since: at(31), ..next }), [(21, true)]);
@@ -132,9 +135,18 @@ mod tests {
 
     #[test]
     fn what_is_reset_disconnected_or_left_is_not_honest() {
-        let later = Later { generation: 7, since: at(10), ended: false, reset_at: Some(at(25)) };
+        let later = Later {
+            generation: 7,
+            since: at(10),
+            ended: false,
+            reset_at: Some(at(25)),
+            reset_period: Some(7),
+        };
         assert_eq!(told(later), [(15, false)]);
-        assert_eq!(told(Later { generation: 8, since: at(30), ended: true, reset_at: None }), [(20, false)]);
+        assert_eq!(
+            told(Later { generation: 8, since: at(30), ended: true, reset_at: None, reset_period: None }),
+            [(20, false)]
+        );
         assert_eq!(
             told(Later { ended: true, reset_at: None, ..later }),
             [(30, false)],
@@ -143,10 +155,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_speaks_right_after_its_reset_has_not_gone_on_by_itself() {
+        // Between two sweeps it got its error, sent ROLLBACK, and perhaps began anew.
+        for generation in [8, 9, 12] {
+            let later =
+                Later { generation, since: at(26), ended: false, reset_at: None, reset_period: Some(7) };
+            assert_eq!(told(later), [(16, false)]);
+            // That of another period says nothing of this one.
+            for other in [6, 8, 10] {
+                assert_eq!(told(Later { reset_period: Some(other), ..later }), [(16, true)]);
+            }
+        }
+    }
+
+    #[test]
     fn as_many_are_followed_as_there_is_room_for() {
         let mut gaps = Gaps::default();
         let links = (0..20_000).map(|n| (Idle { link: LinkId(n), ..idle() }, ())).collect();
-        let still = Later { generation: 7, since: at(10), ended: false, reset_at: None };
+        let still = Later { generation: 7, since: at(10), ended: false, reset_at: None, reset_period: None };
         gaps.sweep(at(12), links, |_, ()| still);
         assert_eq!(gaps.0.len(), OPEN_MAX);
         assert_eq!(

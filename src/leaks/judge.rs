@@ -300,7 +300,10 @@ impl Judge {
         }
         let is_watched = leak.protected || leak.watch_only || policy.action == LeakAction::None;
         match next_due(leak, policy).filter(|_| !is_watched) {
-            Some(at) if at > now => format!("reset in {} s", at.since(now).as_secs_f64().ceil()),
+            Some(at) if at > now => {
+                let would = if self.observe { "would reset" } else { "reset" };
+                format!("{would} in {} s", at.since(now).as_secs_f64().ceil())
+            }
             Some(_) => "warn".to_owned(),
             None if said.warn => "warn".to_owned(),
             None => "watch".to_owned(),
@@ -508,6 +511,7 @@ mod tests {
         judge.configure(1, true);
         assert_eq!(sweep(&mut judge, 600, &[leak(1)], &policy), [(1, Verdict::WouldReset)]);
         assert_eq!(judge.verdict_text(&leak(1), Some(&policy), at(600)), "observed");
+        assert!(judge.verdict_text(&leak(1), Some(&policy), at(10)).starts_with("would reset in "));
         assert_eq!(sweep(&mut judge, 601, &[leak(1)], &policy), []);
         judge.configure(1, false);
         assert_eq!(sweep(&mut judge, 602, &[leak(1)], &policy), [(1, RESET)]);

@@ -255,15 +255,20 @@ mod tests {
         assert_eq!(read.load(Ordering::Relaxed), 16 * TURN);
     }
 
-    /// Hears every cancel that is on its way; whom each one means.
-    async fn heard(postgres: &TcpListener, open: &mut Vec<(i32, tokio::net::TcpStream)>) {
-        // Whoever is about to dial has done so by then.
-        for _ in 0..2000 {
-            if let Ok(Ok((mut stream, _))) = timeout(Duration::ZERO, postgres.accept()).await {
+    /// Hears as many cancels, and whatever else is on its way then; whom each one means.
+    async fn heard(postgres: &TcpListener, open: &mut Vec<(i32, tokio::net::TcpStream)>, count: usize) {
+        let mut turns = 0;
+        // Whoever is about to dial has done so by then. The kernel may take its time.
+        while open.len() < count || turns < 2000 {
+            let patience = if open.len() < count { Duration::from_secs(60) } else { Duration::ZERO };
+            if let Ok(Ok((mut stream, _))) = timeout(patience, postgres.accept()).await {
                 let mut request = [0; 13];
                 stream.read_exact(&mut request).await.expect("a request");
                 open.push((i32::from_be_bytes([request[8], request[9], request[10], request[11]]), stream));
+            } else {
+                assert!(patience.is_zero(), "{} cancels and no more", open.len());
             }
+            turns += 1;
             yield_now().await;
         }
     }
@@ -282,12 +287,12 @@ mod tests {
             tokio::spawn(async move { keep_cancelling(&hub, pid, &keys).await });
         }
         let mut open = Vec::new();
-        heard(&postgres, &mut open).await;
+        heard(&postgres, &mut open, ORPHANS_MAX).await;
         assert_eq!(open.len(), ORPHANS_MAX);
         let mut meant: HashSet<i32> = open.iter().map(|(pid, _)| *pid).collect();
         assert_eq!(meant.len(), ORPHANS_MAX, "none has two under way");
         open.clear();
-        heard(&postgres, &mut open).await;
+        heard(&postgres, &mut open, ORPHANS_MAX).await;
         meant.extend(open.iter().map(|(pid, _)| *pid));
         assert_eq!(meant.len(), 2 * ORPHANS_MAX, "the next ones' turn has come");
     }

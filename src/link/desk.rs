@@ -58,7 +58,7 @@ pub struct Desk {
     /// The reset went wrong.
     pub(super) reset_failed: bool,
     /// Why the transaction is being rolled back.
-    resetting: Option<Box<Refusal>>,
+    resetting: Option<Box<(Refusal, u32)>>,
     /// The session switched its idle timeout off, and for how long; as of the last transaction that was not rolled back.
     timeout: SessionTimeout,
     /// A SET of it has been forwarded and is not confirmed yet.
@@ -392,8 +392,8 @@ impl Desk {
     }
 
     /// A rollback is on its way upstream.
-    pub(super) fn resetting(&mut self, why: Refusal) {
-        self.resetting = Some(Box::new(why));
+    pub(super) fn resetting(&mut self, why: Refusal, period: u32) {
+        self.resetting = Some(Box::new((why, period)));
     }
 
     /// The client spoke before the judge's word arrived.
@@ -406,7 +406,9 @@ impl Desk {
     /// A reset was carried out by our own statement.
     fn was_reset(&mut self) {
         self.reset = true;
-        if let Some(why) = self.resetting.take() {
+        if let Some((why, period)) = self.resetting.take().map(|resetting| *resetting) {
+            // The client may have spoken since: the period may be over.
+            self.shared.reset_period.store(period, Ordering::Relaxed);
             let who = self.shared.describe(self.hub.settings.load().log_literals);
             let text = format!("rolled back: {}; {who}", why.detail);
             self.hub.note("reset", Some(self.lane().name.clone()), Some(self.shared.id), text);

@@ -17,7 +17,7 @@ use super::keys::CancelKeys;
 use super::meter::Meter;
 use super::pool::Pool;
 use super::server::Server;
-use super::shared::{Command, LinkShared, Process, ProcessKey};
+use super::shared::{Command, LinkShared, LinkState, Process, ProcessKey};
 use super::sparing::Sparing;
 pub use super::tally::{Client, Tally};
 use super::totals::{ByDatabase, Gone};
@@ -496,6 +496,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        // Whoever still holds it sees that it is over, however it ended.
+        if self.shared.state().0 != LinkState::Closing {
+            self.shared.enter(LinkState::Closing, clock::now());
+        }
         let database = self.shared.with_labels(|labels| labels.facts.database.clone());
         self.hub.gone.retire(&database, self.shared.totals(), || {
             self.hub.links.remove(&self.shared.id);

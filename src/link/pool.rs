@@ -272,9 +272,11 @@ pub(super) fn rest(hub: &Arc<Hub>, resting: Resting) {
     // Before the guard knows of it: it may be handed over in that very call.
     hub.pool.orders.insert(id, order);
     let ticket = &resting.ticket;
-    let same_server = ticket.epoch == hub.pool.epoch();
-    let kept = same_server
-        && hub.guard(|guard, now| guard.pool(now, id, ticket.lane, ticket.key.clone(), &ticket.application));
+    // Under the guard's lock, as the pool is drained for another server.
+    let kept = hub.guard(|guard, now| {
+        ticket.epoch == hub.pool.epoch()
+            && guard.pool(now, id, ticket.lane, ticket.key.clone(), &ticket.application)
+    });
     let (hub, resting) = (hub.clone(), Box::new(resting));
     if kept {
         tokio::spawn(keep(hub.clone(), Kept::new(&hub), resting, orders));
@@ -411,7 +413,8 @@ async fn take(
 ) -> Result<Box<Resting>, Arrived> {
     match hub.pool.take(pooled).await {
         Some(Found::Ready(mut resting)) => {
-            if resting.is_well(check_after).await {
+            // Another server may have been chosen since the guard gave it.
+            if resting.is_well(check_after).await && resting.ticket.epoch == hub.pool.epoch() {
                 return Ok(resting);
             }
             Err(discard(hub, link, resting))

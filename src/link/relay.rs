@@ -437,7 +437,7 @@ impl Relay {
             return Ok(false);
         }
         self.send_upstream(&injected);
-        self.desk.resetting(refusal);
+        self.desk.resetting(refusal, period);
         Ok(true)
     }
 

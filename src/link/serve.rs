@@ -505,6 +505,8 @@ impl<'a> Newcomer<'a> {
             self.hub.pool.seen.note(ticket, &self.startup.raw, &self.facts);
         }
         self.registered.set_key(pid, keys.clone());
+        // Those who are led away from a server are found by their keys: it may have been left before these were there.
+        let is_left = keys.server().is_some_and(|server| !self.hub.dials(server));
         debug!(client = shared.id.0, lane = %self.lane.name, pid, took_us = clock::now().since(self.arrived).as_micros() as u64,
                "logged in");
         let (client, upstream) = match &ticket {
@@ -514,10 +516,17 @@ impl<'a> Newcomer<'a> {
         let mut desk = Desk::new(self.hub.clone(), shared, self.lane, self.facts, self.process, self.epoch);
         desk.ticket = ticket.map(Box::new);
         desk.alias = self.alias.map(Box::new);
+        // Set before the client's first word, which may be there already: no transaction begins on that server.
+        desk.draining = is_left.then(|| Box::new(left_during_login()));
         let mut relay = Relay::new(client, upstream, desk, client_rest, upstream_rest);
         relay.session.set_tag(self.tag);
         Some(Box::new(Established::new(relay, self.registered, slot, (pid, keys))))
     }
+}
+
+/// What a client is told whose server was left after the client had heard of it.
+fn left_during_login() -> Refusal {
+    Refusal::new(Reason::UpstreamSwitched, "its server was left during the login", "connect again")
 }
 
 /// The client's process, where a rule asks for it: pid, and command line.

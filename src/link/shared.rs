@@ -241,6 +241,8 @@ pub struct LinkShared {
     flags: AtomicU16,
     /// Moment of the rollback that this transaction suffered; 0 when none.
     pub reset_at: AtomicU64,
+    /// The last period whose transaction was rolled back, also when that one is over; 0 when none was.
+    pub reset_period: AtomicU32,
     /// Backend pid; 0 while unknown.
     pub pid: AtomicI32,
     phase: AtomicU32,
@@ -266,6 +268,7 @@ impl LinkShared {
             generation: AtomicU32::new(0),
             flags: AtomicU16::new(0),
             reset_at: AtomicU64::new(0),
+            reset_period: AtomicU32::new(0),
             pid: AtomicI32::new(0),
             phase: AtomicU32::new(0),
             cancels: AtomicU32::new(0),

@@ -14,6 +14,8 @@ use socket2::SockRef;
 pub struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     unix: Vec<(PathBuf, UnixListener)>,
+    /// Ports at which one of them takes IPv4 as well as IPv6, whoever has taken it.
+    dual: Vec<u16>,
 }
 
 impl Inherited {
@@ -43,6 +45,9 @@ impl Inherited {
             return Err(useless(&format!("{address} does not listen (Accept=yes?)")));
         }
         listener.set_nonblocking(true)?;
+        if address.is_ipv6() && address.ip().is_unspecified() && !SockRef::from(&listener).only_v6()? {
+            self.dual.push(address.port());
+        }
         self.tcp.push((address, listener));
         Ok(())
     }
@@ -63,6 +68,12 @@ impl Inherited {
         let same = |address: &SocketAddr| (address.ip(), address.port()) == (wanted.ip(), wanted.port());
         let index = self.tcp.iter().position(|(address, _)| same(address))?;
         Some(self.tcp.swap_remove(index).1)
+    }
+
+    /// Whether an address is one of those that a socket at `[::]` takes as well: nobody else can listen there. systemd's `ListenStream=6432`, without
+    /// an address, is such a one.
+    pub fn is_taken(&self, wanted: SocketAddr) -> bool {
+        wanted.is_ipv4() && self.dual.contains(&wanted.port())
     }
 
     /// The one at this very path.
@@ -101,6 +112,31 @@ mod tests {
         let taken = inherited.take_tcp(address).expect("the one");
         assert_eq!(taken.accept().expect_err("nobody came").kind(), io::ErrorKind::WouldBlock);
         assert!(inherited.take_tcp(address).is_none() && inherited.left().is_empty());
+    }
+
+    #[test]
+    fn a_socket_of_both_families_takes_the_ipv4_addresses_of_its_port() {
+        let listener = |only_v6| {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).expect("a socket");
+            socket.set_only_v6(only_v6).expect("not bound yet");
+            socket.bind(&SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 0)).into()).expect("bound");
+            socket.listen(1).expect("listens");
+            TcpListener::from(socket)
+        };
+        for only_v6 in [false, true] {
+            let mut inherited = Inherited::default();
+            let listener = listener(only_v6);
+            let address = listener.local_addr().expect("bound");
+            inherited.add_tcp(listener).expect("listens");
+            for taken in [None, inherited.take_tcp(address)] {
+                for ip in [std::net::Ipv4Addr::UNSPECIFIED, std::net::Ipv4Addr::LOCALHOST] {
+                    assert_eq!(inherited.is_taken((ip, address.port()).into()), !only_v6, "{taken:?}");
+                    assert!(!inherited.is_taken((ip, address.port() ^ 1).into()));
+                }
+                assert!(!inherited.is_taken((std::net::Ipv6Addr::LOCALHOST, address.port()).into()));
+            }
+        }
     }
 
     #[test]

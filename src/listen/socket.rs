@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -17,6 +18,10 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 const BACKLOG: i32 = 4096;
 /// Longest time that keepalive can be told, in the kernel's terms (MAX_TCP_KEEPIDLE, in seconds).
 const KEEPALIVE_S_MAX: u64 = 32_767;
+/// So many different times until the first probe.
+const TURNS: u32 = 16;
+/// Counts those told.
+static TURN: AtomicU32 = AtomicU32::new(0);
 
 /// Binds a TCP listener, nonblocking, whose connections are tuned as by [`tune_tcp`]. `[::]` means IPv6 only, as with PostgreSQL: both
 /// families take two listeners.
@@ -129,19 +134,25 @@ struct Probes {
     count: u32,
 }
 
-/// Half of the time silent, then probes over the other half: a dead peer is found when it is over. Whole seconds are all the kernel
+/// A quarter to half of the time silent, then probes over the rest: a dead peer is found when it is over. Whole seconds are all the kernel
 /// knows, so that two seconds are the least.
-fn probes(dead_after: Duration) -> Probes {
+///
+/// Connections that began together are not probed together: `turn` spreads them. What goes to this host's own addresses passes a queue of
+/// 1,000 packets a core (net.core.netdev_max_backlog), which drops the rest, and several thousand links that ask at one moment
+/// would find each other dead. For the same reason there are many probes, not three.
+fn probes(dead_after: Duration, turn: u32) -> Probes {
     let total_s = dead_after.as_secs().clamp(2, KEEPALIVE_S_MAX);
-    let idle_s = total_s / 2;
-    let left_s = total_s - idle_s;
-    let count = left_s.min(3);
-    Probes { idle_s, interval_s: left_s / count, count: u32::try_from(count).unwrap_or(1) }
+    let half_s = total_s / 2;
+    let earlier_s = half_s / 2 * u64::from(turn % TURNS) / u64::from(TURNS);
+    let idle_s = half_s - earlier_s;
+    let interval_s = (total_s / 12).max(1);
+    let count = ((total_s - idle_s) / interval_s).max(1);
+    Probes { idle_s, interval_s, count: u32::try_from(count).unwrap_or(1) }
 }
 
 /// No delay for small messages, and a dead peer found within `dead_after`: by keepalive when the link is silent, by TCP_USER_TIMEOUT when
 /// bytes sent stay unacknowledged. Zero leaves detection to the system. What a listener accepts has its options from the first byte on
-/// (tcp(7)), and costs no system calls of its own.
+/// (tcp(7)), and costs no system calls of its own; a listener is told again now and then, so that its clients differ in when they are probed.
 ///
 /// # Errors
 /// Those of setsockopt(2): the socket is already closed, or is not TCP.
@@ -153,7 +164,8 @@ pub fn tune_tcp(stream: &impl AsFd, dead_after: Duration) -> io::Result<()> {
         socket.set_keepalive(false)?;
         return socket.set_tcp_user_timeout(None);
     }
-    let Probes { idle_s, interval_s, count } = probes(dead_after);
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let Probes { idle_s, interval_s, count } = probes(dead_after, turn);
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(idle_s))
         .with_interval(Duration::from_secs(interval_s))
@@ -205,14 +217,25 @@ mod tests {
     #[test]
     fn a_dead_peer_is_found_in_time() {
         for total_s in 2..=200 {
-            let Probes { idle_s, interval_s, count } = probes(Duration::from_secs(total_s));
-            let found_s = idle_s + interval_s * u64::from(count);
-            assert!(idle_s > 0 && interval_s > 0 && count > 0);
-            assert!((total_s - 2..=total_s).contains(&found_s), "{total_s}: {found_s}");
+            for turn in 0..40 {
+                let Probes { idle_s, interval_s, count } = probes(Duration::from_secs(total_s), turn);
+                let found_s = idle_s + interval_s * u64::from(count);
+                assert!(idle_s > 0 && interval_s > 0 && count > 0);
+                assert!(idle_s <= total_s / 2, "it is asked in the first half of the time");
+                assert!((total_s - interval_s..=total_s).contains(&found_s), "{total_s}: {found_s}");
+            }
         }
-        assert_eq!(probes(Duration::from_secs(60)), Probes { idle_s: 30, interval_s: 10, count: 3 });
-        assert_eq!(probes(Duration::ZERO), probes(Duration::from_secs(2)));
-        assert!(probes(Duration::MAX).idle_s <= KEEPALIVE_S_MAX);
+        assert_eq!(probes(Duration::from_secs(60), 0), Probes { idle_s: 30, interval_s: 5, count: 6 });
+        assert_eq!(probes(Duration::ZERO, 5), probes(Duration::from_secs(2), 0));
+        assert!(probes(Duration::MAX, 0).idle_s <= KEEPALIVE_S_MAX);
+    }
+
+    #[test]
+    fn those_that_begin_together_are_probed_at_different_times() {
+        let mut idle_s: Vec<u64> =
+            (0..TURNS).map(|turn| probes(Duration::from_secs(60), turn).idle_s).collect();
+        idle_s.dedup();
+        assert!(idle_s.len() >= 15 && idle_s.iter().all(|idle_s| (16..=30).contains(idle_s)), "{idle_s:?}");
     }
 
     #[test]
@@ -223,7 +246,8 @@ mod tests {
         tune_tcp(&stream, Duration::from_secs(60)).expect("tuned");
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
-        assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(30));
+        let idle = socket.tcp_keepalive_time().expect("an option").as_secs();
+        assert!((16..=30).contains(&idle), "{idle}");
         assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(60)));
         tune_tcp(&stream, Duration::ZERO).expect("tuned");
         assert!(socket.tcp_nodelay().expect("an option") && !socket.keepalive().expect("an option"));
@@ -243,9 +267,10 @@ mod tests {
         };
         let socket = SockRef::from(&far);
         assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
-        assert_eq!(socket.tcp_keepalive_time().expect("an option"), Duration::from_secs(30));
-        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(10));
-        assert_eq!(socket.tcp_keepalive_retries().expect("an option"), 3);
+        let idle = socket.tcp_keepalive_time().expect("an option").as_secs();
+        assert!((16..=30).contains(&idle), "{idle}");
+        assert_eq!(socket.tcp_keepalive_interval().expect("an option"), Duration::from_secs(5));
+        assert!(socket.tcp_keepalive_retries().expect("an option") >= 6);
         assert_eq!(socket.tcp_user_timeout().expect("an option"), Some(Duration::from_secs(60)));
     }
 

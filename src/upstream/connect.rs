@@ -152,12 +152,14 @@ pub struct Failed {
     pub answers: bool,
     /// Whether it says that it has no such thing, or not for this role (SQLSTATE classes 0A and 42).
     pub lacks: bool,
+    /// Whether it gave a statement up: it was cancelled, or took too long.
+    pub gave_up: bool,
 }
 
 impl Failed {
     /// There was no answer.
     pub fn silent(cause: String) -> Self {
-        Self { cause, answers: false, lacks: false }
+        Self { cause, answers: false, lacks: false, gave_up: false }
     }
 
     /// What a driver says. PostgreSQL's own refusal is an answer, unless it says that it starts or stops.
@@ -166,7 +168,8 @@ impl Failed {
         let answers = error.code().is_some_and(|code| !leaving.contains(&code));
         let lacks =
             error.code().is_some_and(|code| code.code().starts_with("0A") || code.code().starts_with("42"));
-        Self { cause: explain(error), answers, lacks }
+        let gave_up = error.code() == Some(&SqlState::QUERY_CANCELED);
+        Self { cause: explain(error), answers, lacks, gave_up }
     }
 }
 
@@ -270,6 +273,12 @@ fn is_loopback(stream: &TcpStream) -> bool {
     stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
 }
 
+/// A cause with the address it is about, which many a cause begins with by itself.
+pub fn at(address: &MonitorAddress, cause: &str) -> String {
+    let address = address.to_string();
+    if cause.starts_with(&address) { cause.to_owned() } else { format!("{address}: {cause}") }
+}
+
 /// A driver's error as one line, with PostgreSQL's own words and SQLSTATE where it spoke.
 pub fn explain(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
@@ -284,6 +293,13 @@ pub fn explain(error: &tokio_postgres::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_named_once() {
+        let address = MonitorAddress::Tcp { host: "db".into(), port: 5432 };
+        assert_eq!(at(&address, "db:5432: Connection refused"), "db:5432: Connection refused");
+        assert_eq!(at(&address, "FATAL 53300: sorry"), "db:5432: FATAL 53300: sorry");
+    }
 
     #[test]
     fn a_password_is_never_printed() {

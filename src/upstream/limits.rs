@@ -23,6 +23,8 @@ pub struct Seen {
     pub has_monitor: bool,
     /// Client sessions but this one: user, application_name, how many.
     pub sessions: Vec<(String, String, u32)>,
+    /// Where PostgreSQL itself says that it is; none over a Unix socket.
+    pub server: Option<(String, u16)>,
     /// Whether PostgreSQL itself answered, rather than a pooler with pids of its own.
     pub is_postgres: bool,
 }
@@ -32,7 +34,8 @@ select current_setting('max_connections')::int4,
        current_setting('superuser_reserved_connections')::int4,
        coalesce(current_setting('reserved_connections', true), '0')::int4,
        (select count(*)::int4 from pg_catalog.pg_database where not datistemplate and pg_catalog.pg_get_userbyid(datdba) = $1),
-       exists (select from pg_catalog.pg_roles where rolname = $2)";
+       exists (select from pg_catalog.pg_roles where rolname = $2),
+       pg_catalog.host(pg_catalog.inet_server_addr()), pg_catalog.inet_server_port()";
 
 /// Without pg_monitor the kind of a session is not shown; background workers have no user, WAL senders no database.
 const SESSIONS: &str = "
@@ -64,6 +67,9 @@ pub async fn look(settings: &MonitorSettings, owner: &str, monitor: &str) -> Res
             reserved: count(2)?,
             databases: count(3)?,
             has_monitor: row.try_get(4)?,
+            server: row
+                .try_get::<_, Option<String>>(5)?
+                .zip(row.try_get::<_, Option<i32>>(6)?.and_then(|port| u16::try_from(port).ok())),
             sessions,
             is_postgres: pid == opened.announced_pid,
         })

@@ -7,6 +7,7 @@ pub mod names;
 pub mod pace;
 pub mod probe;
 pub mod query;
+pub mod recognise;
 pub mod resolve;
 pub mod roster;
 pub mod row;

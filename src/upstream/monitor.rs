@@ -13,12 +13,14 @@
 
 mod failing;
 mod handle;
+mod peek;
+mod whereabouts;
 
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -33,13 +35,14 @@ use super::query::{self, Asks};
 use super::resolve::Name;
 use super::roster::{Answer, Roster};
 use super::row::Known;
-use super::targets::{Role, Wants, is_behind};
+use super::targets::{Role, Wants};
 use crate::clock::Moment;
 use crate::lanes::sample::Sample;
 
 use self::failing::Failing;
-pub use self::handle::{LookUpError, MonitorHandle};
+pub use self::handle::{ELSEWHERE, LookUpError, MonitorHandle, Whom};
 use self::handle::{Now, Shared, bounded};
+use self::peek::Peeking;
 pub use super::connect::{MonitorAddress, MonitorSettings};
 
 /// Least time from one look to the next, however often one is asked for.
@@ -89,11 +92,18 @@ pub enum MonitorEvent {
         role: Role,
         /// Where its name led, if that is looked up beforehand ([`Scouting`]).
         at: Option<IpAddr>,
+        /// The system identifier of its cluster, where it was asked ([`Scouting`]) and told.
+        system: Option<u64>,
     },
     /// The role lacks pg_read_all_stats: it would see itself only.
     Blind,
     /// Something that is not PostgreSQL answers.
-    Pooler(String),
+    Pooler {
+        /// For the operator.
+        what: String,
+        /// As in [`Self::Down`].
+        at: Option<IpAddr>,
+    },
 }
 
 /// What the monitor's trouble says of the server.
@@ -157,12 +167,12 @@ impl Monitor {
             samples: AtomicBool::new(scouting.is_none()),
             hurries: AtomicBool::new(false),
             highest: AtomicU32::new(0),
+            system: AtomicU64::new(0),
             dialled: Mutex::new(scouting.and_then(|scouting| scouting.dialled)),
-            now: Mutex::new(Now { client: None, state: "connecting".to_owned() }),
+            now: Mutex::new(Now::default()),
         });
         let handle = MonitorHandle { shared: Arc::clone(&shared) };
-        let name =
-            scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval, scouting.dialled));
+        let name = scouting.and_then(|scouting| Name::of(&settings, scouting.resolve_interval));
         let wants = scouting.map(|scouting| scouting.wants);
         tokio::spawn(
             Task {
@@ -172,11 +182,13 @@ impl Monitor {
                 events,
                 told: None,
                 role: None,
-                failing: Failing::default(),
+                // Where there can be only one, another that suits shows that the silent one is lost; else patience has to.
+                failing: Failing::new(wants.is_some_and(|wants| !wants.is_unique())),
                 name,
                 leads_to: Vec::new(),
                 at: None,
                 wants,
+                peeking: Peeking::default(),
             }
             .run(),
         );
@@ -207,6 +219,16 @@ struct Seen {
     roster: Roster,
     known: Known,
     questions: Questions,
+    /// Of its cluster: a session has one to its end.
+    system: System,
+}
+
+/// What is known of a system identifier.
+#[derive(Clone, Copy)]
+enum System {
+    Unasked,
+    /// None: it is not told to this role.
+    Asked(Option<u64>),
 }
 
 /// The statements of a connection.
@@ -239,6 +261,8 @@ struct Task {
     /// Where the name led this time.
     at: Option<IpAddr>,
     wants: Option<Wants>,
+    /// Where the name leads while links are elsewhere.
+    peeking: Peeking,
 }
 
 impl Task {
@@ -261,12 +285,13 @@ impl Task {
             let pause = match end {
                 End::Moved => continue,
                 End::NoSession(failed) => {
-                    let sign = self.failing.refused(failed.answers);
+                    let sign = self.failing.refused((self.clock)(), self.at, failed.answers);
+                    self.skip_unless_meant(sign);
                     self.tell_down(failed.cause, sign).await;
                     backoff.next(getrandom::u32().unwrap_or(0))
                 }
                 End::Lost(failed) => {
-                    let sign = self.failing.lost((self.clock)(), failed.answers);
+                    let sign = self.failing.lost((self.clock)(), self.at, failed.answers);
                     self.tell_down(failed.cause, sign).await;
                     if sign == Sign::Hung {
                         self.skip();
@@ -276,8 +301,9 @@ impl Task {
                 }
                 End::Pooler(what) => {
                     self.shared.set_state(format!("pooler: {what}"));
-                    self.tell(MonitorEvent::Pooler(what)).await;
-                    RECHECK
+                    let goes_on = self.skip_unless_meant(Sign::Answers);
+                    self.tell(MonitorEvent::Pooler { what, at: self.at }).await;
+                    if goes_on { backoff.next(getrandom::u32().unwrap_or(0)) } else { RECHECK }
                 }
             };
             tokio::time::sleep(pause).await;
@@ -287,39 +313,6 @@ impl Task {
     async fn tell_down(&mut self, cause: String, sign: Sign) {
         self.shared.set_state(format!("down: {cause}"));
         self.tell(MonitorEvent::Down { cause, sign, at: self.at }).await;
-    }
-
-    async fn tell_name(&mut self) {
-        let Some(name) = &self.name else { return };
-        if name.names.answer() != self.leads_to {
-            self.leads_to = name.names.answer().to_vec();
-            self.tell(MonitorEvent::Name(self.leads_to.clone())).await;
-        }
-    }
-
-    /// Lets another server have its turn, where the name leads to several.
-    fn skip(&mut self) -> bool {
-        self.name.as_mut().is_some_and(|name| name.names.skip())
-    }
-
-    /// Where the server's name leads; none where that is left to the dial.
-    async fn resolve(&mut self) -> Result<Option<IpAddr>, Failed> {
-        let Some(name) = &mut self.name else { return Ok(None) };
-        name.look((self.clock)()).await;
-        if name.names.candidate().is_none() {
-            let bound = self.settings.connect_timeout;
-            match tokio::time::timeout(bound, name.answer()).await {
-                Ok(answered) => answered.map_err(Failed::silent)?,
-                Err(_) => {
-                    let text = format!("{}: no address within {} ms", name.host, bound.as_millis());
-                    return Err(Failed::silent(text));
-                }
-            }
-        }
-        match name.names.candidate() {
-            Some(ip) => Ok(Some(ip)),
-            None => Err(Failed::silent(format!("{} has no address", name.host))),
-        }
     }
 
     /// One connection from dial to loss.
@@ -334,13 +327,7 @@ impl Task {
         self.tell_name().await;
         let Opened { client, connection, announced_pid } = match connect::open_at(&self.settings, at).await {
             Ok(opened) => opened,
-            Err(failed) => {
-                // One that is dialled and only does not let the monitor in is not left for others of its name.
-                if !(failed.answers && at.is_some() && at == *self.shared.dialled.lock()) {
-                    self.skip();
-                }
-                return End::NoSession(failed);
-            }
+            Err(failed) => return End::NoSession(failed),
         };
         let mut connection = pin!(connection);
         let mut watch = pin!(self.watch(Arc::new(client), announced_pid, at, backoff));
@@ -369,41 +356,52 @@ impl Task {
         if let Err(end) = self.prepare(&client, announced_pid).await {
             return end;
         }
-        self.shared.now.lock().client = Some(Arc::clone(&client));
+        if self.wants.is_none() {
+            self.shared.has_session(&client, at, None);
+        }
         let questions = Questions::new(if self.wants.is_some() { Asks::Timeline } else { Asks::Nothing });
-        let mut seen =
-            Seen { pid: announced_pid, roster: Roster::default(), known: Known::default(), questions };
+        let mut seen = Seen {
+            pid: announced_pid,
+            roster: Roster::default(),
+            known: Known::default(),
+            questions,
+            system: if self.wants.is_some() { System::Unasked } else { System::Asked(None) },
+        };
         loop {
             let asked_at = (self.clock)();
             let (look, role) = match self.look(&client, &mut seen).await {
                 Ok(looked) => looked,
-                Err(End::Lost(failed)) if failed.lacks && seen.questions.asks == Asks::Timeline => {
-                    tracing::warn!(upstream = %self.settings.address, error = failed.cause, "its timeline cannot be asked for");
-                    seen.questions = Questions::new(Asks::Role);
-                    seen.roster = Roster::default();
-                    continue;
-                }
                 // The session lives, and another may not be had as long as PostgreSQL is so busy.
                 Err(End::Lost(failed)) if failed.answers && !client.is_closed() => {
-                    self.failing.over();
+                    if failed.lacks && self.lacks_timeline(&client, &seen.questions).await {
+                        tracing::warn!(upstream = %self.settings.address, error = failed.cause, "its timeline cannot be asked for");
+                        seen.questions = Questions::new(Asks::Role);
+                        seen.roster = Roster::default();
+                        continue;
+                    }
+                    self.failing.answered(at);
                     self.role = None;
                     seen.roster = Roster::default();
                     self.tell_down(failed.cause, Sign::Answers).await;
                     let pause = backoff.next(getrandom::u32().unwrap_or(0));
                     self.rest(asked_at, pause.min(self.settings.interval)).await;
+                    if self.is_elsewhere_in_trouble(at).await {
+                        return End::Moved;
+                    }
                     continue;
                 }
                 Err(end) => return end,
             };
             *backoff = Backoff::default();
-            self.failing.over();
+            self.failing.answered(at);
+            let system = if let System::Asked(system) = seen.system { system } else { None };
             let is_blind = matches!(look, Look::Blind);
             let mut pause = self.settings.interval;
             // First: whose sample it is, where the name leads to several.
             if let Some(role) = role
                 && self.role.replace(role) != Some(role)
             {
-                self.tell(MonitorEvent::Role { role, at }).await;
+                self.tell(MonitorEvent::Role { role, at, system }).await;
             }
             match look {
                 Look::Sample(sample) => {
@@ -429,24 +427,11 @@ impl Task {
                 self.rest(asked_at, pause).await;
             }
             if let Some(role) = role
-                && self.is_elsewhere(role, at).await
+                && self.is_elsewhere((role, system), at).await
             {
                 return End::Moved;
             }
         }
-    }
-
-    /// Whether another address of the server's name is to be dialled: it does not lead to this one any more, or to others too, of which
-    /// one may be what is looked for, or is the one that links are dialled to.
-    async fn is_elsewhere(&mut self, role: Role, at: Option<IpAddr>) -> bool {
-        let (Some(name), Some(at), Some(wants)) = (&mut self.name, at, self.wants) else { return false };
-        name.look((self.clock)()).await;
-        self.tell_name().await;
-        let highest = self.shared.highest.load(Ordering::Relaxed);
-        let will_do = wants.suits(role) && !is_behind(role.timeline(), highest);
-        let is_meant = self.shared.dialled.lock().is_none_or(|dialled| dialled == at);
-        let leads_here = self.name.as_ref().is_some_and(|name| name.names.leads_to(at));
-        !leads_here || !(will_do && is_meant) && self.skip()
     }
 
     /// Makes sure PostgreSQL itself answers, then sets the session up.
@@ -459,7 +444,12 @@ impl Task {
     }
 
     /// Looks; and once more, at everything, where what was found does not go with what was known.
-    async fn look(&self, client: &Client, seen: &mut Seen) -> Result<(Look, Option<Role>), End> {
+    async fn look(&self, client: &Arc<Client>, seen: &mut Seen) -> Result<(Look, Option<Role>), End> {
+        if matches!(seen.system, System::Unasked) {
+            let system = self.ask_system(client).await.map_err(End::Lost)?;
+            seen.system = System::Asked(system);
+            self.shared.has_session(client, self.at, system);
+        }
         if !self.shared.samples.load(Ordering::Relaxed) {
             // What was known of its sessions will be old when it is asked for them again.
             seen.roster = Roster::default();
@@ -493,7 +483,7 @@ impl Task {
         let row = self.ask(client.query_typed_one(&seen.questions.sample, &parameters)).await?;
         let taken_at = (self.clock)();
         let facts = query::facts(&row).map_err(|e| Failed::of(&e))?;
-        let odd = |cause| Failed { cause, answers: true, lacks: false };
+        let odd = |cause| Failed { cause, answers: true, lacks: false, gave_up: false };
         let mut others = Vec::new();
         for (n, record) in query::others(&row).map_err(|e| Failed::of(&e))?.into_iter().enumerate() {
             if n > 0 && n % PORTION == 0 {
@@ -506,6 +496,28 @@ impl Task {
         let lock_holders =
             holders.map(|r| query::lock_holder(r, &mut seen.known)).collect::<Result<_, _>>().map_err(odd)?;
         Ok(Answer { question, asked_at, taken_at, facts, lock_holders, quiet, others })
+    }
+
+    /// Whether it is the timeline that is not to be had, and not something else of what a sample asks.
+    async fn lacks_timeline(&self, client: &Client, questions: &Questions) -> bool {
+        questions.asks == Asks::Timeline
+            && self.ask(client.query_typed_one(&questions.role, &[])).await.is_err_and(|failed| failed.lacks)
+    }
+
+    /// The system identifier of its cluster; none where it is not told, for whatever reason: a server serves without it. What was only given up
+    /// is asked again.
+    async fn ask_system(&self, client: &Client) -> Result<Option<u64>, Failed> {
+        let error = match self.ask(client.query_typed(query::SYSTEM, &[])).await {
+            Ok(rows) => match rows.first().map(query::system_of) {
+                Some(Ok(system)) => return Ok(system),
+                Some(Err(error)) => explain(&error),
+                None => "no row".to_owned(),
+            },
+            Err(failed) if failed.answers && !failed.gave_up => failed.cause,
+            Err(failed) => return Err(failed),
+        };
+        tracing::warn!(upstream = %self.settings.address, error, "its system identifier cannot be asked for: another cluster would not be noticed");
+        Ok(None)
     }
 
     async fn ask<T>(

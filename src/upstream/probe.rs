@@ -21,6 +21,8 @@ pub struct Facts {
     pub idle_timeouts: Vec<(String, String, String)>,
     /// What the server calls itself, where that was asked.
     pub role: Option<Role>,
+    /// The system identifier of its cluster, where that was asked and told.
+    pub system: Option<u64>,
 }
 
 const LOOK: &str = "
@@ -59,6 +61,12 @@ pub async fn look(settings: &MonitorSettings, asks_role: bool) -> Result<Facts, 
             }
             false => None,
         };
+        let system = match asks_role {
+            // Not every role may know it.
+            true => opened.client.query_one(query::SYSTEM, &[]).await.ok(),
+            false => None,
+        };
+        let system = system.and_then(|row| query::system_of(&row).ok().flatten());
         let row = opened.client.query_one(LOOK, &[]).await?;
         let timeouts = opened.client.query(IDLE_TIMEOUTS, &[]).await?;
         let timeouts = timeouts.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)));
@@ -72,6 +80,7 @@ pub async fn look(settings: &MonitorSettings, asks_role: bool) -> Result<Facts, 
             is_postgres: pid == opened.announced_pid,
             idle_timeouts,
             role,
+            system,
         })
     };
     let facts = tokio::time::timeout(settings.connect_timeout, looked).await;

@@ -56,6 +56,7 @@ select pg_backend_pid(),
            a.backend_type = 'walsender',
            a.client_addr,
            a.client_port,
+           a.backend_start,
            textsend(a.application_name),
            textsend(a.usename::text),
            textsend(a.datname::text),
@@ -120,6 +121,10 @@ const ROLE: &str = "       pg_is_in_recovery(),
 const TIMELINE: &str = "case when pg_is_in_recovery() then 0
             else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 end";
 
+/// The system identifier of the server's cluster: made by initdb, and the same on all servers that were copied from that one. Everybody may
+/// execute the function, unless it was revoked; what derives from PostgreSQL may not have it.
+pub const SYSTEM: &str = "select system_identifier from pg_catalog.pg_control_system()";
+
 /// Settings that say what backends may take of memory, in bytes where they are sizes. A negative one means another setting's value, and
 /// is left out; so is what this PostgreSQL does not know.
 pub const MEMORY_SETTINGS: &str = "
@@ -128,11 +133,17 @@ select name, (setting::numeric * case unit when '8kB' then 8192 when 'kB' then 1
  where name in ('shared_buffers', 'work_mem', 'maintenance_work_mem', 'autovacuum_work_mem', 'autovacuum_max_workers')
    and setting not like '-%'";
 
-/// Cancels a backend's query.
-pub const CANCEL: &str = "select pg_cancel_backend($1)";
+/// Cancels the query of a backend: of this pid, that began then, and whose state changed then last, as far as that is given. No row where there
+/// is none: by the time it is asked the pid may be another's.
+pub const CANCEL: &str = "select pg_cancel_backend(pid) from pg_stat_activity
+ where pid = $1 and ($2 is null or backend_start = $2) and ($3 is null or state_change = $3)";
 
-/// Ends a backend.
-pub const TERMINATE: &str = "select pg_terminate_backend($1)";
+/// Ends one, likewise.
+pub const TERMINATE: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+ where pid = $1 and ($2 is null or backend_start = $2) and ($3 is null or state_change = $3)";
+
+/// Types of their parameters.
+pub const SIGNAL_TYPES: [Type; 3] = [Type::INT4, Type::TIMESTAMPTZ, Type::TIMESTAMPTZ];
 
 /// Settings of the session. A role's or database's own settings must not end or slow it; settings that this
 /// PostgreSQL does not know are left alone.
@@ -170,6 +181,15 @@ pub fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
 /// As [`facts`].
 pub fn role_of(row: &Row) -> Result<Role, tokio_postgres::Error> {
     read_role(row, 0)
+}
+
+/// What [`SYSTEM`] yields.
+///
+/// # Errors
+/// As [`facts`].
+pub fn system_of(row: &Row) -> Result<Option<u64>, tokio_postgres::Error> {
+    // PostgreSQL shows 64 bits without a sign as a number with one.
+    Ok(row.try_get::<_, Option<i64>>(0)?.map(i64::cast_unsigned))
 }
 
 fn read_role(row: &Row, first: usize) -> Result<Role, tokio_postgres::Error> {
@@ -246,11 +266,13 @@ fn read_session(
     let address = row.column::<IpAddr>()?;
     // -1 is a Unix socket.
     let port = row.column::<i32>()?.and_then(|port| u16::try_from(port).ok());
+    let started = row.column::<Timestamp>()?.map_or(0, |then| then.0);
     let application = known.text(0, row.column()?);
     let user = known.text(1, row.column()?);
     let database = known.text(2, row.column()?);
     let state = known.text(3, row.column()?);
-    let state_age = row.column()?.map(|then| clock.since(then)).unwrap_or_default();
+    let changed: Option<Timestamp> = row.column()?;
+    let state_age = changed.map(|then| clock.since(then)).unwrap_or_default();
     let transaction_age = row.column()?.map(|then| clock.since(then));
     let wait_event = (known.text(4, row.column()?), known.text(5, row.column()?));
     let query = known.text(6, row.column()?);
@@ -265,6 +287,8 @@ fn read_session(
         database,
         state,
         seen_at,
+        started,
+        changed: changed.map_or(0, |then| then.0),
         state_age,
         transaction_age,
         wait_event,

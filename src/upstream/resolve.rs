@@ -22,12 +22,12 @@ pub struct Name {
 }
 
 impl Name {
-    /// None where there is nothing to look up; until the resolver answers it leads where it did `before`.
-    pub fn of(settings: &MonitorSettings, every: Duration, before: Option<IpAddr>) -> Option<Self> {
+    /// None where there is nothing to look up.
+    pub fn of(settings: &MonitorSettings, every: Duration) -> Option<Self> {
         let MonitorAddress::Tcp { host, port } = &settings.address else { return None };
-        let mut names = Names::new(every, before);
+        let mut names = Names::new(every);
         if let Ok(ip) = host.parse::<IpAddr>() {
-            names = Names::new(Duration::MAX, None);
+            names = Names::new(Duration::MAX);
             names.answered([ip]);
             names.asked(Moment::default());
         }

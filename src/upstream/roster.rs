@@ -200,6 +200,8 @@ mod tests {
             database: "".into(),
             state: "idle".into(),
             seen_at,
+            started: 0,
+            changed: 0,
             state_age: Duration::from_secs(10),
             transaction_age: None,
             wait_event: ("".into(), "".into()),

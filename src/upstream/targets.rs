@@ -16,147 +16,34 @@
 //! - Where there can be only one, nobody is served whose timeline is lower than one that was seen: each promotion makes a higher one, so this is a
 //!   primary that was left behind, and what is written there will be thrown away. Clients wait rather than write there. Going over for this
 //!   happens once a promotion, so two primaries cannot make clients go back and forth.
+//! - Nobody is served of another cluster than the one that was served before, as far as servers tell: what is written there is another truth, and
+//!   its timelines say nothing of ours. Whoever was served first says which cluster it is, or what was kept of the last run.
 //! - A current one that is silent stays while nobody else suits: it may only be restarting, and links find out as soon as the monitor does.
 //! - One that answers, but not the monitor (a wrong password, no connection left), stays as well: that is trouble of the monitor's. So does one
 //!   that is only suspect: a session was lost, or a look was not answered in time. An overloaded server looks like that, and lives.
 //! - Where a name leads to several servers only the one that was chosen is the current one: what the others say of themselves is no word on it.
-//!   One of them takes its place when it is silent, when the name does not lead to it any more, or when it was left behind.
+//!   One of them takes its place when it is silent; where there can be only one, also when it was left behind, or does not answer the monitor and
+//!   the name does not lead to it any more. That a name leads elsewhere is no reason to leave one that answers and suits: there are names that lead
+//!   elsewhere each time.
 //! - Between two times that a silent server is left there are [`DWELL`] at least.
 //!
 //! Deliberately absent: when to look, and how links leave a server.
+
+mod seen;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::clock::Moment;
 
+use self::seen::Timelines;
+pub use self::seen::{Role, Seen, Wants, differ, is_behind};
+
 /// The first choice waits so long for those that were not seen yet: the first to answer need not be the first in the list, nor the only one.
 pub const GRACE: Duration = Duration::from_secs(1);
 /// Who was left and who was chosen may both be in trouble that comes and goes: a server that is silent is left so long after the last switch at
 /// the soonest. One that was left behind, or says that it will not do, is left at once.
 pub const DWELL: Duration = Duration::from_secs(5);
-
-/// What a server must be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
-    /// Whatever answers.
-    Any,
-    /// A primary that lets transactions write.
-    ReadWrite,
-    /// A standby, or a primary whose transactions are read-only by default.
-    ReadOnly,
-    /// A primary.
-    Primary,
-    /// A standby.
-    Standby,
-}
-
-impl Wants {
-    /// Whether a server of this role will do.
-    pub fn suits(self, role: Role) -> bool {
-        match self {
-            Self::Any => true,
-            Self::ReadWrite => matches!(role, Role::Primary { .. }),
-            Self::ReadOnly => !matches!(role, Role::Primary { .. }),
-            Self::Primary => role != Role::Standby,
-            Self::Standby => role == Role::Standby,
-        }
-    }
-
-    /// Whether there can be only one.
-    fn is_unique(self) -> bool {
-        matches!(self, Self::ReadWrite | Self::Primary)
-    }
-
-    /// As libpq's target_session_attrs has it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Any => "any",
-            Self::ReadWrite => "read-write",
-            Self::ReadOnly => "read-only",
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-        }
-    }
-}
-
-/// What a server calls itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It takes writes, on this timeline: the number grows with each promotion.
-    Primary {
-        /// 0 where it is not known.
-        timeline: u32,
-    },
-    /// Not in recovery, but its transactions are read-only by default.
-    ReadOnly {
-        /// As above.
-        timeline: u32,
-    },
-    /// In recovery.
-    Standby,
-}
-
-impl Role {
-    /// The word of SHOW UPSTREAMS and of the metric's label.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Primary { .. } => "primary",
-            Self::ReadOnly { .. } => "read_only",
-            Self::Standby => "standby",
-        }
-    }
-
-    /// Of a primary; 0 where it is not known.
-    pub fn timeline(self) -> u32 {
-        match self {
-            Self::Primary { timeline } | Self::ReadOnly { timeline } => timeline,
-            Self::Standby => 0,
-        }
-    }
-}
-
-/// What was seen of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// Nothing yet.
-    Unseen,
-    /// It said what it is, from this address where it was reached by TCP.
-    Is(Role, Option<IpAddr>),
-    /// There is no connection to be had: refused, no login in time, starting up or shutting down; why.
-    Silent(String),
-    /// It lets the monitor in and has not answered for long; why.
-    Hung(String),
-    /// It does not tell the monitor what it is: it answers something else, or has only just ceased to answer; why.
-    Mute(String),
-}
-
-impl Seen {
-    /// One word: the role, `unseen`, `down` or `unknown`.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Unseen => "unseen",
-            Self::Is(role, _) => role.word(),
-            Self::Silent(_) | Self::Hung(_) => "down",
-            Self::Mute(_) => "unknown",
-        }
-    }
-
-    /// Why nothing is known; empty where it is.
-    pub fn cause(&self) -> &str {
-        match self {
-            Self::Unseen | Self::Is(..) => "",
-            Self::Silent(cause) | Self::Hung(cause) | Self::Mute(cause) => cause,
-        }
-    }
-
-    fn role(&self) -> Option<Role> {
-        match self {
-            Self::Is(role, _) => Some(*role),
-            _ => None,
-        }
-    }
-}
 
 /// A server, as configured and as seen.
 #[derive(Clone, Debug)]
@@ -171,12 +58,25 @@ pub struct Target {
     from: Option<IpAddr>,
     /// Where its name leads, as far as it is known.
     leads_to: Vec<IpAddr>,
+    /// Of which other cluster it was said to be.
+    told_foreign: Option<u64>,
+}
+
+/// What is known of the servers' past; it outlives the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The system identifier of the cluster that was served; none where it is not known.
+    pub system: Option<u64>,
+    /// The highest timeline seen of it; 0 where none is known.
+    pub timeline: u32,
 }
 
 /// What ails the server that is dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ails {
     Nothing,
+    /// It may be no more than the monitor's trouble.
+    Mute,
     Hung,
     Silent,
 }
@@ -214,6 +114,8 @@ pub enum Decision {
     SplitOver,
     /// Nobody suits but primaries that were left behind; these. They are not served.
     Stale(Vec<usize>),
+    /// This one is of another cluster. It is not served. Said once of each.
+    Foreign(usize),
 }
 
 /// See the module.
@@ -229,8 +131,10 @@ pub struct Targets {
     ails: Ails,
     /// What the current one's timeline was when it was seen last; 0 where it is not known.
     timeline: u32,
-    /// The highest timeline of a server that suited, wherever it was seen; 0 where there can be more than one.
-    highest: u32,
+    /// The highest timelines of servers that suited, wherever they were seen; of no effect where there can be more than one.
+    timelines: Timelines,
+    /// The system identifier of the cluster that was served; none as long as it is not known.
+    system: Option<u64>,
     /// Whether it was said that nobody suits but those left behind.
     only_stale: bool,
     /// When it was begun to look.
@@ -244,7 +148,14 @@ pub struct Targets {
 impl Targets {
     /// Servers of which nothing is known; all are held.
     pub fn new(wants: Wants, names: Vec<String>, now: Moment) -> Self {
-        let target = |name| Target { name, seen: Seen::Unseen, since: now, from: None, leads_to: Vec::new() };
+        let target = |name| Target {
+            name,
+            seen: Seen::Unseen,
+            since: now,
+            from: None,
+            leads_to: Vec::new(),
+            told_foreign: None,
+        };
         let all = names.into_iter().map(target).collect();
         Self {
             wants,
@@ -254,7 +165,8 @@ impl Targets {
             split: false,
             ails: Ails::Nothing,
             timeline: 0,
-            highest: 0,
+            timelines: Timelines::default(),
+            system: None,
             only_stale: false,
             began: now,
             switched_at: None,
@@ -267,16 +179,22 @@ impl Targets {
         Self { current: Some(0), fixed: true, ..Self::new(Wants::Any, vec![name], now) }
     }
 
-    /// Goes on with the server that `old` has served, where it is among these: it is dialled on until more is known. Who was left behind
-    /// stays so; an operator who means a server of a lower timeline configures it as the only one, which is dialled whatever it is. Where none of
+    /// Goes on with the server that `old` has served, where it is among these: it is dialled on until more is known. Who was left behind, or is of
+    /// another cluster, stays so; an operator who means such a one configures it as the only one, which is dialled whatever it is. Where none of
     /// these was among the old ones it is another cluster, whose timelines begin anew.
     pub fn inherit(&mut self, old: &Self) {
         if self.fixed {
             return;
         }
         let was_there = |target: &Target| old.all.iter().any(|old| old.name == target.name);
-        if self.wants.is_unique() && self.all.iter().any(was_there) {
-            self.highest = old.highest;
+        if self.all.iter().any(was_there) {
+            self.system = old.system;
+            // Also where they are nothing: a later list may be one where they are.
+            self.timelines = old.timelines.clone();
+        }
+        for target in &mut self.all {
+            let before = old.all.iter().find(|old| old.name == target.name);
+            target.told_foreign = before.and_then(|old| old.told_foreign);
         }
         let name = old.current().map(|target| &target.name);
         // The only one is dialled whatever it is: it was behind nobody.
@@ -286,6 +204,20 @@ impl Targets {
             self.timeline = old.timeline;
             self.switched_at = old.switched_at;
         }
+    }
+
+    /// Begins with what was known when servers of these `names` were served last, as [`Self::inherit`] does.
+    pub fn restore(&mut self, memory: Memory, names: &[String]) {
+        if self.fixed || !self.all.iter().any(|target| names.contains(&target.name)) {
+            return;
+        }
+        self.system = memory.system;
+        self.timelines.note(memory.system, memory.timeline);
+    }
+
+    /// What is to be known after a restart. As long as the cluster is not known, timelines of those that tell theirs are nothing to it.
+    pub fn memory(&self) -> Memory {
+        Memory { system: self.system, timeline: self.timelines.kept(self.system) }
     }
 
     /// All, in the order of the configuration.
@@ -319,36 +251,47 @@ impl Targets {
         !self.fixed && self.at.zip(from).is_some_and(|(at, from)| at != from)
     }
 
-    /// The highest timeline of a server that suited, below which nobody is dialled; 0 where none is known.
-    pub fn highest(&self) -> u32 {
-        self.highest
+    /// The system identifier of the cluster that is served, where it is known.
+    pub fn system(&self) -> Option<u64> {
+        self.system
+    }
+
+    /// Why a server that would suit by its role is not dialled, for people; empty where nothing stands against it.
+    pub fn objection(&self, target: &Target) -> String {
+        match target.seen.system().zip(self.system) {
+            Some((its, ours)) if its != ours => {
+                format!(
+                    "of another cluster: its system identifier is {its}, that of the one served before {ours}"
+                )
+            }
+            _ if self.is_stale(target) => {
+                let timeline = target.seen.role().map_or(0, Role::timeline);
+                let by = self.timelines.highest(self.cluster().or(target.seen.system()));
+                format!("on timeline {timeline}, left behind by {by}")
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Those that are silent and not dialled, and where that was seen, if it is known.
+    pub fn silent_elsewhere(&self) -> impl Iterator<Item = (&Target, Option<IpAddr>)> {
+        let all = self.all.iter().enumerate().filter(|(index, _)| self.current != Some(*index));
+        all.filter(|(_, target)| matches!(target.seen, Seen::Silent(_)))
+            .map(|(_, target)| (target, target.from))
     }
 
     /// Whether the current one is known to be well: others need not be looked at in a hurry.
     pub fn is_settled(&self) -> bool {
-        let suits = |target: &Target| target.seen.role().is_some_and(|role| self.will_do(role));
-        self.fixed
-            || !self.is_seen_elsewhere()
-                && self.current().is_some_and(|target| suits(target) || matches!(target.seen, Seen::Mute(_)))
-    }
-
-    /// How many call themselves the primary.
-    pub fn primaries(&self) -> usize {
-        self.all.iter().filter(|target| is_primary(target)).count()
+        let is_well = |target: &Target| self.will_do(&target.seen) || matches!(target.seen, Seen::Mute(_));
+        self.fixed || !self.is_seen_elsewhere() && self.current().is_some_and(is_well)
     }
 
     /// What each one is, in one line, for people.
     pub fn summary(&self) -> String {
-        let line = |target: &Target| match target.seen.cause() {
-            "" if self.is_stale(target) => format!(
-                "{}: {} on timeline {}, left behind by {}",
-                target.name,
-                target.seen.word(),
-                target.seen.role().map_or(0, Role::timeline),
-                self.highest
-            ),
-            "" => format!("{}: {}", target.name, target.seen.word()),
-            cause => format!("{}: {} ({cause})", target.name, target.seen.word()),
+        let line = |target: &Target| match (target.seen.cause(), self.objection(target)) {
+            ("", why) if why.is_empty() => format!("{}: {}", target.name, target.seen.word()),
+            ("", why) => format!("{}: {} {why}", target.name, target.seen.word()),
+            (cause, _) => format!("{}: {} ({cause})", target.name, target.seen.word()),
         };
         self.all.iter().map(line).collect::<Vec<_>>().join("; ")
     }
@@ -363,22 +306,22 @@ impl Targets {
         from: Option<IpAddr>,
     ) -> (bool, Vec<Decision>) {
         let Some(target) = self.all.get_mut(index) else { return (false, Vec::new()) };
-        target.from = if let Seen::Is(_, at) = seen { at } else { from };
+        target.from = if let Seen::Is { at, .. } = seen { at } else { from };
         let changed = target.seen.word() != seen.word();
         if changed {
             target.since = now;
         }
         target.seen = seen;
-        let role = target.seen.role();
         let mut decisions = Vec::new();
         if !self.fixed {
-            self.note_timeline(index, role);
+            self.note_timeline(index);
             if self.current == Some(index) {
                 self.note_trouble();
             }
             self.look_for_split(&mut decisions);
             self.decide(now, &mut decisions);
-            self.look_for_stale(&mut decisions);
+            self.look_for_stale(now, &mut decisions);
+            self.look_for_foreign(&mut decisions);
         }
         (changed, decisions)
     }
@@ -399,7 +342,8 @@ impl Targets {
         let mut decisions = Vec::new();
         if !self.fixed && !self.is_settled() {
             self.decide(now, &mut decisions);
-            self.look_for_stale(&mut decisions);
+            self.look_for_stale(now, &mut decisions);
+            self.look_for_foreign(&mut decisions);
         }
         decisions
     }
@@ -409,14 +353,24 @@ impl Targets {
         now.since(self.began) < GRACE && self.all.iter().any(|target| target.seen == Seen::Unseen)
     }
 
-    fn note_timeline(&mut self, index: usize, role: Option<Role>) {
-        let Some(role) = role.filter(|role| self.wants.is_unique() && self.wants.suits(*role)) else {
+    fn note_timeline(&mut self, index: usize) {
+        let Some(Seen::Is { role, system, .. }) = self.all.get(index).map(|target| &target.seen) else {
             return;
         };
-        self.highest = self.highest.max(role.timeline());
+        let (role, system) = (*role, *system);
+        if !self.wants.suits(role) || differ(self.system, system) {
+            return;
+        }
         // Of another server of its name it says nothing.
-        if self.current == Some(index) && !self.is_seen_elsewhere() {
-            self.timeline = role.timeline();
+        let is_current = self.current == Some(index) && !self.is_seen_elsewhere();
+        if is_current {
+            self.system = self.system.or(system);
+        }
+        if self.wants.is_unique() {
+            self.timelines.note(system, role.timeline());
+            if is_current {
+                self.timeline = role.timeline();
+            }
         }
     }
 
@@ -427,25 +381,49 @@ impl Targets {
         self.ails = match self.current().map(|target| &target.seen) {
             Some(Seen::Silent(_)) => Ails::Silent,
             Some(Seen::Hung(_)) => Ails::Hung,
+            Some(Seen::Mute(_)) => Ails::Mute,
             _ => Ails::Nothing,
         };
     }
 
-    /// Whether a timeline is known to have been left behind.
+    /// The cluster that is served; where nobody was yet, that of the first who would suit.
+    fn cluster(&self) -> Option<u64> {
+        let would_suit = |target: &&Target| target.seen.role().is_some_and(|role| self.wants.suits(role));
+        let first = || self.all.iter().filter(would_suit).find_map(|target| target.seen.system());
+        self.system.or_else(|| if self.current.is_none() { first() } else { None })
+    }
+
+    /// Whether a timeline of the cluster that is served is known to have been left behind.
     fn is_behind(&self, timeline: u32) -> bool {
-        is_behind(timeline, self.highest)
+        self.wants.is_unique() && is_behind(timeline, self.timelines.highest(self.cluster()))
     }
 
-    /// Whether one may be dialled that calls itself this.
-    fn will_do(&self, role: Role) -> bool {
-        self.wants.suits(role) && !self.is_behind(role.timeline())
+    /// Whether one may be dialled of which this was seen.
+    fn will_do(&self, seen: &Seen) -> bool {
+        let Seen::Is { role, system, .. } = seen else { return false };
+        let cluster = self.cluster();
+        let highest = self.timelines.highest(cluster.or(*system));
+        let is_behind = self.wants.is_unique() && is_behind(role.timeline(), highest);
+        self.wants.suits(*role) && !differ(cluster, *system) && !is_behind
     }
 
+    /// Whether it suits by its role, is of the cluster that is served, and was left behind.
     fn is_stale(&self, target: &Target) -> bool {
-        target.seen.role().is_some_and(|role| self.wants.suits(role) && !self.will_do(role))
+        let suits = target.seen.role().is_some_and(|role| self.wants.suits(role));
+        suits && !differ(self.cluster(), target.seen.system()) && !self.will_do(&target.seen)
     }
 
-    fn look_for_stale(&mut self, decisions: &mut Vec<Decision>) {
+    fn look_for_foreign(&mut self, decisions: &mut Vec<Decision>) {
+        for (index, target) in self.all.iter_mut().enumerate() {
+            let system = target.seen.system();
+            if differ(self.system, system) && target.told_foreign != system {
+                target.told_foreign = system;
+                decisions.push(Decision::Foreign(index));
+            }
+        }
+    }
+
+    fn look_for_stale(&mut self, now: Moment, decisions: &mut Vec<Decision>) {
         let stale: Vec<usize> = self
             .all
             .iter()
@@ -453,7 +431,8 @@ impl Targets {
             .filter(|(_, target)| self.is_stale(target))
             .map(|(at, _)| at)
             .collect();
-        let only = !stale.is_empty() && !self.is_settled() && self.best().is_none();
+        let early = self.current.is_none() && self.is_early(now);
+        let only = !stale.is_empty() && !early && !self.is_settled() && self.best().is_none();
         if only && !self.only_stale {
             decisions.push(Decision::Stale(stale));
         }
@@ -462,8 +441,9 @@ impl Targets {
     }
 
     fn look_for_split(&mut self, decisions: &mut Vec<Decision>) {
+        let is_one = |target: &Target| is_primary(target) && !differ(self.cluster(), target.seen.system());
         let primaries: Vec<usize> =
-            self.all.iter().enumerate().filter(|(_, target)| is_primary(target)).map(|(at, _)| at).collect();
+            self.all.iter().enumerate().filter(|(_, target)| is_one(target)).map(|(at, _)| at).collect();
         let split = self.wants.is_unique() && primaries.len() > 1;
         if split != std::mem::replace(&mut self.split, split) {
             decisions.push(if split { Decision::Split(primaries) } else { Decision::SplitOver });
@@ -490,8 +470,8 @@ impl Targets {
 
     /// Where the current one, whose name was looked up at each dial until now, is to be dialled from now on.
     fn place_to_find(&self) -> Option<IpAddr> {
-        match self.current()?.seen {
-            Seen::Is(role, at) if self.at.is_none() && self.will_do(role) => at,
+        match &self.current()?.seen {
+            seen @ Seen::Is { at, .. } if self.at.is_none() && self.will_do(seen) => *at,
             _ => None,
         }
     }
@@ -504,7 +484,12 @@ impl Targets {
         // Another one was promoted since it was seen last: whether it answers or not is nothing any more.
         let behind = self.is_behind(self.timeline);
         if self.is_seen_elsewhere() {
-            let yields = self.ails != Ails::Nothing || self.has_moved(target);
+            let yields = match self.ails {
+                Ails::Silent | Ails::Hung => true,
+                // Where there are several they may well be full, and a name may lead elsewhere each time.
+                Ails::Mute => self.wants.is_unique() && self.has_moved(target),
+                Ails::Nothing => false,
+            };
             return if behind {
                 Standing::IsOut
             } else if yields && !dwells {
@@ -514,10 +499,10 @@ impl Targets {
             };
         }
         match &target.seen {
-            Seen::Is(role, _) if self.will_do(*role) => Standing::Stays,
+            seen if self.will_do(seen) => Standing::Stays,
             // It may have been another one of its name.
-            Seen::Is(..) if self.at.is_none() && target.leads_to.len() > 1 => Standing::Stays,
-            Seen::Is(..) => Standing::IsOut,
+            Seen::Is { .. } if self.at.is_none() && target.leads_to.len() > 1 => Standing::Stays,
+            Seen::Is { .. } => Standing::IsOut,
             _ if behind => Standing::IsOut,
             Seen::Mute(_) | Seen::Unseen => Standing::Stays,
             Seen::Silent(_) | Seen::Hung(_) if dwells => Standing::Stays,
@@ -528,8 +513,7 @@ impl Targets {
     /// Whether the name of the one that is dialled does not lead to it any more, but to one that suits.
     fn has_moved(&self, target: &Target) -> bool {
         let leads_here = |at| target.leads_to.is_empty() || target.leads_to.contains(&at);
-        let suits = target.seen.role().is_some_and(|role| self.will_do(role));
-        suits && self.at.is_some_and(|at| !leads_here(at))
+        self.will_do(&target.seen) && self.at.is_some_and(|at| !leads_here(at))
     }
 
     fn serve(
@@ -545,21 +529,23 @@ impl Targets {
         }
         self.at = at;
         self.ails = Ails::Nothing;
-        let role = self.all.get(target).and_then(|target| target.seen.role());
+        let seen = self.all.get(target).map(|target| &target.seen);
+        self.system = self.system.or(seen.and_then(Seen::system));
+        let role = seen.and_then(Seen::role);
         self.timeline = role.filter(|_| self.wants.is_unique()).map_or(0, Role::timeline);
         decisions.push(Decision::Serve { target, at, lost });
     }
 
     /// Another one of the current one's name; else the first that suits; of primaries the one promoted last.
     fn best(&self) -> Option<(usize, Option<IpAddr>)> {
-        if let Some(Target { seen: Seen::Is(role, at), .. }) = self.current()
+        if let Some(Target { seen: seen @ Seen::Is { at, .. }, .. }) = self.current()
             && self.is_seen_elsewhere()
-            && self.will_do(*role)
+            && self.will_do(seen)
         {
             return self.current.map(|current| (current, *at));
         }
-        let suiting = self.all.iter().enumerate().filter_map(|(index, target)| match target.seen {
-            Seen::Is(role, at) if self.will_do(role) => Some((index, role, at)),
+        let suiting = self.all.iter().enumerate().filter_map(|(index, target)| match &target.seen {
+            seen @ Seen::Is { role, at, .. } if self.will_do(seen) => Some((index, *role, *at)),
             _ => None,
         });
         let rank = |role: Role| if self.wants.is_unique() { role.timeline() } else { 0 };
@@ -568,13 +554,8 @@ impl Targets {
     }
 }
 
-/// Whether a timeline was left behind by the `highest` one; what is not known was not.
-pub fn is_behind(timeline: u32, highest: u32) -> bool {
-    0 < timeline && timeline < highest
-}
-
 fn is_primary(target: &Target) -> bool {
-    matches!(target.seen, Seen::Is(Role::Primary { .. }, _))
+    matches!(target.seen.role(), Some(Role::Primary { .. }))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,10 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 /// Tries to find a free port and to start on it.
 const STARTS_MAX: usize = 5;
 /// Polls of 50 ms until it answers.
-const POLLS_MAX: usize = 600;
+const POLLS_MAX: usize = 2400;
+/// Ports that tests may have.
+const PORT_MIN: u16 = 10_000;
+const PORTS: u32 = 4_900;
 
 /// initdb takes seconds: one cluster is made per PostgreSQL version and build directory, and copied.
 static TEMPLATE: Mutex<()> = Mutex::new(());
@@ -155,9 +159,19 @@ impl Drop for Pg {
     }
 }
 
-/// The port may be taken by the time it is used.
+/// A port below those that the kernel gives to outgoing connections, which are many while other tests run; and below those of the suite
+/// against PostgreSQL. It may still be taken by the time it is used. Each test is a process: they begin at different places.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(37);
+    for _ in 0..PORTS {
+        let n = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let port = PORT_MIN + u16::try_from(n).expect("few ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
 }
 
 fn template() -> PathBuf {

@@ -32,6 +32,8 @@ impl World {
             database: "".into(),
             state: "idle".into(),
             seen_at,
+            started: 0,
+            changed: 0,
             state_age: Duration::ZERO,
             transaction_age: None,
             wait_event: ("".into(), "".into()),

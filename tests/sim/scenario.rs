@@ -63,6 +63,8 @@ pub fn session() -> Session {
         database: "".into(),
         state: "idle".into(),
         seen_at: Moment::default(),
+        started: 0,
+        changed: 0,
         state_age: Duration::ZERO,
         transaction_age: None,
         wait_event: ("".into(), "".into()),

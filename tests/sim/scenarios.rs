@@ -1,5 +1,6 @@
 //! One behaviour each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgweir::lanes::guard::{Action, Arrived, Begun, DialFailure, Guard};
@@ -699,4 +700,28 @@ fn observe_mode_records_and_lets_everybody_in() {
     let observed =
         sim.actions.iter().filter(|action| matches!(action, Action::Timeline { event: "observed", .. }));
     assert_eq!(observed.count(), 1, "one entry stands for all");
+}
+
+#[test]
+fn observe_mode_tells_what_would_be_done_and_counts_nobody_as_refused() {
+    let reports = lane("reports", 5, |lane| {
+        (lane.shed_above, lane.shed_below, lane.freeze) = (Some(70.0), 60.0, true);
+        lane.on_shed = Disposition::Reject;
+    });
+    let mut settings = settings(vec![reports]);
+    settings.limits.monitored = true;
+    let enforcing = settings.clone();
+    settings.limits.observe = true;
+    let sim = Sim::with(settings).sample(100, 80).arrive("reports", 2);
+    let texts = sim.timeline("shed");
+    assert!(texts.len() == 1 && texts[0].starts_with("would shed: usage "), "{texts:?}");
+    assert!(sim.row("reports").reason.starts_with("would shed: usage "), "{}", sim.row("reports").reason);
+    let sum = |rows: Vec<(Arc<str>, Reason, u64)>| rows.iter().map(|(.., count)| count).sum::<u64>();
+    assert_eq!((sum(sim.guard.refusals()), sum(sim.guard.refusals_carried_out())), (2, 0));
+    let sim = sim.call(|guard, now| guard.freeze(now, None, "me", "why"));
+    assert_eq!(sim.timeline("freeze"), ["would pause reports: why"]);
+    let sim = sim.call(|guard, now| guard.reload(now, enforcing).expect("a reload"));
+    assert!(
+        sim.timeline("enforce")[0].ends_with("paused, as somebody asked while nothing was held: reports")
+    );
 }

@@ -15,16 +15,17 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::sleep;
 
 use super::Site;
 use super::read;
 use super::reply::error;
 use crate::admin::command::Show;
 use crate::admin::control::Control;
-use crate::admin::view;
+use crate::admin::io::REST;
+use crate::admin::view::{self, Rows};
 use crate::clock::{self, Moment};
 use crate::snapshot::{TimelineEntry, utc};
 
@@ -58,40 +59,47 @@ impl Feed {
         Self { control, streams: Arc::new(Semaphore::new(STREAMS_MAX)), last: Mutex::new(None) }
     }
 
-    fn snapshot(&self) -> Arc<str> {
-        let (now, mut last) = (clock::now(), self.last.lock());
+    async fn snapshot(&self) -> Arc<str> {
+        // One is made at a time: whoever comes meanwhile finds it fresh.
+        let mut last = self.last.lock().await;
+        let now = clock::now();
         if let Some((at, text)) = &*last
             && now.since(*at) < FRESH
         {
             return Arc::clone(text);
         }
-        let text: Arc<str> = snapshot(&*self.control).to_string().into();
+        let text: Arc<str> = snapshot(&*self.control).await.to_string().into();
         *last = Some((now, Arc::clone(&text)));
         text
     }
 }
 
-/// Everything the page shows but clients and timeline.
-fn snapshot(control: &dyn Control) -> Value {
-    let some = |show| {
-        let mut rows = read::objects(show, control);
-        let shown: Vec<Value> = rows.by_ref().take(ROWS_MAX).collect();
-        let total = shown.len() + rows.count();
-        (shown, total)
+/// Everything the page shows but clients and timeline. It is made in parts with a rest behind each: all at once it would take milliseconds where
+/// there are thousands of links, in which a worker would wait for the core.
+async fn snapshot(control: &dyn Control) -> Value {
+    let some = |show, rows: Rows| {
+        let rows = read::named(show, rows);
+        // Of those that are not shown none is made.
+        let total = rows.size_hint().0;
+        (rows.take(ROWS_MAX).collect::<Vec<Value>>(), total)
     };
-    let (applications, applications_total) = some(Show::Applications);
-    let (leaks, leaks_total) = some(Show::Leaks);
+    let (lanes, applications) = control.lanes_and_applications().await;
+    let (applications, applications_total) = some(Show::Applications, view::applications(applications));
+    let lanes: Vec<Value> = read::named(Show::Lanes, view::lanes(lanes)).collect();
+    sleep(REST).await;
+    let (leaks, leaks_total) = some(Show::Leaks, view::rows(Show::Leaks, control).await);
+    sleep(REST).await;
     json!({
         "at": utc(clock::wall_now()),
-        "status": read::status(control),
-        "usage": read::usage(control),
-        "lanes": read::objects(Show::Lanes, control).collect::<Vec<_>>(),
+        "status": read::status(control).await,
+        "usage": read::usage(control).await,
+        "lanes": lanes,
         "applications": applications,
         "applications_total": applications_total,
         "leaks": leaks,
         "leaks_total": leaks_total,
-        "exit": read::exit(control),
-        "incident": read::open_incident(control),
+        "exit": read::exit(control).await,
+        "incident": read::open_incident(control).await,
     })
 }
 
@@ -179,7 +187,7 @@ impl Reader {
             }
             if now >= self.next_snapshot {
                 (self.last_snapshot, self.next_snapshot) = (now, now + INTERVAL);
-                return Some(Ok(Event::default().event("snapshot").data(&*self.feed.snapshot())));
+                return Some(Ok(Event::default().event("snapshot").data(&*self.feed.snapshot().await)));
             }
             tokio::select! {
                 changed = self.changed.changed() => changed.ok()?,

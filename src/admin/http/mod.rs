@@ -174,7 +174,7 @@ fn is_open(request: &Request) -> bool {
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    let text = site.control.metrics();
+    let text = site.control.metrics().await;
     let wants_openmetrics = headers
         .get_all(ACCEPT)
         .iter()

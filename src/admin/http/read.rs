@@ -7,7 +7,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use axum::{Extension, Json, Router};
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
@@ -16,57 +16,39 @@ use super::Site;
 use super::reply::error;
 use crate::admin::command::Show;
 use crate::admin::control::{Control, Operator};
-use crate::admin::io::CHUNK_REST;
+use crate::admin::io::{CHUNK_LEN, REST};
 use crate::admin::view::{self, Rows};
 use crate::clock::WallMs;
 use crate::snapshot::{HistoryRow, LanePolicyRow, utc};
-
-/// A long table is written in pieces of about this many bytes: 10,000 clients are never held as text.
-const CHUNK_LEN: usize = 32 * 1024;
 
 type Shared = State<Arc<Site>>;
 
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()
-        .route("/api/v1/lanes", get(async |site: Shared, query: RawQuery| table(&site, Show::Lanes, query)))
-        .route(
-            "/api/v1/applications",
-            get(async |site: Shared, query: RawQuery| table(&site, Show::Applications, query)),
-        )
-        .route(
-            "/api/v1/clients",
-            get(async |site: Shared, query: RawQuery| table(&site, Show::Clients, query)),
-        )
-        .route(
-            "/api/v1/sessions",
-            get(async |site: Shared, query: RawQuery| table(&site, Show::Sessions, query)),
-        )
-        .route(
-            "/api/v1/upstreams",
-            get(async |site: Shared, query: RawQuery| table(&site, Show::Upstreams, query)),
-        )
-        .route("/api/v1/leaks", get(async |site: Shared, query: RawQuery| table(&site, Show::Leaks, query)))
-        .route("/api/v1/usage", get(async |State(site): Shared| Json(usage(&*site.control))))
-        .route("/api/v1/status", get(async |State(site): Shared| Json(status(&*site.control))))
-        .route("/api/v1/exit", get(async |site: Shared, query: RawQuery| table(&site, Show::Exit, query)))
-        .route(
-            "/api/v1/incidents",
-            get(async |site: Shared, query: RawQuery| table(&site, Show::Incidents, query)),
-        )
-        .route("/api/v1/peaks", get(async |site: Shared, query: RawQuery| table(&site, Show::Peaks, query)))
+        .route("/api/v1/lanes", shown(Show::Lanes))
+        .route("/api/v1/applications", shown(Show::Applications))
+        .route("/api/v1/clients", shown(Show::Clients))
+        .route("/api/v1/sessions", shown(Show::Sessions))
+        .route("/api/v1/upstreams", shown(Show::Upstreams))
+        .route("/api/v1/leaks", shown(Show::Leaks))
+        .route("/api/v1/usage", get(async |State(site): Shared| Json(usage(&*site.control).await)))
+        .route("/api/v1/status", get(async |State(site): Shared| Json(status(&*site.control).await)))
+        .route("/api/v1/exit", shown(Show::Exit))
+        .route("/api/v1/incidents", shown(Show::Incidents))
+        .route("/api/v1/peaks", shown(Show::Peaks))
         .route("/api/v1/timeline", get(timeline))
         .route("/api/v1/history", get(history))
         .route("/api/v1/policy", get(policy))
 }
 
 /// The row of SHOW USAGE.
-pub(super) fn usage(control: &dyn Control) -> Value {
-    objects(Show::Usage, control).next().unwrap_or_default()
+pub(super) async fn usage(control: &dyn Control) -> Value {
+    objects(Show::Usage, control).await.next().unwrap_or_default()
 }
 
 /// SHOW STATUS as one object.
-pub(super) fn status(control: &dyn Control) -> Value {
-    let rows = view::rows(Show::Status, control);
+pub(super) async fn status(control: &dyn Control) -> Value {
+    let rows = view::rows(Show::Status, control).await;
     let pairs = rows.filter_map(|row| {
         let mut values = row.into_iter();
         Some((values.next()?.text()?, values.next()?.json()))
@@ -75,29 +57,36 @@ pub(super) fn status(control: &dyn Control) -> Value {
 }
 
 /// The rows of SHOW EXIT.
-pub(super) fn exit(control: &dyn Control) -> Value {
-    Value::Array(objects(Show::Exit, control).collect())
+pub(super) async fn exit(control: &dyn Control) -> Value {
+    Value::Array(objects(Show::Exit, control).await.collect())
 }
 
 /// The row of SHOW INCIDENTS that is open; null where none is.
-pub(super) fn open_incident(control: &dyn Control) -> Value {
-    objects(Show::Incidents, control).find(|row| row["closed_at"].is_null()).unwrap_or_default()
+pub(super) async fn open_incident(control: &dyn Control) -> Value {
+    objects(Show::Incidents, control).await.find(|row| row["closed_at"].is_null()).unwrap_or_default()
 }
 
 /// A table, one object a row.
-pub(super) fn objects(show: Show, control: &dyn Control) -> impl Iterator<Item = Value> + use<> {
+async fn objects(show: Show, control: &dyn Control) -> impl Iterator<Item = Value> + use<> {
+    named(show, view::rows(show, control).await)
+}
+
+/// Rows of a table as objects.
+pub(super) fn named(show: Show, rows: Rows) -> impl Iterator<Item = Value> + use<> {
     let columns = view::columns(show);
-    view::rows(show, control).map(move |row| view::object(columns, &row))
+    rows.map(move |row| view::object(columns, &row))
 }
 
-fn table(site: &Site, show: Show, RawQuery(query): RawQuery) -> Response {
-    if let Some(query) = query {
-        return unknown_query(&query);
-    }
-    array(show, view::rows(show, &*site.control))
+fn shown(show: Show) -> MethodRouter<Arc<Site>> {
+    get(move |State(site): Shared, RawQuery(query): RawQuery| async move {
+        match query {
+            Some(query) => unknown_query(&query),
+            None => array(show, view::rows(show, &*site.control).await),
+        }
+    })
 }
 
-/// A JSON array, written row by row.
+/// A JSON array, written row by row in pieces: 10,000 clients are never held as text.
 fn array(show: Show, mut rows: Rows) -> Response {
     let columns = view::columns(show);
     let mut open = "[";
@@ -122,7 +111,7 @@ fn array(show: Show, mut rows: Rows) -> Response {
     });
     let rested = stream::iter(chunks.enumerate()).then(|(n, chunk)| async move {
         if n > 0 {
-            tokio::time::sleep(CHUNK_REST).await;
+            tokio::time::sleep(REST).await;
         }
         chunk
     });

@@ -158,8 +158,8 @@ impl By {
 fn refused(control: &dyn Control, failed: CommandError) -> Refused {
     match failed {
         CommandError::UnknownLane(name) => {
-            let lanes = control.lanes();
-            let hint = help::where_listed("/api/v1/lanes", &name, lanes.iter().map(|row| &*row.lane));
+            let lanes = control.lane_names();
+            let hint = help::where_listed("/api/v1/lanes", &name, lanes.iter().map(|lane| &**lane));
             Refused::new(StatusCode::NOT_FOUND, &format!("there is no lane {name:.80?}"), &hint)
         }
         CommandError::UnknownClient(id) => no_client(&id.to_string()),

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::{is_act, lanes, summary, utc};
+use super::{is_act, lanes, nobody, observed, summary, utc};
 use crate::incident::record::{At, Incident, Said};
 use crate::page::{Page, document, escape};
 
@@ -18,6 +18,9 @@ pub fn page(incident: &Incident) -> String {
         incident.id,
         escape(&summary(incident))
     );
+    if let Some(observed) = observed(incident.modes) {
+        let _ = write!(out, "<p>{}</p>", escape(observed));
+    }
     acts(&mut out, incident);
     out.push_str(
         "<h2>Usage and connections</h2><div class=\"pair\" id=\"usage\"></div>\
@@ -55,7 +58,7 @@ fn acts(out: &mut String, incident: &Incident) {
     }
     out.push_str("</ol>");
     if acts.is_empty() {
-        out.push_str("<p>Nobody did anything: what happened, pgweir did by itself.</p>");
+        let _ = write!(out, "<p>{}</p>", escape(nobody(incident.modes)));
     } else {
         out.push_str(
             "<p class=\"soft\">The numbers are those of the dashed lines in the plots. Times are UTC.</p>",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{is_act, lanes, span, summary, utc};
+use super::{is_act, lanes, nobody, observed, span, summary, utc};
 use crate::incident::record::{At, Incident, Said};
 
 /// Bars of the usage over time at most.
@@ -11,6 +11,9 @@ const BARS: usize = 60;
 /// The report.
 pub fn page(incident: &Incident) -> String {
     let mut out = format!("# Incident {}\n\n{}\n", incident.id, cell(&summary(incident)));
+    if let Some(observed) = observed(incident.modes) {
+        let _ = write!(out, "\n{observed}\n");
+    }
     acts(&mut out, incident);
     figures(&mut out, incident);
     criteria(&mut out, "What the criteria say", &incident.criteria);
@@ -45,7 +48,7 @@ fn acts(out: &mut String, incident: &Incident) {
         );
     }
     if none {
-        out.push_str("Nobody did anything: what happened, pgweir did by itself.\n");
+        let _ = writeln!(out, "{}", nobody(incident.modes));
     }
 }
 

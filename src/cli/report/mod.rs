@@ -8,7 +8,7 @@ use std::path::Path;
 use super::args::{Format, Report, Which};
 use super::console::{Console, Failure};
 use super::print;
-use crate::incident::record::{At, Incident};
+use crate::incident::record::{At, Incident, Modes};
 
 /// Asks for the record and writes the report; false where nobody reads it any more.
 pub async fn run(console: &Console, wanted: &Report) -> Result<bool, Failure> {
@@ -44,6 +44,30 @@ pub async fn run(console: &Console, wanted: &Report) -> Result<bool, Failure> {
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(file, text)
         .map_err(|error| Failure::Refused(format!("cannot write {}: {error}", file.display())))
+}
+
+/// What is to be said where nobody did anything.
+fn nobody(modes: Modes) -> &'static str {
+    if modes.observe && !modes.enforce {
+        "Nobody did anything, nor did pgweir: in mode observe it only records what it would have done."
+    } else {
+        "Nobody did anything: what happened, pgweir did by itself."
+    }
+}
+
+/// What the mode means for everything in the report; nothing where all that pgweir decided was carried out.
+fn observed(modes: Modes) -> Option<&'static str> {
+    match (modes.observe, modes.enforce) {
+        (false, _) => None,
+        (true, false) => Some(
+            "pgweir was in mode observe: what its own entries say of shedding, holding, refusing and resetting is what it would have done; \
+             it did none of it.",
+        ),
+        (true, true) => Some(
+            "pgweir was in mode observe for a part of it: what its own entries say of shedding, holding, refusing and resetting in that time \
+             is what it would have done. The entry enforce tells when it began to do it.",
+        ),
+    }
 }
 
 /// What was done by people: everything but pgweir's own entries.
@@ -201,6 +225,27 @@ mod tests {
         let page = html::page(&incident());
         assert!(!page.contains("</script><b>") && !page.contains("src="));
         assert!(md::page(&incident()).contains("sale \\| on &lt;/script>&lt;b>"));
+    }
+
+    #[test]
+    fn what_was_only_observed_is_told_as_what_would_have_been_done() {
+        let of = |observe, enforce| {
+            let mut seen = incident();
+            seen.events.retain(|event| !is_act(&event.who));
+            seen.modes = Modes { observe, enforce };
+            [md::page(&seen), html::page(&seen)]
+        };
+        let says = |texts: &[String], words: &str| texts.iter().all(|text| text.contains(words));
+        let silent = |texts: &[String], words: &str| texts.iter().all(|text| !text.contains(words));
+        for enforced in [of(false, true), of(false, false)] {
+            assert!(says(&enforced, "pgweir did by itself") && silent(&enforced, "would have"));
+        }
+        let observed = of(true, false);
+        assert!(
+            silent(&observed, "did by itself") && says(&observed, "what it would have done; it did none")
+        );
+        let both = of(true, true);
+        assert!(says(&both, "did by itself") && says(&both, "observe for a part of it"));
     }
 
     #[test]

@@ -141,6 +141,9 @@ fn tab_line(model: &Model) -> Line<'static> {
         let sign = if sort.descending { '-' } else { '+' };
         spans.push(Span::raw(format!("sort {sign}{}", column.title)));
     }
+    if model.data.as_ref().is_some_and(|data| data.status.get("mode").is_some_and(|mode| mode == "observe")) {
+        spans.push(Span::raw("  mode observe: only recorded"));
+    }
     Line::from(spans)
 }
 
@@ -231,7 +234,7 @@ fn key_line(model: &Model, look: Look, width: u16) -> Line<'static> {
     Line::raw(keys)
 }
 
-const HELP: [&str; 11] = [
+const HELP: [&str; 12] = [
     "1-4, Tab   lists",
     "up, down   choose (j, k, PgUp, PgDn)",
     "s, S       sort by next column, turn",
@@ -242,6 +245,7 @@ const HELP: [&str; 11] = [
     "x          reset the client",
     "Esc        leave a question",
     "q          quit",
+    "bypass: who does not come through pgweir, its monitor too",
     "any key goes back",
 ];
 

@@ -113,6 +113,17 @@ fn a_log_that_cannot_be_read_is_unknown() {
 }
 
 #[test]
+fn what_a_log_got_while_it_could_not_be_read_counts() {
+    let mut exit = Exit::new(Rules { watches_log: true, ..rules() }, at(0));
+    let looks = [(0, Ok(1)), (10, Err("pg.log: No such file".to_owned())), (20, Ok(3))];
+    for (second, logged) in looks {
+        exit.observe(at(second), &Facts { logged, ..facts(Some(1.0)) });
+    }
+    assert_eq!(exit.criteria(at(21))[3].measured, "last 1 s ago, 2 in all");
+    assert_eq!((state(&exit, "log", 919), state(&exit, "log", 920)), (State::NotMet, State::Met));
+}
+
+#[test]
 fn an_incident_makes_everything_be_proved_anew() {
     let mut exit = Exit::new(rules(), at(0));
     exit.observe(at(0), &facts(Some(60.0)));

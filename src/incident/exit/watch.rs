@@ -57,6 +57,8 @@ impl UsageWatch {
 pub(super) struct QuietWatch {
     /// Total, or why it is not known. None before the first look.
     last: Option<Result<u64, String>>,
+    /// The last total that was known: what moved while nobody could look has moved all the same.
+    known: Option<u64>,
     /// Known without a break since then.
     known_since: Moment,
     moved_at: Option<Moment>,
@@ -66,13 +68,15 @@ pub(super) struct QuietWatch {
 
 impl QuietWatch {
     pub(super) fn take(&mut self, now: Moment, total: Result<u64, String>) {
-        if let (Some(Ok(before)), Ok(total)) = (&self.last, &total) {
-            if *total > *before {
+        if let Ok(total) = &total {
+            if !matches!(self.last, Some(Ok(_))) {
+                self.known_since = now;
+            }
+            let before = self.known.replace(*total).unwrap_or(*total);
+            if *total > before {
                 self.moved_at = Some(now);
                 self.moves += total - before;
             }
-        } else if total.is_ok() {
-            self.known_since = now;
         }
         self.last = Some(total);
     }

@@ -56,10 +56,7 @@ impl Newcomer<'_> {
                 }
                 return Failure::Again(DialFailure::Moved);
             }
-            LoginError::Moved { told: true } => {
-                let detail = "its server was left during the login";
-                Failure::Refuse(Refusal::new(Reason::UpstreamSwitched, detail, "connect again"))
-            }
+            LoginError::Moved { told: true } => Failure::Refuse(left_during_login()),
             LoginError::ClientGone => Failure::Told,
             LoginError::Limited { limit, words } => {
                 if self.relieve(limit, &mut upstream).await {

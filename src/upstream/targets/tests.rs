@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod kept;
+
 const A: usize = 0;
 const B: usize = 1;
 
@@ -13,12 +15,22 @@ fn ip(last: u8) -> Option<IpAddr> {
     Some(IpAddr::from([10, 0, 0, last]))
 }
 
+fn is(role: Role, last: u8) -> Seen {
+    Seen::Is { role, at: ip(last), system: None }
+}
+
 fn primary(last: u8, timeline: u32) -> Seen {
-    Seen::Is(Role::Primary { timeline }, ip(last))
+    is(Role::Primary { timeline }, last)
 }
 
 fn standby(last: u8) -> Seen {
-    Seen::Is(Role::Standby, ip(last))
+    is(Role::Standby, last)
+}
+
+/// The same, of a cluster that tells its system identifier.
+fn of(cluster: u64, seen: Seen) -> Seen {
+    let Seen::Is { role, at, .. } = seen else { return seen };
+    Seen::Is { role, at, system: Some(cluster) }
 }
 
 fn silent() -> Seen {
@@ -37,6 +49,10 @@ impl Targets {
     /// Trouble is that of the one that is dialled.
     fn saw(&mut self, now: Moment, index: usize, seen: Seen) -> (bool, Vec<Decision>) {
         self.saw_at(now, index, seen, None)
+    }
+
+    fn primaries(&self) -> usize {
+        self.all().iter().filter(|target| is_primary(target)).count()
     }
 }
 
@@ -113,7 +129,7 @@ fn a_restart_changes_nothing() {
 
 #[test]
 fn a_primary_that_turned_standby_or_is_fenced_is_left_and_clients_wait() {
-    for demoted in [standby(1), Seen::Is(Role::ReadOnly { timeline: 1 }, ip(1))] {
+    for demoted in [standby(1), is(Role::ReadOnly { timeline: 1 }, 1)] {
         let mut pair = Pair::running();
         pair.saw(A, demoted.clone(), &[Decision::Hold]).saw(A, demoted.clone(), &[]);
         assert_eq!(pair.0.current_index(), None);
@@ -245,11 +261,7 @@ fn a_name_of_several_servers_whose_primary_only_restarts_holds_nobody() {
 #[test]
 fn what_others_of_its_name_say_is_no_word_on_a_server_that_does_not_let_the_monitor_in() {
     let mut one = Pair::one_name();
-    one.saw_at(1, mute(), &[]).saw(A, standby(2), &[]).saw(
-        A,
-        Seen::Is(Role::ReadOnly { timeline: 1 }, ip(2)),
-        &[],
-    );
+    one.saw_at(1, mute(), &[]).saw(A, standby(2), &[]).saw(A, is(Role::ReadOnly { timeline: 1 }, 2), &[]);
     one.saw(A, primary(2, 1), &[]).saw_at(2, silent(), &[]).saw_at(2, hung(), &[]);
     assert_eq!((one.0.current_index(), one.0.current_at()), (Some(A), ip(1)));
     assert!(!one.0.is_settled(), "nothing is known of it");
@@ -262,17 +274,45 @@ fn what_others_of_its_name_say_is_no_word_on_a_server_that_does_not_let_the_moni
 }
 
 #[test]
-fn a_name_that_does_not_lead_to_its_server_any_more_is_followed_to_one_that_suits() {
-    let mut one = Pair::one_name();
-    one.saw(A, primary(2, 1), &[]).leads(&[2], &[serve(A, 2, false)]);
-    let mut not_yet = Pair::one_name();
-    not_yet.leads(&[2], &[]).saw(A, standby(2), &[]);
-    not_yet.saw(A, primary(2, 1), &[serve(A, 2, false)]);
+fn a_name_that_leads_elsewhere_each_time_drives_nobody_away() {
+    for wants in [Wants::Any, Wants::ReadWrite, Wants::Primary, Wants::Standby, Wants::ReadOnly] {
+        let role = if wants.suits(Role::Standby) { Role::Standby } else { Role::Primary { timeline: 1 } };
+        let mut one = Pair(Targets::new(wants, vec!["db:5432".to_owned()], at(0)), 0);
+        one.leads(&[1], &[]).saw(A, is(role, 1), &[serve(A, 1, false)]);
+        for last in 2..20 {
+            one.leads(&[last], &[]).saw(A, is(role, last), &[]);
+            assert_eq!((one.0.tick(at(one.1)), one.0.current_at()), (vec![], ip(1)));
+        }
+    }
+}
+
+#[test]
+fn where_a_name_leads_now_is_followed_when_its_server_does_not_answer_the_monitor() {
+    for (trouble, lost) in [(mute(), false), (hung(), false), (silent(), true)] {
+        let mut one = Pair::one_name();
+        one.leads(&[2], &[]).saw_at(1, trouble.clone(), &[]).saw(A, standby(2), &[]);
+        one.saw(A, primary(2, 1), &[serve(A, 2, lost)]);
+        // It answers again: nothing stands against it.
+        let mut again = Pair::one_name();
+        again.leads(&[2], &[]).saw_at(1, trouble, &[]).saw(A, primary(1, 1), &[]);
+        again.saw(A, primary(2, 1), &[]);
+    }
+    // Where there are several it may only be full, and its name leads elsewhere each time.
+    for wants in [Wants::Any, Wants::ReadOnly, Wants::Standby] {
+        let mut reader = Pair(Targets::new(wants, vec!["db:5432".to_owned()], at(0)), 0);
+        reader.leads(&[1, 2], &[]).saw(A, standby(1), &[serve(A, 1, false)]).leads(&[2], &[]);
+        reader.saw_at(1, mute(), &[]).saw(A, standby(2), &[]).saw_at(1, mute(), &[]);
+        assert_eq!((reader.0.tick(at(999)), reader.0.current_at()), (vec![], ip(1)), "{wants:?}");
+        reader.saw_at(1, silent(), &[]).saw(A, standby(2), &[serve(A, 2, true)]);
+    }
     // A resolver that says something else each time does not drive links to and fro.
-    not_yet.leads(&[1], &[]);
-    let soon = at(not_yet.1 + 1);
-    assert_eq!(not_yet.0.saw(soon, A, primary(1, 1)).1, []);
-    assert_eq!(not_yet.0.tick(soon + DWELL), [serve(A, 1, false)]);
+    let mut one = Pair::one_name();
+    one.leads(&[2], &[]).saw_at(1, mute(), &[]).saw(A, primary(2, 1), &[serve(A, 2, false)]);
+    one.leads(&[1], &[]);
+    let soon = at(one.1 + 1);
+    one.0.saw_at(soon, A, mute(), ip(2));
+    assert_eq!(one.0.saw(soon, A, primary(1, 1)).1, []);
+    assert_eq!(one.0.tick(soon + DWELL), [serve(A, 1, false)]);
 }
 
 #[test]
@@ -281,21 +321,6 @@ fn the_only_one_is_not_held_for_a_standby_of_its_name() {
     one.0.inherit(&Targets::fixed("db:5432".to_owned(), at(0)));
     one.leads(&[1, 2], &[]).saw(A, standby(2), &[]).saw(A, primary(1, 1), &[Decision::Found(ip(1))]);
     one.saw(A, standby(1), &[Decision::Hold]);
-}
-
-#[test]
-fn timelines_of_another_cluster_leave_nobody_behind() {
-    let mut old = Pair::new(Wants::ReadWrite);
-    old.saw(A, primary(1, 7), &[serve(A, 1, false)]);
-    for (names, expected) in
-        [(["a:5432", "c:5432"], Decision::Stale(vec![1])), (["c:5432", "d:5432"], serve(1, 3, false))]
-    {
-        let mut new = Targets::new(Wants::ReadWrite, names.map(str::to_owned).to_vec(), at(99));
-        new.inherit(&old.0);
-        new.saw(at(100), 0, silent());
-        let decisions = new.saw(at(101), 1, primary(3, 1)).1;
-        assert_eq!(decisions, [expected], "{names:?}");
-    }
 }
 
 #[test]
@@ -344,6 +369,22 @@ fn the_only_one_stays_when_others_join_it_and_when_they_leave() {
 }
 
 #[test]
+fn who_is_silent_and_not_dialled_is_known_with_where_it_was_tried() {
+    let mut pair = Pair::running();
+    let silent_ones = |pair: &Pair| {
+        pair.0.silent_elsewhere().map(|(target, at)| (target.name.clone(), at)).collect::<Vec<_>>()
+    };
+    pair.saw_at(1, silent(), &[]);
+    assert_eq!(silent_ones(&pair), [], "it is dialled");
+    pair.saw(B, primary(2, 2), &[serve(B, 2, true)]);
+    assert_eq!(silent_ones(&pair), [("a:5432".to_owned(), ip(1))]);
+    for seen in [hung(), mute(), standby(1)] {
+        pair.saw_at(1, seen, &[]);
+        assert_eq!(silent_ones(&pair), []);
+    }
+}
+
+#[test]
 fn wants_and_roles() {
     let roles = [Role::Primary { timeline: 1 }, Role::ReadOnly { timeline: 1 }, Role::Standby];
     for (wants, expected) in [
@@ -364,7 +405,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         Just(Role::Standby),
     ];
     prop_oneof![
-        6 => (role, 1_u8..3).prop_map(|(role, last)| Seen::Is(role, ip(last))),
+        6 => (role, 1_u8..3).prop_map(|(role, last)| is(role, last)),
         2 => Just(silent()),
         1 => Just(hung()),
         1 => Just(mute()),
@@ -392,7 +433,7 @@ proptest! {
                     Decision::Serve { target, at, .. } => dialled = Some((*target, *at)),
                     Decision::Hold => dialled = None,
                     Decision::Found(at) => prop_assert!(false, "{at:?}: it was known"),
-                    Decision::Split(_) | Decision::SplitOver | Decision::Stale(_) => {}
+                    Decision::Split(_) | Decision::SplitOver | Decision::Stale(_) | Decision::Foreign(_) => {}
                 }
             }
             prop_assert_eq!(dialled.map(|(target, _)| target), targets.current_index());
@@ -401,21 +442,21 @@ proptest! {
                 highest = highest.max(role.timeline());
             }
             let suits = |target: usize| match &targets.all()[target].seen {
-                Seen::Is(role, _) => wants.suits(*role) && (role.timeline() == 0 || role.timeline() >= highest),
+                Seen::Is { role, .. } => wants.suits(*role) && (role.timeline() == 0 || role.timeline() >= highest),
                 _ => false,
             };
             let seen_of = |target: usize| &targets.all()[target].seen;
             // Nobody is dialled who is known not to suit.
             if let Some((target, at)) = dialled
-                && let Seen::Is(role, there) = seen_of(target)
+                && let Seen::Is { role, at: there, .. } = seen_of(target)
             {
                 // Elsewhere under its name is another server.
                 prop_assert!(*there != at || suits(target), "{:?} {}", role, targets.summary());
-                prop_assert!(*there == at || !suits(target) || targets.ails == Ails::Nothing);
+                prop_assert!(*there == at || !suits(target) || !matches!(targets.ails, Ails::Silent | Ails::Hung));
             }
             // Where one suits, one is dialled that suits, or that does not tell.
             if (0..3).any(suits) {
-                let elsewhere = targets.is_seen_elsewhere() && targets.ails == Ails::Nothing;
+                let elsewhere = targets.is_seen_elsewhere() && !matches!(targets.ails, Ails::Silent | Ails::Hung);
                 let ok = dialled.is_some_and(|(t, _)| suits(t) || matches!(seen_of(t), Seen::Mute(_)) || elsewhere);
                 prop_assert!(ok, "{}", targets.summary());
             }
@@ -425,6 +466,42 @@ proptest! {
                 && (suits(target) || matches!(seen_of(target), Seen::Mute(_)) && !promoted)
             {
                 prop_assert_eq!(dialled.map(|(target, _)| target), Some(target));
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_is_served_of_another_cluster_than_the_first(
+        wants in any_wants(),
+        events in proptest::collection::vec((0_u64..3, 0_usize..3, proptest::option::of(7_u64..10), any_seen()), 1..60)
+    ) {
+        let names = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let mut targets = Targets::new(wants, names, at(0));
+        let (mut now, mut cluster, mut told) = (1, None, [None; 3]);
+        for (pause, index, system, seen) in events {
+            now += pause;
+            let seen = system.map_or(seen.clone(), |system| of(system, seen));
+            for step in 0..2 {
+                let decisions =
+                    if step == 0 { targets.tick(at(now)) } else { targets.saw(at(now), index, seen.clone()).1 };
+                for decision in decisions {
+                    if let Decision::Serve { target, .. } = decision {
+                        let its = targets.all()[target].seen.system();
+                        prop_assert!(!differ(cluster, its), "{cluster:?} {}", targets.summary());
+                        cluster = cluster.or(its);
+                    } else if let Decision::Foreign(target) = decision {
+                        let its = targets.all()[target].seen.system();
+                        prop_assert!(differ(cluster.or(targets.system()), its));
+                        // Again only when it is yet another one.
+                        prop_assert!(differ(Some(0), its) && std::mem::replace(&mut told[target], its) != its);
+                    }
+                }
+            }
+            // The one that is dialled tells it later, too.
+            cluster = cluster.or(targets.system());
+            prop_assert_eq!(cluster, targets.system());
+            if let Some(target) = targets.current() && !targets.is_seen_elsewhere() {
+                prop_assert!(!differ(cluster, target.seen.system()));
             }
         }
     }

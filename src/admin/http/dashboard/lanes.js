@@ -12,8 +12,8 @@ function parts(row) {
 }
 
 // `act(what, row)` opens a dialog; `policy` says what a lane is.
-export function lanes(list, rows, { act, policy, mayChange }) {
-  keep(list, rows, row => row.lane, row => create(row, act), (element, row) => update(element, row, policy(row.lane), mayChange));
+export function lanes(list, rows, { act, policy, mayChange, observe }) {
+  keep(list, rows, row => row.lane, row => create(row, act), (element, row) => update(element, row, policy(row.lane), mayChange, observe));
 }
 
 function create(row, act) {
@@ -39,7 +39,7 @@ function create(row, act) {
   return element;
 }
 
-function update(element, row, policy, mayChange) {
+function update(element, row, policy, mayChange, observe) {
   const { cells: part } = element, now = parts(row), room = Math.max(row.quota, row.slots, 1), queue = Math.min(row.waiting, room);
   element.row = row;
   attribute(part.state, "class", `state ${row.state}`);
@@ -56,8 +56,10 @@ function update(element, row, policy, mayChange) {
   const why = [row.reason, row.paused_by && !row.reason.includes(row.paused_by) ? `by ${row.paused_by}` : ""].filter(Boolean).join(" ");
   set(part.why, why);
   part.why.hidden = !why;
-  set(part.more, [policy?.protected ? "protected" : "", row.reserve ? `reserve ${row.reserve}` : "", row.shed ? `${row.shed} shed` : "",
-    row.refused ? `${row.refused} refused` : "", row.resets ? count(row.resets, "reset") : ""].filter(Boolean).join(" · "));
+  // What was only recorded was done to nobody.
+  const would = observe ? "would have been " : "";
+  set(part.more, [policy?.protected ? "protected" : "", row.reserve ? `reserve ${row.reserve}` : "", row.shed ? `${row.shed} ${would}shed` : "",
+    row.refused ? `${row.refused} ${would}refused` : "", row.resets ? count(row.resets, "reset") : ""].filter(Boolean).join(" · "));
   part.more.hidden = !part.more.textContent;
   const stopped = row.state === "paused" || row.state === "ramping" || row.paused_by !== "";
   const pausable = mayChange && !policy?.protected && row.state !== "paused" && !(row.paused_by && row.state !== "ramping");

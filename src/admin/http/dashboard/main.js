@@ -52,7 +52,7 @@ function snapshot(data) {
   log.incident(data.incident, data.exit, data.usage);
   log.alerts(data);
   usage.show(data);
-  lanes(id("lanes"), data.lanes, { act, policy, mayChange });
+  lanes(id("lanes"), data.lanes, { act, policy, mayChange, observe: data.status.mode === "observe" });
   leaks(data.leaks, data.leaks_total, { act, mayChange });
   log.exit(data.exit);
   const percent = data.usage.percent == null ? "?" : Math.round(data.usage.percent);

@@ -37,7 +37,7 @@ export function act(entry) {
 export function show({ at, usage, status }) {
   const known = usage.percent != null;
   set(id("percent"), known ? `${Math.round(usage.percent)} %` : "unknown");
-  set(id("connections"), known ? `${usage.connections} of ${usage.usable} usable connections: ${usage.own_slots} through pgweir, ${usage.bypass} beside it`
+  set(id("connections"), known ? `${usage.connections} of ${usage.usable} usable connections: ${usage.own_slots} through pgweir, ${usage.bypass} beside it${usage.bypass ? ", its own monitor's among them" : ""}`
     : `pgweir has ${usage.own_slots} connections of its own; PostgreSQL has not been seen`);
   const old = status.usage_stale === "true" && usage.sampled_ms_ago != null ? ` As of ${span(usage.sampled_ms_ago)} ago: stale.` : "";
   set(id("sampled"), known ? `PostgreSQL: ${usage.active} active, ${usage.idle_in_transaction} idle in transaction, ${usage.idle} idle; max_connections ${usage.max_connections}.${old}` : "");

@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use crate::clock::WallMs;
 
+mod utc;
+
+pub use utc::{from_utc, rfc3339, utc, utc_seconds};
+
 /// What a lane is doing, in the words of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LaneState {
@@ -285,7 +289,7 @@ pub struct UpstreamRow {
     pub since_ms: u64,
     /// Of a primary.
     pub timeline: Option<u32>,
-    /// Why nothing is known of it.
+    /// Why nothing is known of it, or why it is not dialled though its role would do.
     pub cause: String,
 }
 
@@ -316,7 +320,7 @@ pub struct ConfigRow {
 }
 
 /// A row of SHOW LEAKS: links and bypass sessions idle in transaction beyond their `warn`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LeakRow {
     /// Link, none for a session that bypasses pgweir.
     pub id: Option<u64>,
@@ -605,119 +609,4 @@ pub struct ProcessRow {
     pub too_many_clients: u64,
     /// Panics caught in links.
     pub panics: u64,
-}
-
-/// Milliseconds since the epoch in UTC as RFC 3339 writes it: `2026-01-02T03:04:05.678Z`.
-pub fn utc(at: WallMs) -> String {
-    let (days, ms) = (at.0 / 86_400_000, at.0 % 86_400_000);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
-}
-
-/// Year, month and day of a number of days since 1970-01-01, in the proleptic Gregorian calendar. Years are counted from March, so
-/// that the leap day is a year's last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let since_march_0 = days + 719_468;
-    let (era, day_of_era) = (since_march_0 / 146_097, since_march_0 % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
-/// What [`utc`] wrote, back. None for anything else, a day that is in no calendar included.
-pub fn from_utc(text: &str) -> Option<WallMs> {
-    // "2026-01-02T03:04:05.678Z": every number at its place.
-    let number = |place: std::ops::Range<usize>| text.get(place)?.parse::<u64>().ok();
-    let days = days(number(0..4)?, number(5..7)?, number(8..10)?)?;
-    let seconds = number(11..13)? * 3600 + number(14..16)? * 60 + number(17..19)?;
-    let at = WallMs(days.checked_mul(86_400_000)? + seconds * 1000 + number(20..23)?);
-    (utc(at) == text).then_some(at)
-}
-
-/// The reverse of [`civil`], for dates from 1970 on.
-fn days(year: u64, month: u64, day: u64) -> Option<u64> {
-    let year = if month > 2 { year } else { year.checked_sub(1)? };
-    let (era, year_of_era) = (year / 400, year % 400);
-    let month_from_march = (month + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day.checked_sub(1)?;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    (era * 146_097 + day_of_era).checked_sub(719_468)
-}
-
-/// A moment in JSON, for `#[serde(with = "rfc3339")]`.
-pub mod rfc3339 {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::{WallMs, from_utc, utc};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Ms(u64),
-        Text(String),
-    }
-
-    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-    /// As [`utc`] writes it.
-    pub fn serialize<S: Serializer>(at: &u64, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&utc(WallMs(*at)))
-    }
-
-    /// As [`utc`] writes it, or in ms since the epoch.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-        match Written::deserialize(from)? {
-            Written::Ms(at) => Ok(at),
-            Written::Text(text) => {
-                from_utc(&text).map(|at| at.0).ok_or_else(|| D::Error::custom("no moment in UTC"))
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_are_written_in_utc_and_read_back() {
-        for (at, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
-            (1_767_225_599_999, "2025-12-31T23:59:59.999Z"),
-            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(utc(WallMs(at)), text);
-            assert_eq!(from_utc(text), Some(WallMs(at)));
-        }
-        for day in 0..200_000 {
-            let at = WallMs(day * 86_400_000 + 45_296_789);
-            assert_eq!(from_utc(&utc(at)), Some(at), "day {day}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_moment_is_not_read() {
-        for text in [
-            "",
-            "2025-02-29T00:00:00.000Z",
-            "2025-13-01T00:00:00.000Z",
-            "2025-00-01T00:00:00.000Z",
-            "2025-01-00T00:00:00.000Z",
-            "1969-12-31T23:59:59.999Z",
-            "0000-01-01T00:00:00.000Z",
-            "2025-01-01T24:00:00.000Z",
-            "2025-01-01T00:00:00.000+01:00",
-            "2025-01-01 00:00:00.000Z",
-            "2025-01-01T00:00:00Z",
-            "2025-01-01T00:00:é0.00Z",
-            "+025-01-01T00:00:00.000Z",
-        ] {
-            assert_eq!(from_utc(text), None, "{text}");
-        }
-    }
 }
