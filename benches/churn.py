@@ -19,7 +19,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402,F401 - finds the harness
-from measure import process, targets  # noqa: E402
+from measure import load, process, targets  # noqa: E402
 from measure.report import spread  # noqa: E402
 from harness import Cluster, eventually, lane  # noqa: E402
 from harness.cluster import PASSWORD, ROLES  # noqa: E402
@@ -34,7 +34,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(prog="benches/churn.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="of each run")
+    parser.add_argument("--seconds", type=int, default=3, help="of each run; 0 is a trial: some transactions each")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--auth", default=",".join(USERS), help="methods, with commas between")
     parser.add_argument("--only", help="targets, with commas between")
@@ -115,7 +115,7 @@ TARGETS = [Direct, PgBouncer, PassThrough, Pooled]
 def once(target, auth, script, args, notify):
     """One run of pgbench."""
     argv = [target.cluster.bin / "pgbench", "-n", "-C", *(part.format(notify=notify) for part in script), "-c", args.clients,
-            "-j", min(args.clients, 2), "-T", args.seconds]
+            "-j", min(args.clients, 2), *load.length(args.seconds)]
     env = {**os.environ, "PGHOST": "127.0.0.1", "PGPORT": str(target.port), "PGUSER": USERS[auth], "PGDATABASE": "bench",
            "PGSSLMODE": "disable", "PGGSSENCMODE": "disable", "PGAPPNAME": "bench", "PGPASSWORD": PASSWORD}
     postgres, proxy = postgres_ns(target.cluster), target.cpu_ns()
@@ -127,7 +127,8 @@ def once(target, auth, script, args, notify):
     eventually(lambda: target.cluster.value("select count(*) from pg_stat_activity where state = 'active'") <= 1)
     postgres = postgres_ns(target.cluster) - postgres
     count = int(re.search(r"actually processed: (\d+)", done.stdout)[1])
-    return {"per_second": count / args.seconds, "postgres_us": postgres / count / 1000, "proxy_us": proxy / count / 1000}
+    per_second = float(re.search(r"tps = ([\d.]+)", done.stdout)[1])
+    return {"per_second": per_second, "postgres_us": postgres / count / 1000, "proxy_us": proxy / count / 1000}
 
 
 def prepare():

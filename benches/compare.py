@@ -33,15 +33,16 @@ def arguments():
     parser.add_argument("--only", metavar="NAMES", help=f"loads, with commas between: {', '.join(LOADS)}")
     parser.add_argument("--targets", metavar="NAMES", help=f"of these, with commas between; PgBouncer and pgweir always: {', '.join(t.name for t in targets.ALL)}")
     parser.add_argument("--rounds", type=int, help="rounds (default 10; --quick 1)")
-    parser.add_argument("--seconds", type=int, help="of each pgbench run (default 2)")
+    parser.add_argument("--seconds", type=int, help="of each pgbench run (default 2); 0 is a trial: some transactions each")
     parser.add_argument("--copy-mb", type=int, help="of each COPY load, spread over the rounds (default 1000; --quick 100)")
+    parser.add_argument("--links", metavar="NUMBERS", help="of idle links whose memory is measured, with commas between (default 1000,5000; --quick 1000)")
     parser.add_argument("--json", metavar="FILE", help="every round's figures")
     args = parser.parse_args()
     quick = args.quick
     args.rounds = args.rounds or (1 if quick else 10)
-    args.seconds = args.seconds or 2
+    args.seconds = 2 if args.seconds is None else args.seconds
     args.copy_mb = args.copy_mb or (100 if quick else 1000)
-    args.links = [1000] if quick else [1000, 5000]
+    args.links = [int(links) for links in args.links.split(",")] if args.links else [1000] if quick else [1000, 5000]
     args.only = args.only.split(",") if args.only else LOADS
     names = [target.name for target in targets.ALL]
     wanted = {report.PEER, report.OURS, *args.targets.split(",")} if args.targets else set(names)
@@ -66,7 +67,7 @@ def fresh(args, cluster):
         for kind in args.targets:
             live.append(kind(cluster).start())
         for target in live:
-            load.pgbench(target, "simple", 8, 1, latency=False)
+            load.pgbench(target, "simple", 8, min(args.seconds, 1), latency=False)
         yield live
     finally:
         for target in live:
@@ -94,7 +95,7 @@ def one_round(args, results, live, number):
 
 def once(args, results, live):
     """What does not vary from round to round: system calls and memory."""
-    seconds = 1 if args.quick else 3
+    seconds = 0 if args.seconds == 0 else 1 if args.quick else 3
     for target in live:
         if target.name == targets.Target.name:
             continue

@@ -3,12 +3,13 @@ on this machine's cores. Run by .venv/bin/python; needs cc, PostgreSQL (the dril
 
     .venv/bin/python benches/generator.py [--rate 10000] [--rate 60000] [--connections 2000] [--seconds 15]
 
-Half of the connections listen, half poll; each poll is a transaction of four statements. For each rate one line: what was asked for, what
-the server saw, how late the schedule was, and whether the drill says that it was the bottleneck."""
+Half of the connections listen, half poll; each poll is a transaction of four statements. Prints a Markdown table, one row a rate: what was
+asked for, what the server saw, how late the schedule was, and whether the drill says that it was the bottleneck."""
 
 import argparse
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -34,25 +35,29 @@ rate = {rate}
 max_waiting = 100000
 """
 
+HEADS = ("asked for", "served", "connections, by the server's count", "p50", "p99", "schedule late, p99", "timers late, p99", "CPU of the cores",
+         "says that it was the bottleneck")
+
 
 def measure(base, cluster, connections, rate, seconds):
-    """One run; a line about it."""
+    """One run; its row."""
     scenario, port = base / "capacity.toml", free_port()
     scenario.write_text(SCENARIO.format(seconds=seconds, workers=connections // 2, rate=rate))
     server = subprocess.Popen([base / "answer", str(port)], stdout=subprocess.PIPE, text=True)
     try:
         done = subprocess.run([BINARY, "drill", scenario, "--target", f"postgres://odoo@127.0.0.1:{cluster.port}/odoo",
                                "--through", f"answer=127.0.0.1:{port}", "--skip-direct", "--max-connections", str(connections + 50),
-                               "--drain", "2s", "--json"], stdout=subprocess.PIPE, text=True, timeout=seconds + 60)
+                               "--drain", "2s", "--json"], stdout=subprocess.PIPE, text=True, timeout=seconds + 600)
     finally:
         server.send_signal(signal.SIGTERM)
-        seen = server.communicate(timeout=10)[0].strip()
+        seen = server.communicate(timeout=60)[0].strip()
     (run,) = json.loads(done.stdout)["runs"]
     live, generator = run["lanes"]["live"], run["details"]["generator"]
-    return (f"{rate}/s: {live['ok']} of {live['attempts']} attempts ok in {seconds} s ({live['ok'] / seconds:.0f}/s), p50 {live['p50_ms']} ms, "
-            f"p99 {live['p99_ms']} ms; schedule late p99 {generator['schedule_late_p99_ms']:.1f} ms, timers {generator['timers_late_p99_ms']:.1f} ms; "
-            f"CPU {generator['cpu_share'] * 100:.0f} % of the cores; at most {generator['connections_peak']} connections\n"
-            f"    {seen}\n    bottleneck: {generator['bottleneck'] or 'it was none'}")
+    logged_in, worked = re.match(r"answer: (\d+) connections .* at once, (\d+) with", seen).groups()
+    cells = [f"{rate:,}/s", f"{live['ok']:,} of {live['attempts']:,}", f"{int(logged_in):,} at once, {int(worked):,} with a transaction",
+             f"{live['p50_ms']} ms", f"{live['p99_ms']} ms", f"{generator['schedule_late_p99_ms']:.1f} ms", f"{generator['timers_late_p99_ms']:.1f} ms",
+             f"{generator['cpu_share'] * 100:.0f} %", f"yes: {generator['bottleneck']}" if generator["bottleneck"] else "no"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main():
@@ -66,6 +71,7 @@ def main():
         with tempfile.TemporaryDirectory() as name:
             base = pathlib.Path(name)
             subprocess.run(["cc", "-O2", "-o", base / "answer", ROOT / "benches" / "measure" / "answer.c"], check=True)
+            print("| " + " | ".join(HEADS) + " |\n| --- |" + " ---: |" * (len(HEADS) - 2) + " --- |")
             for rate in options.rate or [10_000, 60_000]:
                 print(measure(base, cluster, options.connections, rate, options.seconds), flush=True)
     finally:

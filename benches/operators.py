@@ -33,6 +33,8 @@ SLOWER_GOAL = 1.01
 USABLE_GOAL_MS = 2000
 SHOWN_GOAL_MS = 100
 STOPS_S = 1.2
+# The load ends after the last window, also where the windows begin late.
+SPARE_S = 10
 
 
 def arguments():
@@ -52,8 +54,8 @@ def arguments():
 class Looks:
     """Somebody who looks, once a second each at all three, when told to; in a process of its own, over `pipe`."""
 
-    def __init__(self, weir, pipe):
-        self.weir, self.pipe = weir, pipe
+    def __init__(self, weir, clients, pipe):
+        self.weir, self.clients_min, self.pipe = weir, clients, pipe
         self.stop = threading.Event()
         self.took = {"metrics": [], "clients": [], "snapshot": []}
         token = base64.b64encode(f"admin:{weir.password}".encode()).decode()
@@ -100,7 +102,7 @@ class Looks:
         def show():
             with self.console.cursor() as cursor:
                 cursor.execute("SHOW CLIENTS")
-                assert cursor.rowcount > 1000
+                assert cursor.rowcount >= self.clients_min
         self.every_second("clients", phase, show)
 
     def events(self, phase):
@@ -121,20 +123,20 @@ class Looks:
         connection.close()
 
 
-def look(weir, pipe):
+def look(*args):
     """In a process of its own."""
-    Looks(weir, pipe).serve()
+    Looks(*args).serve()
 
 
 def pairs(args, side):
     """Windows with the lookers and without, by turns: pairs of (without, with), and what the lookers saw."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.Process(target=look, args=(side.weir, there))
+    process = multiprocessing.Process(target=look, args=(side.weir, args.clients, there))
     process.start()
     script = side.weir.base / "select.sql"
     script.write_text("select 1;\n")
     # A looker that is told to stop ends with the next snapshot.
-    seconds = args.rounds * 2 * (args.seconds + turns.MARGIN_S + STOPS_S)
+    seconds = args.rounds * 2 * (args.seconds + turns.MARGIN_S + STOPS_S) + SPARE_S
     running = turns.Load(side, script, args.busy, args.rate, seconds)
     try:
         for number in range(args.rounds):

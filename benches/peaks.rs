@@ -71,6 +71,7 @@ fn gaps(bencher: Bencher<'_, '_>, links: u64) {
             since: now,
             ended: false,
             reset_at: None,
+            reset_period: None,
         })
     });
 }

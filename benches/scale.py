@@ -57,6 +57,7 @@ def arguments():
     parser.add_argument("--conditions", default=",".join(CONDITIONS), help="of the busy clients, comma-separated; without and with decide (default all)")
     parser.add_argument("--storm-rounds", type=int, default=5, help="of calm, control and storm (default %(default)s)")
     parser.add_argument("--seconds", type=int, default=5, help="of each busy run (default %(default)s)")
+    parser.add_argument("--rest", type=float, default=3, help="seconds in which is seen what happens at rest (default %(default)s)")
     parser.add_argument("--storm", type=int, default=2000, help="connects per second against a full lane (default %(default)s)")
     parser.add_argument("--storm-processes", type=int, default=2, help="that generate the storm (default %(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures of all rounds there")
@@ -73,7 +74,7 @@ def ratios(runs, bases, key="p99_us"):
     return [a / b for a, b in zip(column(runs, key), column(bases, key))]
 
 
-def costs(side, sizes, wanted):
+def costs(side, sizes, wanted, rest_s):
     """Lets the crowd grow, and measures at each size if that is wanted; figures by size."""
     found = {}
     for size in sizes:
@@ -81,7 +82,7 @@ def costs(side, sizes, wanted):
         side.grow(size)
         note(f"{size:,} links in {time.monotonic() - began:.1f} s: {side.crowd()}")
         if wanted:
-            found[size] = side.costs()
+            found[size] = side.costs(rest_s)
             note(f"  {({k: round(v, 3) for k, v in found[size].items()})}")
     return found
 
@@ -192,7 +193,7 @@ def main():
         crowded.start()
         if wanted & {"costs", "busy"}:
             with empty.stopped():
-                results["costs"] = costs(crowded, sizes if "costs" in wanted else sizes[-1:], "costs" in wanted)
+                results["costs"] = costs(crowded, sizes if "costs" in wanted else sizes[-1:], "costs" in wanted, args.rest)
             if results["costs"]:
                 print(costs_table(results["costs"]) + "\n", flush=True)
         if "busy" in wanted:

@@ -18,6 +18,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -159,19 +160,24 @@ class Soak:
                     pass
                 running.terminate()
 
+    def read_again(self):
+        """Has it read its configuration; when, its log does not say here."""
+        self.weir.write()
+        self.weir.signal(signal.SIGHUP)
+
     def reload(self, stop):
         """Changes the file and sends SIGHUP."""
         while not stop.wait(self.args.reload):
             self.reloads += 1
             self.weir.config["lane"] = lanes(*((8, "2500ms") if self.reloads % 2 else ()))
-            self.weir.reload()
+            self.read_again()
 
     # -- rest ----------------------------------------------------------------------------------------------------
 
     def rest(self):
         """Waits until nobody is there any more, and takes the figures."""
         self.weir.config["lane"] = lanes()
-        self.weir.reload()
+        self.read_again()
         self.weir.admin("RESUME ALL")
         first = self.rests[0] if self.rests else None
         time.sleep(REST_S)

@@ -17,7 +17,6 @@ from compare import prepare  # noqa: E402
 from harness import certs, wire  # noqa: E402
 
 PAIR = certs.suite()
-SECONDS = 2
 
 
 class PgBouncer(targets.PgBouncer):
@@ -102,12 +101,19 @@ def memory(kind, count):
         cluster.close()
 
 
+def figure(value):
+    """In three digits, or whole."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def main():
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="benches/tls.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--idle", type=int, default=1000)
-    parser.add_argument("--only", default="prepared,copy,churn,memory")
+    parser.add_argument("--seconds", type=int, default=2, help="of each pgbench run (default %(default)s); 0 is a trial: some transactions each")
+    parser.add_argument("--copy-mb", type=int, default=300, help="of each COPY (default %(default)s)")
+    parser.add_argument("--idle", type=int, default=1000, help="clients whose memory is measured (default %(default)s)")
+    parser.add_argument("--only", default="prepared,copy,churn,memory", help="of these, with commas between (default all)")
     args = parser.parse_args()
     only = args.only.split(",")
     fake.raise_file_limit()
@@ -127,28 +133,28 @@ def main():
                 for target in live[number % len(live):] + live[:number % len(live)]:
                     print(f"round {number + 1}: {target.name}", file=sys.stderr, flush=True)
                     if "prepared" in only:
-                        done = with_tls(target, load.pgbench, "prepared", 8, SECONDS)
-                        note(target, "-S prepared, 8 clients: CPU µs per transaction", done["cpu_us"])
-                        note(target, "-S prepared, 8 clients: tps", done["tps"])
+                        done = with_tls(target, load.pgbench, "prepared", 8, args.seconds)
+                        note(target, "-S prepared, 8 clients: CPU µs each", done["cpu_us"])
+                        note(target, "-S prepared, 8 clients: per second", done["tps"])
                     if "copy" in only:
-                        done = with_tls(target, load.copy_out, "8 kB", 300)
+                        done = with_tls(target, load.copy_out, "8 kB", args.copy_mb)
                         note(target, "COPY out, 8 kB rows: CPU s per GB", done["cpu_s_gb"])
                         note(target, "COPY out, 8 kB rows: GB/s", done["gb_s"])
                     if "churn" in only:
-                        done = with_tls(target, load.pgbench, "simple", 8, SECONDS, reconnect=True, latency=False)
-                        note(target, "-S -C, 8 clients: CPU µs per connection", done["cpu_us"])
-                        note(target, "-S -C, 8 clients: connections/s", done["tps"])
+                        done = with_tls(target, load.pgbench, "simple", 8, args.seconds, reconnect=True, latency=False)
+                        note(target, "-S -C, 8 clients: CPU µs each", done["cpu_us"])
+                        note(target, "-S -C, 8 clients: per second", done["tps"])
         finally:
             for target in live:
                 target.close()
             cluster.close()
     if "memory" in only:
         for kind in (PgBouncer, Pgweir):
-            note(kind, f"bytes per idle TLS client ({args.idle})", memory(kind, args.idle))
+            note(kind, f"bytes per idle client, after a query ({args.idle:,})", memory(kind, args.idle))
     names = [kind.name for kind in kinds]
-    print("| | " + " | ".join(names) + " |\n| --- |" + " --- |" * len(names))
+    print("| | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
     for what, by_name in figures.items():
-        cells = [f"{statistics.median(by_name[name]):,.4g}" if name in by_name else "" for name in names]
+        cells = [figure(statistics.median(by_name[name])) if name in by_name else "" for name in names]
         print(f"| {what} | " + " | ".join(cells) + " |")
     print(f"\nmedians of {args.rounds} rounds; {os.cpu_count()} cores")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import tempfile
 import pathlib
@@ -47,6 +48,7 @@ class Beside:
         self.proxy.close()
         if self.cluster.process:
             self.cluster.close()
+        shutil.rmtree(self.base, ignore_errors=True)
 
     def cpu_ns(self):
         """CPU time of the proxy so far."""

@@ -119,7 +119,7 @@ class Side:
         """Busy clients at a fixed rate: the fake upstream is no match for more."""
         return load.busy(self, self.weir.base, clients, rate, seconds)
 
-    def costs(self, rest_s=3.0):
+    def costs(self, rest_s):
         """What things cost beside the crowd as it is. Wall times are medians; CPU is the process' own less what it needs at rest."""
         rest = self.at_rest(rest_s)
         self.interval(INTERVAL_SHORT)

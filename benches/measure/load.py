@@ -14,6 +14,8 @@ from .process import SystemCalls, resident_bytes
 LATENCY_SAMPLE = 0.25
 APPLICATION = "bench"
 MODES = ("simple", "extended", "prepared")
+# Transactions of each client where 0 seconds are asked for: enough to see that everything runs.
+TRIAL = 20
 ROWS = {"narrow": 20, "8 kB": 8_000, "1 MB": 1_000_000}
 
 
@@ -32,12 +34,17 @@ def run(argv, port, cwd=None):
     return done.stdout
 
 
+def length(seconds):
+    """pgbench's options for a run of so many seconds; 0 is a trial."""
+    return ["-T", seconds] if seconds else ["-t", TRIAL]
+
+
 def pgbench(target, mode, clients, seconds, reconnect=False, latency=True, script=("-S",)):
     """pgbench, select-only by default: transactions, tps, p50 and p99 in µs, and the proxy's CPU µs per transaction."""
     with tempfile.TemporaryDirectory() as logs:
-        argv = [target.cluster.bin / "pgbench", "-n", *script, "-M", mode, "-c", clients, "-j", min(clients, 2), "-T", seconds]
+        argv = [target.cluster.bin / "pgbench", "-n", *script, "-M", mode, "-c", clients, "-j", min(clients, 2), *length(seconds)]
         argv += ["-C"] if reconnect else []
-        argv += ["--log", f"--sampling-rate={LATENCY_SAMPLE}"] if latency else []
+        argv += ["--log", f"--sampling-rate={LATENCY_SAMPLE if seconds else 1}"] if latency else []
         before = target.cpu_ns()
         printed = run(argv, target.port, cwd=logs)
         cpu = target.cpu_ns() - before
@@ -78,10 +85,10 @@ def percentile(histogram, share):
 
 
 def system_calls(target, mode, clients, seconds=2, reconnect=False):
-    """System calls of the proxy per transaction, in a run of its own: counting slows it."""
+    """System calls of the proxy per transaction, in a run of its own: counting slows it. Nothing where they may not be counted."""
     with SystemCalls(target.pid) as calls:
         count = pgbench(target, mode, clients, seconds, reconnect, latency=False)["transactions"]
-    return {"system_calls": calls.count / count}
+    return {"system_calls": calls.count / count} if calls.count else {}
 
 
 def copy_out(target, rows, megabytes):

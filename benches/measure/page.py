@@ -52,7 +52,7 @@ def leak(side):
             lane["idle_in_transaction"] = {"warn": "1s", "action": "none"}
     side.weir.write()
     side.command("RELOAD")
-    eventually(lambda: len(side.weir.admin("SHOW LEAKS")) > LEAKS, timeout=30, what="leaks")
+    eventually(lambda: len(side.weir.admin("SHOW LEAKS")) > LEAKS, timeout=60, what="leaks")
 
 
 def measure(weir, seconds, picture=None):
@@ -70,8 +70,8 @@ def measure(weir, seconds, picture=None):
             page.on("dialog", lambda dialog: wrong.append("a name became a script"))
             page.goto(f"http://127.0.0.1:{weir.admin_port}/")
             # No function to wait for: the page allows no text to become a script, and that is one.
-            page.wait_for_selector("li.leak", timeout=30_000)
-            eventually(lambda: page.evaluate("window.seen.usable"), timeout=30, what="a bar on the screen")
+            page.wait_for_selector("li.leak", timeout=120_000)
+            eventually(lambda: page.evaluate("window.seen.usable"), timeout=60, what="a bar on the screen")
             session = context.new_cdp_session(page)
             session.send("Performance.enable")
             before, loading = held(session), page.evaluate("window.seen.long.splice(0)")
@@ -102,10 +102,14 @@ def held(session):
 
 
 def told(figures, seconds):
-    """In a sentence or two."""
-    shown = figures["shown_ms"]
-    tasks = f"{len(figures['long_ms'])} tasks over 50 ms" + (f", the longest {max(figures['long_ms']):.0f} ms" if figures["long_ms"] else "")
-    loading = f", while it loads {max(figures['loading_ms']):.0f} ms at most" if figures["loading_ms"] else ""
-    return (f"The page with {figures['lanes']} lanes and {figures['leaks']} leaks: first bar on the screen after {figures['usable_ms']:,.0f} ms; a snapshot is shown "
-            f"{statistics.median(shown):.0f} ms after it came, {max(shown):.0f} at most of {len(shown)}; in {seconds} s {tasks}{loading}; main thread busy "
-            f"{100 * figures['busy']:.1f} %; JavaScript holds {figures['mb'][0]:.1f} MB, {figures['mb'][1]:.1f} after that time.")
+    """The Markdown table, and what was on the page."""
+    shown, loading = figures["shown_ms"], figures["loading_ms"]
+    rows = {
+        "the first lane's bar is on the screen after": f"{figures['usable_ms']:,.0f} ms",
+        f"a snapshot is on the screen after it came: median; slowest of {len(shown)}": f"{statistics.median(shown):.0f}; {max(shown):.0f} ms",
+        f"tasks of its thread over 50 ms in {seconds} s; the longest while it loads": f"{len(figures['long_ms'])}; {max(loading, default=0):.0f} ms",
+        "its thread is busy": f"{100 * figures['busy']:.1f} %",
+        f"JavaScript holds at first; after {seconds} s": f"{figures['mb'][0]:.1f}; {figures['mb'][1]:.1f} MB",
+    }
+    lines = "\n".join(f"| {words} | {figure} |" for words, figure in rows.items())
+    return f"| | |\n| --- | ---: |\n{lines}\n\n{figures['lanes']} lanes and {figures['leaks']} leaks are on the page."

@@ -44,7 +44,7 @@ class Storm:
 
     def result(self):
         """Waits for the end: refusals per second, their median and p99 in ms. Missed if they were too few or others."""
-        found = [json.loads(child.communicate(timeout=120)[0]) for child in self.children]
+        found = [json.loads(child.communicate(timeout=600)[0]) for child in self.children]
         took = sorted(ms for one in found for ms in one["took_ms"])
         other = [what for one in found for what in one["other"]]
         rate = sum(len(one["took_ms"]) / one["seconds"] for one in found)
