@@ -50,7 +50,7 @@ def play(options, scenario, cleanup):
         cleanup.append(bouncer.close)
         bouncer.start()
     report = (options.report or "{scenario}.html").format(scenario=scenario)
-    argv, env = drill(scenario, cluster, "--duration", options.duration, "--seed", options.seed, "--report", report,
+    argv, env = drill(scenario, cluster, "--duration", options.duration, "--drain", options.drain, "--seed", options.seed, "--report", report,
                       *(["--allow-commands"] if hands else []), *(["--json"] if options.json else []),
                       *(["--skip-direct"] if options.skip_direct else []), weir=weir, bouncer=bouncer, env=env)
     # A group of its own: Ctrl-C at the terminal comes here only, and is passed on once.
@@ -73,6 +73,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", nargs="+")
     parser.add_argument("--duration", default="45s", help="length of each run (45s)")
+    parser.add_argument("--drain", default="10s", help="at most, for what is under way when a run's time is over (10s)")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--config", default=CONFIG, help=f"file of config/ that pgweir gets ({CONFIG})")
     parser.add_argument("--when", choices=("harm", "always"), default=LEAKS["when"], help="web's leaks are reset when they block somebody, or always")

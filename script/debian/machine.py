@@ -94,7 +94,7 @@ class Machine:
             children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
             return (self.place / "ready").exists() and children
 
-        self.pid = int(eventually(child, timeout=20, what="namespaces")[0])
+        self.pid = int(eventually(child, timeout=120, what="namespaces")[0])
 
         def has_booted():
             if self.process.poll() is not None:
@@ -103,7 +103,7 @@ class Machine:
             return state in ("running", "degraded") and state
 
         try:
-            self.state = eventually(has_booted, timeout=60, interval=0.2, what="systemd has booted")
+            self.state = eventually(has_booted, timeout=300, interval=0.2, what="systemd has booted")
         except (AssertionError, RuntimeError, OSError) as error:
             # Nothing of pgweir's is in there yet.
             raise Skip(f"systemd does not boot here: {error}") from error
@@ -139,7 +139,7 @@ class Machine:
             return not self.group.exists()
 
         with contextlib.suppress(AssertionError):
-            eventually(gone, timeout=5)
+            eventually(gone, timeout=30)
 
     def command(self, script, user=None):
         """The command line that runs a shell script inside."""
@@ -149,11 +149,11 @@ class Machine:
         return ["nsenter", "--target", str(self.pid), "--all", "--root", "/usr/bin/env", "-i", "-C", "/", "HOME=/root", "TERM=dumb",
                 "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *inside]
 
-    def run(self, script, user=None, timeout=120, given=None):
+    def run(self, script, user=None, timeout=600, given=None):
         """Runs a shell script inside; the finished process."""
         return subprocess.run(self.command(script, user), input=given or "", capture_output=True, text=True, timeout=timeout)
 
-    def must(self, script, user=None, timeout=120, given=None):
+    def must(self, script, user=None, timeout=600, given=None):
         """The same, which has to succeed; what it printed."""
         done = self.run(script, user, timeout, given)
         assert done.returncode == 0, f"{script}: {done.returncode}\n{done.stdout}{done.stderr}"

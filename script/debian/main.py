@@ -29,6 +29,7 @@ def on_a_machine(report, package):
             ("completions in bash, fish and zsh", life.completed(machine)),
             ("pgweir init over the shipped file", life.configured(machine)),
             ("systemctl enable --now: ready, sandboxed, sees what it needs of other users' processes", life.started(machine)),
+            ("the weekly drill's timer", life.rehearsed(machine)),
             ("services for reports and imports: each in its lane", life.served(machine)),
             ("systemctl reload, and SIGHUP", life.reloaded(machine)),
             ("upgrade with a client in a transaction; the configuration stays", life.upgraded(machine, newer)),
@@ -47,6 +48,7 @@ def main():
     package = Package(ROOT, place(ROOT))
     report.check("package: script/package deb", package.built())
     report.check("package: contents, man pages", package.contents())
+    report.check("package: the pages' links", package.linked())
     report.check("package: lintian", package.judged())
     try:
         package.need()

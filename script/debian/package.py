@@ -15,8 +15,11 @@ WANTED = {
     "usr/share/zsh/vendor-completions/_pgweir", "usr/share/man/man1/pgweir.1.gz", "usr/share/man/man1/pgweir-freeze.1.gz",
     "usr/share/doc/pgweir/copyright", "usr/share/doc/pgweir/README.md", "usr/share/doc/pgweir/docs/install.md",
     "usr/share/doc/pgweir/config/odoo.toml", "usr/share/doc/pgweir/deploy/odoo/odoo-lane@.service",
-    "usr/share/doc/pgweir/deploy/nginx/odoo-locations.conf",
+    "usr/share/doc/pgweir/deploy/nginx/odoo-locations.conf", "usr/share/doc/pgweir/deploy/keepalived/keepalived.conf",
 }
+
+# A link in Markdown that leads to a file: what stands before its anchor.
+LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(?:#[^)\s]*)?\)")
 
 
 def run(*argv, **more):
@@ -70,6 +73,17 @@ class Package:
         pages = {page.name.removeprefix("pgweir-").partition(".")[0] for page in self.tree.glob("usr/share/man/man1/pgweir-*")}
         if not commands or commands != pages:
             yield f"commands without a page, or pages without a command: {commands ^ pages}"
+
+    def linked(self):
+        """The pages' links within the repository lead to files of the package."""
+        self.need()
+        pages = [*(self.tree / "usr/share/doc/pgweir").rglob("*.md")]
+        links = [(page, target) for page in pages for target in LINK.findall(page.read_text())]
+        if len(links) < len(pages):
+            yield f"{len(links)} links in {len(pages)} pages"
+        for page, target in links:
+            if not (page.parent / target).exists():
+                yield f"{page.relative_to(self.tree)}: {target} is not in the package"
 
     def judged(self):
         """No error or warning of lintian's but those overridden with a reason."""

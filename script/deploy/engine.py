@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -53,8 +54,14 @@ class Engine:
         """The finished process of `docker-compose …`."""
         return self._run(["/usr/bin/docker-compose", *arguments], check, options)
 
+    def typed(self, text, **options):
+        """The finished process of a page's command line: `docker compose` is Debian's docker-compose here, and there is no terminal."""
+        text = re.sub(r"\b(run|exec) ", r"\1 -T ", text.replace("docker compose ", "/usr/bin/docker-compose "))
+        return self._run(["bash", "-c", text], True, options)
+
     def _run(self, command, check, options):
-        options = {"timeout": 600, "stdin": subprocess.DEVNULL, "env": self.env, **options}
+        given = {} if "input" in options else {"stdin": subprocess.DEVNULL}
+        options = {"timeout": 600, "env": self.env, **given, **options}
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command[:6])}: exit status {done.returncode}: {(done.stdout + done.stderr)[-3000:]}")

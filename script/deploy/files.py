@@ -28,9 +28,11 @@ def configuration(file, binary):
         text = re.sub(r'^(\s*password_file\s*=\s*)".*?"', rf'\1"{password}"', file.read_text(), flags=re.M)
         # Nobody's, so that no PostgreSQL of this machine is asked.
         text = re.sub(r'^(\[upstream\].*\naddress\s*=\s*)".*?"', r'\1"127.0.0.1:1"', text, count=1, flags=re.M)
+        # Directories that whoever runs this can write.
+        text = text.replace('"/var/lib/pgweir"', f'"{place}/state"').replace('"unix:/run/pgweir"', f'"unix:{place}/run"')
         copy = pathlib.Path(place) / file.name
         copy.write_text(text)
-        done = subprocess.run([str(binary), "check", "--config", str(copy)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([str(binary), "check", "--config", str(copy)], capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
             yield done.stdout + done.stderr
         elif "127.0.0.1:1:" not in done.stdout + done.stderr:
@@ -47,7 +49,7 @@ def unit(root, binary):
     with tempfile.TemporaryDirectory(prefix="pgweir-unit-") as place:
         file = pathlib.Path(place) / "pgweir.service"
         file.write_text(text.replace("/usr/bin/pgweir ", f"{binary} "))
-        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=300)
         # What it says of other units of this machine is not ours.
         complaints = [line for line in (done.stdout + done.stderr).splitlines() if "pgweir" in line]
         if complaints or done.returncode != 0:
@@ -61,7 +63,7 @@ def odoo_unit(root):
     with tempfile.TemporaryDirectory(prefix="pgweir-unit-") as place:
         file = pathlib.Path(place) / "odoo-lane@.service"
         file.write_text((root / "deploy/odoo/odoo-lane@.service").read_text().replace("/usr/bin/odoo ", "/usr/bin/env "))
-        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=300)
         complaints = [line for line in (done.stdout + done.stderr).splitlines() if "odoo-lane" in line]
         if complaints or done.returncode != 0:
             yield "\n".join(complaints) or done.stderr

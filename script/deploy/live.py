@@ -91,10 +91,10 @@ def played(compose, image):
         if done.returncode != 0 or "was not reached" in done.stdout:
             yield f"pgweir check, in its image, beside PostgreSQL: {done.stdout}"
         weir = stack.enter_context(running(tree, image))
-        eventually(lambda: alive(weir) and tree.run(image.health(), user=image.user()).returncode == 0, timeout=20, what="its health check")
+        eventually(lambda: alive(weir) and tree.run(image.health(), user=image.user()).returncode == 0, timeout=120, what="its health check")
         yield from clients(compose, cluster.base, port, admin_port, passwords)
         weir.terminate()
-        if (status := weir.wait(60)) != 0:
+        if (status := weir.wait(120)) != 0:
             yield f"after SIGTERM its exit status is {status}: {weir.stdout.read()}"
 
 
@@ -184,7 +184,7 @@ def clients(compose, place, port, admin_port, passwords):
             return found == wanted
 
         try:
-            eventually(as_wanted, timeout=10, what="Odoo's links in their lanes")
+            eventually(as_wanted, timeout=60, what="Odoo's links in their lanes")
         except AssertionError:
             yield f"links are {sorted(found)}, not {sorted(wanted)}"
         console.close()

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -16,6 +17,9 @@ import yaml
 
 from compose import LISTENS, ODOO, ONCE
 from engine import PROJECT
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests" / "postgres"))
+from harness import docs  # noqa: E402
 
 WAIT_S = 120
 # Beyond a health check's interval, below the lanes' wait_timeout.
@@ -104,6 +108,7 @@ class Running:
             ("Odoo answers through pgweir, and its services are in their lanes", self.lanes()),
             ("Prometheus scrapes pgweir and has every shipped rule; none fires", self.prometheus()),
             ("Grafana's stand-in finds data source and dashboard, and every panel's query means something", self.grafana()),
+            ("the commands of docs/compose.md do what it says", self.page()),
             ("a freeze holds over a restart of the service pgweir", self.frozen()),
             ("pgweir killed: started again by itself, Odoo's services recover", self.killed()),
             ("pgweir hanging: `pgweir status` decides, unhealthy and healthy again", self.hanging()),
@@ -242,10 +247,6 @@ class Running:
             status, body = ask(f"http://127.0.0.1:3000/api/{path}", ("admin", self.secret("grafana", "admin")))
             return status, json.loads(body)
 
-        # As docs/compose.md has people read it.
-        shown = self.engine.compose("run", "--rm", "-T", "--entrypoint", "cat", "secrets", "/secrets/grafana/admin").stdout.strip()
-        if shown != self.secret("grafana", "admin"):
-            yield f"its password is shown as {shown!r}"
         if ask("http://127.0.0.1:3000/api/datasources")[0] != 401:
             yield "it needs no password"
         sources = api("datasources")[1]
@@ -266,6 +267,31 @@ class Running:
                     yield f"{panel['title']}: {answer}"
         if asked < 10 or known < asked * 2 // 3:
             yield f"of {asked} queries {known} have an answer"
+
+    def page(self):
+        """Those that are no check's own: bringing all up, and down."""
+        for command in docs.commands("docs/compose.md", "docker compose exec pgweir *"):
+            if "pgweir 0." not in (said := self.engine.typed(command).stdout):
+                yield f"{command}: {said}"
+        for command in docs.commands("docs/compose.md", "docker compose run --rm --entrypoint cat secrets *"):
+            if self.engine.typed(command).stdout.strip() != self.secret(*command.split("/")[-2:]):
+                yield f"{command}: another password is shown"
+        lane = self.compose.lane("odoo-shell", "odoo", "odoo")
+        (shell,) = docs.commands("docs/compose.md", "docker compose run --rm -e PGAPPNAME=odoo-shell *")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            typed = pool.submit(self.engine.typed, shell, input="env.cr.execute('select pg_sleep(10)')\n")
+            until(lambda: ("odoo-shell", lane) in {(c["application"], c["lane"]) for c in self.weir("clients")} or typed.done(), 60,
+                  lambda: f"{shell}: {self.weir('clients')}")
+            if typed.done():
+                yield f"{shell}: {typed.result().stderr}"
+        for command in docs.commands("docs/compose.md", "docker compose run --rm -e PGAPPNAME=odoo-upgrade *"):
+            self.engine.typed(command)
+        for command in docs.commands("docs/compose.md", "docker compose up -d postgres && *"):
+            self.engine.typed(command)
+            until(lambda: "reload" in self.run("pgweir", "pgweir", "timeline", "--last", "20"), 10, lambda: "no reload in the timeline")
+        for command in docs.commands("docs/compose.md", "docker compose build pgweir && *"):
+            self.engine.typed(command, timeout=1800)
+        self.settled()
 
     def frozen(self):
         """Paused lanes are kept in the volume."""

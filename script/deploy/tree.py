@@ -120,7 +120,7 @@ class Tree:
         """The command line that runs `argv` inside, as `user` ("UID:GID")."""
         return [shutil.which("chroot"), *([f"--userspec={user}", "--groups="] if user else []), str(self.root), *argv]
 
-    def run(self, argv, user=None, env=None, timeout=60):
+    def run(self, argv, user=None, env=None, timeout=300):
         """Runs it; the finished process, its output as text."""
         return subprocess.run(self.command(argv, user), env={"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **(env or {})},
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)

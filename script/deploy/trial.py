@@ -15,6 +15,8 @@ from engine import Engine
 from report import Report
 from running import Running
 
+from harness import docs  # noqa: E402 - running has made it known
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "script/deploy/images"
 SERVICES = "pgweir-trial/services"
@@ -114,14 +116,16 @@ def build(engine, compiled):
 
 def up(engine, running):
     """All there and healthy, those that end by themselves done."""
-    engine.compose("up", "--detach", "--no-build")
+    for command in docs.commands("docs/compose.md", "docker compose up -d"):
+        engine.typed(command)
     running.settled(HEALTHY_S)
     yield running.summary()
 
 
 def down(engine):
     """Containers, networks, volumes."""
-    engine.compose("down", "--volumes")
+    for command in docs.commands("docs/compose.md", "docker compose down -v"):
+        engine.typed(command)
     for what, command in {"containers": ["ps", "--all", "--quiet"], "volumes": ["volume", "ls", "--quiet"],
                           "networks": ["network", "ls", "--quiet", "--filter", "type=custom"]}.items():
         if left := engine.docker(*command).stdout.split():

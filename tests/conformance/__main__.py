@@ -131,6 +131,7 @@ def arguments():
     parser.add_argument("--peer", choices=("pgweir", "pgbouncer"), default="pgweir", help="what to run through")
     parser.add_argument("--psycopg-tests", metavar="DIR", help=f"a tree whose tests/ are psycopg {sources.PSYCOPG}'s")
     parser.add_argument("--slow", action="store_true", help="psycopg 3's slow tests too: leaks, large COPY, random types")
+    parser.add_argument("--short", action="store_true", help="of the regression suite its first groups only: to see that it works, in seconds")
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="where details of failures go; default: in the cache")
     options = parser.parse_args()
     unknown = set(options.suites) - SUITES.keys()

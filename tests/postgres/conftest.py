@@ -92,6 +92,12 @@ def cluster(template, cluster_settings):
         cluster.close()
 
 
+@pytest.fixture
+def nobody_is_left(cluster):
+    """Of the test before: it would count, or be at a limit."""
+    cluster.clear()
+
+
 def make_weirs(cluster):
     made = []
 
@@ -147,6 +153,6 @@ def browser():
     found = shutil.which("chromium") or shutil.which("google-chrome")
     assert found, "script/setup test installs Chromium"
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"], timeout=180_000)
         yield browser
         browser.close()

@@ -63,7 +63,7 @@ def test_sockets_are_taken_over_and_outlive_the_process(listeners):
     waiting = [background(weir.connect, "web", **more) for more in ({}, {"unix": True})]
     start(weir, tcp, unix)
     for link in waiting:
-        link.result(20).close()
+        link.result(90).close()
 
 
 def test_while_it_drains_newcomers_wait_for_the_next(listeners):
@@ -78,10 +78,10 @@ def test_while_it_drains_newcomers_wait_for_the_next(listeners):
     eventually(lambda: "draining" in weir.log() or None, what="the drain")
     newcomer = background(weir.connect, "web")
     inside.commit()
-    assert first.wait(20) == 0
+    assert first.wait(60) == 0
     assert not newcomer.done()
     start(weir, tcp, unix)
-    newcomer.result(20).close()
+    newcomer.result(90).close()
 
 
 def test_a_socket_that_no_listener_has_is_refused(listeners):
@@ -89,8 +89,38 @@ def test_a_socket_that_no_listener_has_is_refused(listeners):
     with socket.create_server(("127.0.0.1", free_port())) as other:
         port = other.getsockname()[1]
         start(weir, tcp, unix, other)
-        assert weir.process.wait(20) == 1
+        assert weir.process.wait(60) == 1
     assert f"127.0.0.1:{port}, and no [[listen]] has this address" in weir.log()
+
+
+@pytest.fixture
+def dual(make_weir):
+    """What `ListenStream=PORT` makes: a socket of both families."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this host has no IPv6")
+    weir = make_weir(start=False)
+    with socket.create_server(("::", weir.port), family=socket.AF_INET6, dualstack_ipv6=True) as sock:
+        yield weir, sock
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1"])
+def test_a_socket_of_both_families_in_place_of_an_ipv4_one_is_refused_with_a_hint(dual, address):
+    weir, sock = dual
+    weir.config["listen"] = [{"address": f"{address}:{weir.port}"}]
+    start(weir, sock)
+    assert weir.process.wait(60) == 1
+    assert f"listens on [::]:{weir.port}, IPv4 included" in weir.log() and f"ListenStream={address}:{weir.port} in pgweir.socket" in weir.log()
+
+
+def test_a_socket_of_both_families_is_taken_over_and_ipv4_clients_are_seen_as_such(dual):
+    weir, sock = dual
+    weir.config["listen"] = [{"address": f"[::]:{weir.port}"}]
+    start(weir, sock)
+    weir.wait_ready()
+    assert "inherited=true" in weir.log()
+    with weir.connect("web") as link, link.cursor() as cursor:
+        cursor.execute("select 1")
+        assert weir.client("web")["address"].startswith("127.0.0.1:")
 
 
 def test_sockets_meant_for_another_process_are_left_alone(make_weir):

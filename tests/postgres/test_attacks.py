@@ -28,8 +28,8 @@ def lanes(**web):
 
 
 def drained(weir, fds):
-    eventually(weir.drained, timeout=10, what="no slot left")
-    eventually(lambda: weir.fds() <= fds + 2, timeout=10, what="no descriptor left")
+    eventually(weir.drained, timeout=30, what="no slot left")
+    eventually(lambda: weir.fds() <= fds + 2, timeout=30, what="no descriptor left")
 
 
 class FakeUpstream:
@@ -81,9 +81,9 @@ def test_killed_logins_give_their_slots_back_at_once(make_weir, cluster):
         client.send(wire.startup_packet("u_scram", "postgres", app="web"))
         assert client.receive().tag == "R"
         stuck.append(client)
-    for row in eventually(lambda: [r for r in weir.clients("web") if r["state"] == "login"]):
+    for row in eventually(lambda: len(rows := [r for r in weir.clients("web") if r["state"] == "login"]) == len(stuck) and rows):
         weir.admin(f"KILL CLIENT {row['id']}")
-    eventually(lambda: weir.lane("web")["slots"] == 0, timeout=5, what="slots without backends")
+    eventually(lambda: weir.lane("web")["slots"] == 0, timeout=30, what="slots without backends")
     for client in stuck:
         assert client.error()["C"] == "57P01"
         client.close()
@@ -112,17 +112,17 @@ def test_a_queued_client_that_sent_much_ahead_is_noticed_when_it_goes(make_weir,
     client.send(wire.startup_packet("odoo", "postgres", app="web"), b"x" * 60_000)
     eventually(lambda: weir.lane("web")["waiting"] == 1)
     client.close()
-    eventually(lambda: weir.lane("web")["waiting"] == 0, timeout=10)
+    eventually(lambda: weir.lane("web")["waiting"] == 0, timeout=25)
 
 
 def test_an_upstream_that_says_nothing_is_not_the_clients_fault(fake):
-    weir, _ = fake(lambda conn: conn.recv(1), limits={"startup_timeout": "1s"})
+    weir, _ = fake(lambda conn: conn.recv(1), limits={"startup_timeout": "5s"})
     client = weir.socket()
     client.send(wire.startup_packet("odoo", "postgres", app="web"))
     fields = client.error()
     assert fields["C"] == "57P03" and fields["M"].startswith("pgweir: ")
     client.close()
-    assert weir.timeline_has("upstream_down")
+    eventually(lambda: weir.timeline_has("upstream_down"))
 
 
 def test_an_upstream_that_lets_in_and_closes_is_not_dialled_in_a_storm(fake, tidy):
@@ -156,7 +156,7 @@ def test_a_client_that_dies_in_the_middle_of_a_message_leaves_no_query(make_weir
     client.send(wire.query("select pg_sleep(60)"), half)
     eventually(lambda: cluster.activity("web", "wait_event = 'PgSleep'"))
     client.reset()
-    eventually(lambda: cluster.activity("web") == [], timeout=5)
+    eventually(lambda: cluster.activity("web") == [], timeout=40)
     drained(weir, fds)
 
 
@@ -171,7 +171,7 @@ def test_a_copy_that_waits_for_a_lock_is_cancelled_when_its_client_dies(make_wei
     client.send(wire.packet("d", b"7\ttheirs\n"), wire.packet("d", b"8\tx\n" * 20_000))
     eventually(lambda: cluster.activity("web", "wait_event_type = 'Lock'"))
     client.reset()
-    eventually(lambda: cluster.activity("web") == [], timeout=5)
+    eventually(lambda: cluster.activity("web") == [], timeout=40)
     holder.rollback()
     drained(weir, fds)
 
@@ -227,6 +227,7 @@ def test_idle_links_cost_no_time(make_weir, tidy):
     weir = make_weir(lanes=lanes(quota=30))
     for _ in range(20):
         tidy(weir.raw("web")).ok("select 1")
-    before = weir.cpu_seconds()
+    began, before = time.monotonic(), weir.cpu_seconds()
     time.sleep(2)
-    assert weir.cpu_seconds() - before < 0.5, "a link that spins would take 2 s"
+    used = weir.cpu_seconds() - before
+    assert used / (time.monotonic() - began) < 0.25, "a link that spins would take all of it"

@@ -16,6 +16,8 @@ from harness import wire
 
 pytestmark = pytest.mark.weir
 
+# pgweir forgives an address one failed login in this time.
+FORGIVE_S = 2
 PASSWORDS = {"a_plain": "pl4in-Pass", "a_md5": "md5-Pass", "a_scram": "scr4m-Pass", "a_trust": "tru5t-Pass", "a_clear": "cle4r-Pass"}
 
 HBA = """\
@@ -134,7 +136,7 @@ def test_no_clear_password_need_be_known_anywhere(scram, cluster):
     weir.admin("RELOAD")
     said = refused(weir, "a_scram", PASSWORDS["a_scram"])
     assert "pgweir could not log in upstream" in said and "the verifier kept here is not the one PostgreSQL has" in said
-    assert 'could not log in upstream as "a_scram"' in weir.log()
+    eventually(lambda: 'could not log in upstream as "a_scram"' in weir.log())
 
 
 def verifier(password, iterations=4096):
@@ -153,7 +155,7 @@ def test_what_postgresql_asks_and_is_not_known_is_told(scram, cluster):
     assert "asks for the password itself" in refused(weir, "a_clear", PASSWORDS["a_clear"])
     assert "asks for md5, and only a SCRAM verifier" in refused(weir, "a_md5", PASSWORDS["a_md5"])
     assert "PostgreSQL said 28P01" in refused(weir, "a_scram", "stale-Password")
-    assert weir.metric("pgweir_refusals_total", reason="upstream_login") == 4
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="upstream_login") == 4)
     eventually(weir.drained)
 
 
@@ -251,14 +253,14 @@ def test_a_query_that_fails_is_the_operators_affair(scram, cluster):
     weir = scram(query="select usename, passwd from pg_shadow where usename = $1")
     said = refused(weir, "a_scram", "x")
     assert "users cannot be looked up at the moment" in said and "permission denied" not in said
-    assert "permission denied" in weir.log()
-    assert weir.metric("pgweir_refusals_total", reason="auth_query") == 1
+    eventually(lambda: "permission denied" in weir.log())
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="auth_query") == 1)
 
 
 # -- guessing ----------------------------------------------------------------------------------------------------
 
 def exchange(weir, user, password="wrong"):
-    """A SCRAM login by hand: the server's messages, random parts blanked, and how long the last answer took."""
+    """A SCRAM login by hand: the server's messages, random parts blanked, and from when to when its last answer was waited for."""
     with weir.socket() as client:
         client.send(wire.startup_packet(user, "postgres"))
         seen = [client.receive()]
@@ -276,10 +278,10 @@ def exchange(weir, user, password="wrong"):
         began = time.monotonic()
         client.send(wire.packet("p", f"{final},p={proof}".encode()))
         seen.append(client.receive())
-        took = time.monotonic() - began
+        ended = time.monotonic()
         closed = client.at_eof()
         blank = server_first.replace(nonce, "N" * len(nonce)).replace(salt, "S" * len(salt))
-        return salt, took, [seen[0], blank, seen[2].tag, seen[2].body.replace(user.encode(), b"U"), closed]
+        return salt, (began, ended), [seen[0], blank, seen[2].tag, seen[2].body.replace(user.encode(), b"U"), closed]
 
 
 def test_an_unknown_user_looks_like_a_wrong_password(scram, cluster):
@@ -287,50 +289,75 @@ def test_an_unknown_user_looks_like_a_wrong_password(scram, cluster):
     cluster.sql("create role q_seen login password 'seen'")
     looks, times, salts = [], [], {}
     for user in ("a_scram", "a_plain", "q_seen", "nobody", "a_ghost"):
-        salt, took, look = exchange(weir, user)
+        salt, wait, look = exchange(weir, user)
         looks.append(look)
-        times.append(took)
+        times.append(wait)
         salts[user] = salt
     assert all(look == looks[0] for look in looks), looks
     # The same salt at each try, whoever it is.
     for user, salt in salts.items():
         assert exchange(weir, user)[0] == salt
     assert len(set(salts.values())) == len(salts)
-    # Each failure of the address doubles the pause, whoever is named.
-    for n, took in enumerate(times):
-        assert took >= 0.1 * 2 ** min(n, 4) - 0.01, times
+    # Each failure of the address doubles the pause, whoever is named; one is forgiven every two seconds.
+    first = times[0][0]
+    for n, (began, ended) in enumerate(times):
+        held = max(0, n - int((ended - first) / FORGIVE_S))
+        assert ended - began >= 0.1 * 2 ** min(held, 4) - 0.01, times
 
 
-def test_too_many_failures_are_not_heard_and_forgiven_in_time(scram):
-    weir = scram({"a_trust": "right", "odoo": "neighbour"})
+def test_too_many_failures_are_not_heard_and_forgiven_in_time(scram, cluster):
+    # Who has logged in once is never shut out: each try below is another user's.
+    fresh = [f"t_{n}" for n in range(9)]
+    cluster.sql("".join(f"create role {user} login;" for user in fresh))
+    weir = scram({"a_trust": "right", "odoo": "neighbour", **dict.fromkeys(fresh, "right")}, limits={"startup_timeout": "60s"})
     assert log_in(weir, "odoo", "neighbour") == "odoo"
+    began = time.monotonic()
     jobs = [background(refused, weir, "a_trust", "wrong") for _ in range(40)]
-    answers = [job.result(30) for job in jobs]
+    answers = [job.result(90) for job in jobs]
     heard = [text for text in answers if "password authentication failed" in text]
-    assert 29 <= len(heard) <= 33, len(heard)
+    assert 30 <= len(heard) <= 30 + (time.monotonic() - began) // FORGIVE_S + 1, len(heard)
     assert all("too many logins from this address failed" in text for text in answers if text not in heard)
-    assert "too many logins" in refused(weir, "a_trust", "right")
+
+    def is_shut_out():
+        """Whether the right password is not heard. A failure may have been forgiven just now, so others fail at the same time."""
+        jobs = [background(refused, weir, "a_trust", "wrong") for _ in range(5)]
+        tried = background(login_or_words, weir, fresh.pop(), "right")
+        answers.extend(job.result(90) for job in jobs)
+        if not isinstance(said := tried.result(90), str):
+            return False
+        answers.append(said)
+        return "too many logins" in said
+    eventually(is_shut_out, timeout=120)
     # Who logged in from here before is not shut out by it.
     assert log_in(weir, "odoo", "neighbour") == "odoo"
     # Nobody is refused at a Unix socket for what others do.
     assert log_in(weir, "a_trust", "right", unix=True) == "a_trust"
-    eventually(lambda: log_in_or_not(weir, "a_trust", "right"), timeout=10)
+    eventually(lambda: log_in_or_not(weir, "a_trust", "right"), timeout=60)
     eventually(weir.drained)
-    assert weir.metric("pgweir_refusals_total", reason="password") == len(heard)
-    assert weir.metric("pgweir_refusals_total", reason="login_throttled") >= len(answers) - len(heard) + 1
+    heard = [text for text in answers if "password authentication failed" in text]
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="password") == len(heard))
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="login_throttled") >= len(answers) - len(heard))
+
+
+def login_or_words(weir, user, password):
+    """What a login is refused with; True if it is not."""
+    try:
+        return log_in(weir, user, password) == user
+    except psycopg2.OperationalError as error:
+        return str(error)
 
 
 def test_nobody_at_an_address_shuts_out_who_works_there(scram):
-    weir = scram({"odoo": "right", "ghost": "x"})
+    weir = scram({"odoo": "right", "ghost": "x"}, limits={"startup_timeout": "60s"})
     assert log_in(weir, "odoo", "right") == "odoo"
     jobs = [background(refused, weir, "odoo", "wrong") for _ in range(33)]
-    answers = [job.result(30) for job in jobs]
+    answers = [job.result(90) for job in jobs]
     assert any("password authentication failed" in text for text in answers)
     # Under its own name, at its own address.
     assert log_in(weir, "odoo", "right") == "odoo"
     # While the address is locked everybody is asked, and told the same.
     jobs = [background(refused, weir, "nobody", "wrong") for _ in range(33)]
-    [job.result(30) for job in jobs]
+    [job.result(90) for job in jobs]
     looks = []
     for user in ("nobody", "ghost"):
         with weir.socket() as client:
@@ -345,13 +372,13 @@ def test_names_write_no_lines_into_the_log(make_weir):
     with weir.raw(forged), weir.socket() as client:
         client.send(wire.startup_packet("odoo", "postgres", forged))
         assert client.error()["C"] == "53300"
-    eventually(lambda: "reason=\"lane_full\"" in weir.log())
-    assert "forged" in weir.log() and "\x1b[2J" not in weir.log()
+    eventually(lambda: "reason=\"lane_full\"" in weir.log() and "forged" in weir.log())
+    assert "\x1b[2J" not in weir.log()
     assert not [line for line in weir.log().splitlines() if line.startswith("2026-01-01T00:00:00Z")]
 
 
 def test_a_login_holds_no_slot_and_has_a_bound(scram, cluster):
-    weir = scram({"a_trust": "right"}, lanes=[lane("other", default=True, quota=1)], limits={"startup_timeout": "2s"})
+    weir = scram({"a_trust": "right"}, lanes=[lane("other", default=True, quota=1)], limits={"startup_timeout": "8s"})
     silent = [weir.socket() for _ in range(5)]
     for client in silent:
         client.send(wire.startup_packet("a_trust", "postgres"))
@@ -393,25 +420,26 @@ def test_cancel_leak_and_pause(scram, cluster):
     leaks = {"reset": "300ms", "when": "always"}
     weir = scram({"a_scram": secret(cluster, "a_scram")},
                  lanes=[lane("other", default=True, quota=5, freeze=True, idle_in_transaction=leaks)])
-    conn = weir.connect("life", user="a_scram", password=PASSWORDS["a_scram"])
+    conn = weir.connect("life", user="a_scram", password=PASSWORDS["a_scram"], autocommit=True)
     cur = conn.cursor()
     running = background(cur.execute, "select pg_sleep(60)")
     eventually(lambda: cluster.activity("life", "wait_event = 'PgSleep'"))
     conn.cancel()
     with pytest.raises(psycopg2.errors.QueryCanceled):
-        running.result(10)
-    conn.rollback()
-    cur.execute("select 1")
-    eventually(lambda: weir.lane("other")["resets"] >= 1)
+        running.result(30)
+    assert weir.lane("other")["resets"] == 0
+    # In one message: it is judged as soon as it idles.
+    cur.execute("begin; select 1")
+    eventually(lambda: weir.lane("other")["resets"] == 1)
     with pytest.raises(psycopg2.Error) as error:
         cur.execute("select 1")
     assert error.value.pgcode == "40001"
-    conn.rollback()
+    cur.execute("rollback")
     weir.admin("FREEZE")
     held = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
     eventually(lambda: weir.lane("other")["waiting"] == 1)
     weir.admin("RESUME ALL")
-    assert held.result(10) == "a_scram"
+    assert held.result(30) == "a_scram"
     conn.close()
 
 
@@ -421,12 +449,12 @@ def test_a_client_waits_for_a_full_or_absent_postgresql_after_its_login(scram, c
     waiting = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
     eventually(lambda: weir.lane("other")["waiting"] == 1)
     first.close()
-    assert waiting.result(10) == "a_scram"
+    assert waiting.result(60) == "a_scram"
     cluster.stop()
     waiting = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
     eventually(lambda: weir.lane("other")["waiting"] == 1)
     cluster.start()
-    assert waiting.result(30) == "a_scram"
+    assert waiting.result(60) == "a_scram"
 
 
 def test_who_is_known_by_query_can_wait_for_an_absent_postgresql(scram, cluster):
@@ -436,9 +464,9 @@ def test_who_is_known_by_query_can_wait_for_an_absent_postgresql(scram, cluster)
     waiting = background(log_in, weir, "a_scram", PASSWORDS["a_scram"])
     eventually(lambda: weir.lane("other")["waiting"] == 1)
     stranger = background(refused, weir, "a_md5", PASSWORDS["a_md5"])
-    assert "users cannot be looked up" in stranger.result(30)
+    assert "users cannot be looked up" in stranger.result(60)
     cluster.start()
-    assert waiting.result(30) == "a_scram"
+    assert waiting.result(60) == "a_scram"
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------
@@ -540,5 +568,5 @@ def test_the_process_leaves_no_core_dump(scram):
     weir = scram({"a": "b"}, prefix=["prlimit", "--core=unlimited"])
     assert "Max core file size        0                    0" in open(f"/proc/{weir.pid}/limits").read()
     weir.signal(signal.SIGABRT)
-    assert weir.process.wait(10) == -signal.SIGABRT
+    assert weir.process.wait(60) == -signal.SIGABRT
     assert not list(weir.base.glob("core*"))

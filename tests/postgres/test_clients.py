@@ -25,7 +25,7 @@ pytestmark = pytest.mark.weir
 CLIENTS = ROOT / "tests" / "clients"
 JAR = CLIENTS / "jdbc" / "postgresql.jar"
 TOKIO = ROOT / "target" / "debug" / "examples" / "tokio_client"
-ANSWER_S = 60
+ANSWER_S = 250
 
 # By name: how pgweir authenticates, TLS to PostgreSQL, and the lane's pooling. None is PostgreSQL itself: it says what is to be seen.
 SERVERS = {
@@ -111,13 +111,13 @@ class Program:
                 return seen
             step, _, text = answer.rstrip("\n").partition("\t")
             seen[step] = text
-        raise EOFError(f"it ended with {self.process.wait(10)}, after {seen}")
+        raise EOFError(f"it ended with {self.process.wait(60)}, after {seen}")
 
     def close(self):
         """Ends it at once."""
         if self.process:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 @pytest.fixture(scope="module")

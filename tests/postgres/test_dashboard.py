@@ -14,7 +14,9 @@ import playwright.sync_api as playwright
 from harness import background, eventually, lane
 from harness.weir import ROOT
 
-pytestmark = [pytest.mark.weir, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.weir, pytest.mark.timeout(300)]
+# A page hears of a change within a second, where the machine has one to spare.
+playwright.expect.set_options(timeout=30_000)
 
 PICTURES = os.environ.get("PGWEIR_SCREENSHOTS")
 WIDE, PHONE = {"width": 1360, "height": 1000}, {"width": 390, "height": 844}
@@ -35,7 +37,7 @@ def weir(make_weir, tmp_path):
     (tmp_path / "viewer").chmod(0o600)
     return make_weir(
         lanes=[lane("web", quota=14, reserve=6, priority=0, match=[{"application": "odoo web*"}, {"application": "web*"}], idle_in_transaction=WARN),
-               lane("queue", quota=3, priority=3, freeze=True, idle_in_transaction=WARN, wait_timeout="60s"),
+               lane("queue", quota=3, priority=3, freeze=True, idle_in_transaction=WARN, wait_timeout="10m"),
                lane("cron", quota=4, priority=4, freeze=True, shed_above=75, shed_below=60, idle_in_transaction=WARN),
                lane("reports", quota=6, priority=5, freeze=True, shed_above=25, shed_below=15, shed_dwell="1s", on_pause="reject", idle_in_transaction=WARN),
                lane("safe", quota=4, priority=0, protected=True), lane("other", default=True, quota=12, priority=9, idle_in_transaction=WARN)],
@@ -84,16 +86,18 @@ def busy(weir, cluster, tidy):
         tidy(weir.connect(f"odoo web {n}", autocommit=True)).cursor().execute("select 1")
     for n in range(3):
         tidy(weir.connect(f"queue job {n}", autocommit=True)).cursor().execute("select 1")
-    queued = [background(weir.connect, f"queue late {n}") for n in range(2)]
+    queued = [background(weir.connect, f"queue late {n}", connect_timeout=600) for n in range(2)]
     eventually(lambda: weir.lane("queue")["waiting"] == 2 and weir.lane("reports")["state"] == "shedding")
+    # All four, so that no more comes by itself.
+    eventually(lambda: len(weir.admin("SHOW LEAKS")) == 4 and len(weir.timeline_has("leak_warn")) >= 4)
     eventually(lambda: [row for row in weir.admin("SHOW LEAKS") if row["blocks"]])
     yield leak
     leak.rollback()
-    waiting.result(20)
+    waiting.result(60)
     weir.admin("RESUME LANE queue")
     weir.admin("SET LANE queue quota = 9")
     for connection in queued:
-        connection.result(20).close()
+        connection.result(60).close()
 
 
 def lane_row(page, name):
@@ -128,25 +132,41 @@ def test_under_load_it_shows_what_the_console_says(weir, look, busy):
         shown = lane_row(page, name)
         playwright.expect(shown.locator(".state")).to_have_text(row["state"])
         playwright.expect(shown.locator(".figures")).to_contain_text(f"{row['slots']} of {row['quota']}")
-        label = shown.locator(".slots").get_attribute("aria-label")
         for key, words in (("active", "active"), ("idle_in_transaction", "idle in transaction"), ("idle", "idle"), ("reserve", "reserve")):
             if row[key]:
-                assert re.search(rf"{row[key]} {words}|{words} {row[key]}", label), (name, label)
-    assert "2 waiting" in lane_row(page, "queue").inner_text()
-    assert "25" in lane_row(page, "reports").locator(".why").inner_text(), "why it sheds"
-    usage = weir.usage()
-    assert page.locator("#percent").inner_text() == f"{round(usage['percent'])} %"
-    assert f"{usage['connections']} of {usage['usable']}" in page.locator("#connections").inner_text()
+                playwright.expect(shown.locator(".slots")).to_have_attribute("aria-label", re.compile(rf"\b{row[key]} {words}|{words} {row[key]}\b"))
+    playwright.expect(lane_row(page, "queue")).to_contain_text("2 waiting")
+    playwright.expect(lane_row(page, "reports").locator(".why")).to_contain_text("25")  # why it sheds
+
+    def says(usage):
+        assert page.locator("#percent").inner_text() == f"{round(usage['percent'])} %"
+        assert f"{usage['connections']} of {usage['usable']}" in page.locator("#connections").inner_text()
+        return True
+    # The page's sample and the console's may be two.
+    eventually(lambda: says(weir.usage()))
     leak = leak_row(page, "odoo web 4711")
-    text = leak.inner_text()
-    assert "update stock" in text and "blocks 1 session" in text and "odoo@postgres" in text
+    for words in ("update stock", "blocks 1 session", "odoo@postgres"):
+        playwright.expect(leak).to_contain_text(words)
     playwright.expect(leak.locator(".blocks")).to_contain_text("web checkout")
-    assert len(weir.admin("SHOW LEAKS")) == page.locator("li.leak").count()
+    playwright.expect(page.locator("li.leak")).to_have_count(len(weir.admin("SHOW LEAKS")))
     for row in weir.admin("SHOW EXIT"):
         shown = page.locator("#exit li", has=page.get_by_text(row["criterion"].replace("_", " "), exact=True))
-        assert row["state"] in shown.inner_text()
-    assert page.locator("#timeline li").count() >= len(weir.timeline()) - 1
-    assert page.locator("canvas").count() == 1 and "exit below" in page.locator("#plot").get_attribute("aria-label")
+        playwright.expect(shown).to_contain_text(row["state"])
+    eventually(lambda: page.locator("#timeline li").count() >= len(weir.timeline()) - 1)
+    playwright.expect(page.locator("canvas")).to_have_count(1)
+    playwright.expect(page.locator("#plot")).to_have_attribute("aria-label", re.compile("exit below"))
+
+
+def test_mode_observe_is_told_as_what_would_have_been_done(weir, look, tidy):
+    weir.write(mode="observe")
+    weir.admin("RELOAD")
+    weir.admin("FREEZE REASON 'a try'")
+    tidy(weir.raw("reports 1"))
+    page = look()
+    page.get_by_text("Mode is observe: pgweir records what it would do").wait_for()
+    lane_row(page, "reports").get_by_text("1 would have been refused").wait_for()
+    page.get_by_text("would pause queue, cron, reports: a try").first.wait_for()
+    playwright.expect(page.locator("#connections")).to_contain_text(", its own monitor's among them")
 
 
 def test_names_of_clients_are_text(weir, look, busy):
@@ -159,8 +179,8 @@ def test_names_of_clients_are_text(weir, look, busy):
     assert "\u202e" not in page.locator("body").inner_text()
     assert shown.evaluate("e => getComputedStyle(e).unicodeBidi") == "isolate"
     assert page.locator("img").count() == 0 and "owned" not in page.title()
-    weir.admin(f"NOTE '{ATTACK.replace(chr(39), chr(39) * 2)}'")
-    playwright.expect(page.locator("#timeline li").first).to_contain_text(ATTACK)
+    weir.admin(f"NOTE 'seen: {ATTACK.replace(chr(39), chr(39) * 2)}'")
+    playwright.expect(page.locator("#timeline")).to_contain_text(f"seen: {ATTACK}")
     assert page.locator("img").count() == 0 and not is_wide(page)
     leak_row(page, ATTACK).get_by_role("button").click()
     playwright.expect(page.locator("#ask-words")).to_contain_text(ATTACK)
@@ -179,13 +199,15 @@ def test_every_width_light_and_dark(weir, look, busy, dark):
     page = look(dark=dark)
     for viewport in (WIDE, {"width": 1001, "height": 800}, {"width": 700, "height": 800}, PHONE, {"width": 320, "height": 600}):
         page.set_viewport_size(viewport)
-        assert not is_wide(page), viewport
+        # The plot follows in its own time.
+        eventually(lambda: not is_wide(page), what=viewport)
     ground, ink = (page.evaluate(f"getComputedStyle(document.body).{key}") for key in ("backgroundColor", "color"))
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, ink)]
     assert (light[0] < 150 and light[1] > 600) if dark else (light[0] > 600 and light[1] < 150)
     page.set_viewport_size(PHONE)
     page.locator("li.leak button").first.click()
-    assert not is_wide(page)
+    page.get_by_role("dialog").wait_for()
+    eventually(lambda: not is_wide(page))
     box = page.get_by_role("dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
@@ -227,7 +249,7 @@ def test_buttons_do_what_the_console_sees(weir, look, busy):
     leak_row(page, "odoo web 4711").get_by_role("button", name="Reset").click()
     assert "rolled back" in confirm(page, "blocks the checkout")
     assert weir.timeline_has("reset of client", "blocks the checkout")
-    assert weir.client("odoo web 4711")["state"] == "reset"
+    eventually(lambda: weir.client("odoo web 4711")["state"] == "reset")
     eventually(lambda: weir.client("web checkout")["state"] != "active", what="nobody is blocked")
 
 
@@ -247,7 +269,8 @@ def test_a_refusal_is_shown_where_it_was_asked(weir, look, busy):
 def test_a_viewer_sees_no_buttons(look, busy):
     page = look(user="viewer")
     playwright.expect(page.locator("#who")).to_contain_text("may look, not change")
-    assert lane_row(page, "web").is_visible() and page.locator("li.leak").count() >= 4
+    playwright.expect(lane_row(page, "web")).to_be_visible()
+    playwright.expect(page.locator("li.leak")).to_have_count(4)
     assert page.get_by_role("button").count() == 0
 
 
@@ -268,7 +291,7 @@ def test_by_keyboard_alone(weir, look, busy):
     page.keyboard.press("Enter")
     playwright.expect(page.get_by_label("Reason")).to_be_focused()
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Pause lane cron", "back where it was"
+    eventually(lambda: page.evaluate("document.activeElement.getAttribute('aria-label')") == "Pause lane cron", what="the focus is back where it was")
     page.keyboard.press("Enter")
     page.keyboard.type("by hand")
     press_until("Pause it")
@@ -295,8 +318,8 @@ def test_it_says_that_it_is_cut_off_and_comes_back(weir, look):
     weir.admin("NOTE 'before'")
     playwright.expect(page.locator("#timeline li").first).to_contain_text("before")
     weir.kill9()
-    playwright.expect(page.locator("#link")).to_contain_text("disconnected: figures are of", timeout=10000)
-    assert page.locator("body.stale").count() == 1
+    playwright.expect(page.locator("#link")).to_contain_text("disconnected: figures are of")
+    playwright.expect(page.locator("body.stale")).to_have_count(1)
     page.get_by_role("button", name="Freeze").click()
     page.get_by_label("Reason").fill("nobody there")
     page.locator("#ask-yes").click()
@@ -304,19 +327,19 @@ def test_it_says_that_it_is_cut_off_and_comes_back(weir, look):
     page.keyboard.press("Escape")
     weir.start()
     weir.admin("NOTE 'after'")
-    playwright.expect(page.locator("#link.live")).to_be_visible(timeout=30000)
+    playwright.expect(page.locator("#link.live")).to_be_visible(timeout=60000)
     playwright.expect(page.locator("#timeline")).to_contain_text("after")
     texts = page.locator("#timeline li").all_inner_texts()
     assert len(texts) == len(set(texts)) and page.locator("#timeline li", has_text="before").count() == 1
-    assert page.locator("body.stale").count() == 0
+    playwright.expect(page.locator("body.stale")).to_have_count(0)
 
 
 def test_a_stream_that_falls_silent_is_noticed(weir, look):
     page = look(expect_trouble=True)
     weir.signal(19)
-    playwright.expect(page.locator("#link.broken")).to_be_visible(timeout=10000)
+    playwright.expect(page.locator("#link.broken")).to_be_visible()
     weir.signal(18)
-    playwright.expect(page.locator("#link.live")).to_be_visible(timeout=10000)
+    playwright.expect(page.locator("#link.live")).to_be_visible()
 
 
 def test_the_past_is_there_when_the_page_is_opened(weir, look):

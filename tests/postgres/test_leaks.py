@@ -76,10 +76,16 @@ def leak(weir, cluster, app="leak", before=(), statement="insert into leak value
     client = weir.raw(app, dbname="odoo")
     for sql in before:
         client.ok(sql)
-    client.ok("begin isolation level repeatable read")
-    client.ok(statement)
+    # In one message: between two the client would idle, and lanes that reset at once do.
+    client.ok(f"begin isolation level repeatable read; {statement}")
     eventually(lambda: rolled_back(cluster, app), what="the reset")
     return client
+
+
+def harmed(weir, cluster, number=1, app="harm"):
+    """A transaction that holds a row until somebody wants it; that it is reset only then gives the test all the time it needs before."""
+    eventually(lambda: (row := backend(cluster, app)) and row["state"] == "idle in transaction", what="the transaction idles")
+    return block(weir, number).result(60)
 
 
 # -- who is reset ------------------------------------------------------------------------------------------------
@@ -101,7 +107,7 @@ def test_a_leak_that_blocks_somebody_psycopg2(weir, cluster):
     cur.execute("insert into leak values (1, 'two')")
     cur.execute("update hot set n = 1 where id = 1")
     never(lambda: rolled_back(cluster, "harm"), 1.5, what="a reset without harm")
-    block(weir, 1).result(15)
+    block(weir, 1).result(60)
     for _ in range(3):
         with pytest.raises(psycopg2.errors.SerializationFailure, match="pgweir: "):
             cur.execute("select 1")
@@ -111,16 +117,16 @@ def test_a_leak_that_blocks_somebody_psycopg2(weir, cluster):
     assert cur.fetchone() == (10,)
     leaker.commit()
     assert rows(cluster) == []
-    assert weir.lane("harm")["resets"] == 1
+    eventually(lambda: weir.lane("harm")["resets"] == 1)
     eventually(lambda: weir.metric("pgweir_resets_total", lane="harm", action="rollback") == 1)
-    assert weir.timeline_has(" reset ", "harm"), weir.timeline()
+    eventually(lambda: weir.timeline_has(" reset ", "harm"))
     leaker.close()
 
 
 def test_a_leak_that_blocks_somebody_psycopg3(weir, cluster):
     leaker = weir.connect3("harm", dbname="odoo")
     leaker.execute("update hot set n = %s where id = 2", (1,))
-    block(weir, 2).result(15)
+    block(weir, 2).result(60)
     for _ in range(3):
         with pytest.raises(psycopg.errors.SerializationFailure):
             leaker.execute("select %s::int", (1,))
@@ -136,10 +142,11 @@ DRIVERS = pytest.mark.parametrize("connect, errors", [(Weir.connect, psycopg2.er
 
 @DRIVERS
 def test_rollback_ends_it(weir, cluster, connect, errors):
-    conn = connect(weir, "leak", dbname="odoo")
+    conn = connect(weir, "harm", dbname="odoo")
     cur = conn.cursor()
     cur.execute("insert into leak values (2, 'x')")
-    eventually(lambda: rolled_back(cluster, "leak"))
+    cur.execute("update hot set n = 1 where id = 1")
+    harmed(weir, cluster)
     with pytest.raises(errors.SerializationFailure):
         cur.execute("insert into leak values (3, 'x')")
     conn.rollback()
@@ -151,9 +158,10 @@ def test_rollback_ends_it(weir, cluster, connect, errors):
 
 @DRIVERS
 def test_commit_without_another_statement(weir, cluster, connect, errors):
-    conn = connect(weir, "leak", dbname="odoo")
+    conn = connect(weir, "harm", dbname="odoo")
     conn.cursor().execute("insert into leak values (2, 'x')")
-    eventually(lambda: rolled_back(cluster, "leak"))
+    conn.cursor().execute("update hot set n = 1 where id = 1")
+    harmed(weir, cluster)
     with pytest.raises(errors.SerializationFailure):
         conn.commit()
     conn.rollback()
@@ -162,14 +170,15 @@ def test_commit_without_another_statement(weir, cluster, connect, errors):
 
 
 def test_pipeline_psycopg3(weir, cluster):
-    conn = weir.connect3("leak", dbname="odoo", autocommit=True)
+    conn = weir.connect3("harm", dbname="odoo", autocommit=True)
     wrong = (psycopg.errors.SerializationFailure, psycopg.errors.PipelineAborted)
     # Where an answer comes early the block is left early, and what was sent behind it is answered when the pipeline is left.
     with contextlib.suppress(*wrong), conn.pipeline() as pipe:
         conn.execute("begin")
         conn.execute("insert into leak values (%s, 'pipe')", (1,))
+        conn.execute("update hot set n = 1 where id = %s", (1,))
         pipe.sync()
-        eventually(lambda: rolled_back(cluster, "leak"))
+        harmed(weir, cluster)
         select = conn.cursor()
         with pytest.raises(wrong):
             select.execute("select %s::int", (1,))
@@ -215,8 +224,7 @@ def test_usage_above_shed_below_is_harm(make_weir, cluster, tidy):
 
 def test_a_piece_of_a_message_keeps_no_leak_alive(weir, cluster):
     client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    client.ok("insert into leak values (1, 'leaker')")
+    client.ok("begin; insert into leak values (1, 'leaker')")
     whole = wire.query("select 1")
     client.send(whole[:3])
     eventually(lambda: rolled_back(cluster, "leak"), what="the reset")
@@ -229,8 +237,7 @@ def test_a_piece_of_a_message_keeps_no_leak_alive(weir, cluster):
 
 def test_action_disconnect(weir, cluster):
     client = weir.raw("cron", dbname="odoo")
-    client.ok("begin")
-    client.ok("insert into leak values (1, 'x')")
+    client.ok("begin; insert into leak values (1, 'x')")
     fields = client.error()
     assert (fields["S"], fields["C"]) == ("FATAL", "25P03") and client.at_eof()
     eventually(lambda: backend(cluster, "cron") is None)
@@ -252,14 +259,17 @@ def test_action_none_and_protected_are_watched_only(weir, cluster, tidy):
 
 
 def test_exempt_statements(make_weir, cluster, tidy):
-    weir = make_weir(lanes=lanes(exempt=["*from hot*for no key update skip locked*"]))
-    client = tidy(weir.raw("leak", dbname="odoo"))
+    rule = policy(when="harm", cap="1h", exempt=["*from hot*for no key update skip locked*"])
+    weir = make_weir(lanes=[lane("harm", quota=20, idle_in_transaction=rule), lane("other", default=True)])
+    client = tidy(weir.raw("harm", dbname="odoo"))
     client.ok("begin")
     client.ok("SELECT id\n  FROM hot WHERE id = 3 FOR NO KEY UPDATE SKIP LOCKED")
-    assert not block(weir, 3).done()
-    never(lambda: rolled_back(cluster, "leak"), 2)
+    waiting = block(weir, 3)
+    eventually(lambda: cluster.activity("other", "wait_event_type = 'Lock'"), what="somebody is harmed")
+    never(lambda: rolled_back(cluster, "harm"), 2)
     client.ok("select 1")
-    eventually(lambda: rolled_back(cluster, "leak"), what="the reset once the last statement is another")
+    eventually(lambda: rolled_back(cluster, "harm"), what="the reset once the last statement is another")
+    waiting.result(60)
 
 
 def test_a_session_without_idle_timeout_is_watched_only(weir, cluster, tidy):
@@ -286,21 +296,23 @@ def test_observe_touches_nothing(make_weir, cluster, tidy):
 
 def test_disconnect_after_a_silent_rollback(make_weir, cluster):
     weir = make_weir(lanes=lanes(disconnect_after="1s"))
-    client = leak(weir, cluster)
+    client = weir.raw("leak", dbname="odoo", timeout=60)
+    client.ok("begin; insert into leak values (1, 'leaker')")
     assert client.error()["C"] == "25P03" and client.at_eof()
     eventually(lambda: backend(cluster, "leak") is None)
+    # By pgweir's own record: who looks at PostgreSQL meanwhile may come too late.
+    eventually(lambda: [weir.metric("pgweir_resets_total", lane="leak", action=action) for action in ("rollback", "disconnect")] == [1, 1])
 
 
 def test_max_resets_per_minute(make_weir, cluster, tidy):
     weir = make_weir(lanes=lanes(), limits={"max_resets_per_minute": 2})
     for i in range(4):
         client = tidy(weir.raw(f"leak{i}", dbname="odoo"))
-        client.ok("begin")
-        client.ok("insert into leak values (1, 'x')")
+        client.ok("begin; insert into leak values (1, 'x')")
     eventually(lambda: weir.lane("leak")["resets"] == 2)
+    eventually(lambda: weir.timeline_has("reset_limit"), what="the third and the fourth are judged")
     never(lambda: weir.lane("leak")["resets"] > 2, 1.5)
-    assert weir.timeline_has("limit")
-    assert len(cluster.activity("leak%", "state = 'idle in transaction'")) == 2
+    eventually(lambda: len(cluster.activity("leak%", "state = 'idle in transaction'")) == 2)
 
 
 def test_own_sqlstate(make_weir, cluster):
@@ -311,12 +323,11 @@ def test_own_sqlstate(make_weir, cluster):
 
 
 def test_reset_again_soon_after_gets_25p03(weir, cluster):
-    # The retry of the same client process leaks again: 40001 would make it repeat for ever.
+    # The retry, by the same client process with the same statement, leaks again: 40001 would make it repeat for ever.
     client = leak(weir, cluster)
     assert wire.states(client.query("select 1")) == [GONE, ("Z", "E")]
     client.ok("rollback")
-    client.ok("begin")
-    client.ok("insert into leak values (2, 'again')")
+    client.ok("begin isolation level repeatable read; insert into leak values (2, 'again')")
     eventually(lambda: rolled_back(cluster, "leak"))
     assert wire.states(client.query("select 1")) == [("E", "25P03"), ("Z", "E")]
     assert wire.states(client.query("commit")) == [("E", "25P03"), ("Z", "I")]
@@ -339,7 +350,7 @@ def test_show_leaks(weir, cluster, tidy):
     assert weir.lane("none")["idle_in_transaction"] == 1
     assert weir.metric("pgweir_idle_in_transaction", lane="none") == 1
     client.ok("rollback")
-    waiting.result(10)
+    waiting.result(60)
 
 
 # -- what the client is told ------------------------------------------------------------------------------------
@@ -410,7 +421,10 @@ def test_rollback_is_a_rollback(weir, cluster, sql, extended):
 
 
 def test_rollback_and_chain(weir, cluster):
-    client = leak(weir, cluster)
+    # Where harm is what counts, the next transaction may take its time.
+    client = weir.raw("harm", dbname="odoo")
+    client.ok("begin isolation level repeatable read; insert into leak values (1, 'leaker'); update hot set n = 1 where id = 1")
+    harmed(weir, cluster)
     assert wire.states(client.query("ROLLBACK AND CHAIN")) == [("C", "ROLLBACK"), ("Z", "T")]
     assert client.ok("show transaction_isolation") == [["repeatable read"]]
     client.ok("insert into leak values (7, 'chained')")
@@ -435,8 +449,7 @@ def test_rollback_with_more_behind_it(weir, cluster):
 def prepared(weir, cluster, sql):
     client = weir.raw("leak", dbname="odoo")
     client.ask(wire.parse(sql, "exit"), wire.parse("select 1", "other"), wire.SYNC)
-    client.ok("begin")
-    client.ok("insert into leak values (1, 'x')")
+    client.ok("begin; insert into leak values (1, 'x')")
     eventually(lambda: rolled_back(cluster, "leak"))
     return client
 
@@ -510,7 +523,7 @@ def test_a_failed_transaction_inside_a_savepoint(weir, cluster):
     client = weir.raw("harm", dbname="odoo")
     client.ok("begin; update hot set n = 5 where id = 5; savepoint s")
     assert wire.states(client.query("select 1/0")) == [("E", "22012"), ("Z", "E")]
-    block(weir, 5).result(15)
+    block(weir, 5).result(60)
     assert wire.states(client.query("ROLLBACK TO SAVEPOINT s")) == [GONE, ("Z", "E")]
     assert wire.states(client.query("select 1")) == [GONE, ("Z", "E")]
     assert wire.states(client.query("commit")) == [GONE, ("Z", "I")]
@@ -519,8 +532,7 @@ def test_a_failed_transaction_inside_a_savepoint(weir, cluster):
 
 def test_rolled_back_client_encoding_is_told(weir, cluster):
     client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    client.ok("set client_encoding = 'LATIN1'")
+    client.ok("begin; set client_encoding = 'LATIN1'")
     assert client.params["client_encoding"] == "LATIN1"
     eventually(lambda: backend(cluster, "leak")["state"] == "idle in transaction (aborted)")
     assert wire.states(client.query("select 1")) == [GONE, ("Z", "E")]
@@ -533,8 +545,7 @@ def test_rolled_back_client_encoding_is_told(weir, cluster):
 def test_notifications_pass_a_reset_transaction(weir, cluster):
     client = weir.raw("leak", dbname="odoo")
     client.ok("listen bell")
-    client.ok("begin")
-    client.ok("insert into leak values (1, 'x')")
+    client.ok("begin; insert into leak values (1, 'x')")
     eventually(lambda: rolled_back(cluster, "leak"))
     cluster.sql("notify bell, 'ding'", dbname="odoo")
     client.send(wire.query("rollback"))
@@ -556,7 +567,7 @@ def test_a_pipeline_without_sync(weir, cluster):
     client = weir.raw("harm", dbname="odoo")
     client.send(wire.extended("update hot set n = 6 where id = 6", sync=False), wire.FLUSH)
     assert client.until("C")[-1].text == "UPDATE 1"
-    block(weir, 6).result(15)
+    block(weir, 6).result(60)
     fields = client.error()
     assert (fields["S"], fields["C"]) == ("FATAL", "25P03") and client.at_eof()
     eventually(lambda: backend(cluster, "harm") is None)
@@ -569,22 +580,21 @@ def large(first="select '"):
 
 
 def test_a_query_cut_in_the_middle(weir, cluster):
-    client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    client.ok("insert into leak values (1, 'leaker')")
+    client = weir.raw("harm", dbname="odoo")
+    client.ok("begin; insert into leak values (1, 'leaker'); update hot set n = 7 where id = 7")
     client.send(large()[1])
+    block(weir, 7).result(60)
     fields = client.error()
     assert (fields["S"], fields["C"]) == ("FATAL", "25P03") and client.at_eof()
-    eventually(lambda: backend(cluster, "leak") is None)
+    eventually(lambda: backend(cluster, "harm") is None)
     assert rows(cluster) == []
-    eventually(lambda: weir.lane("leak")["slots"] == 0)
+    eventually(lambda: weir.lane("harm")["slots"] == 0)
 
 
 def test_a_query_cut_in_the_middle_behind_one_that_runs(weir, cluster):
     """It is the running one that everybody waits for; once it is done, the client."""
     client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    client.send(wire.query("select pg_sleep(2)"), large()[1])
+    client.send(wire.query("begin; select pg_sleep(2)"), large()[1])
     assert client.until("Z")[-1].body == b"T"
     assert client.error()["C"] == "25P03" and client.at_eof()
 
@@ -598,57 +608,40 @@ def test_a_query_cut_outside_a_transaction_harms_nobody(weir):
     assert client.until("Z")[-1].body == b"I"
 
 
-def test_a_large_query_that_flows_is_no_leak(weir):
-    client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    whole, _ = large()
-    for at in range(0, len(whole), 20_000):
-        client.send(whole[at:at + 20_000])
-        time.sleep(0.15)
-    assert client.until("Z")[-1].body == b"T"
-
-
 def test_an_open_copy(weir, cluster):
     client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    client.send(wire.query("copy leak from stdin"))
-    assert client.receive().tag == "G"
-    client.send(wire.packet("d", b"1\tx\n"))
+    client.send(wire.query("begin; copy leak from stdin"), wire.packet("d", b"1\tx\n"))
+    assert [message.tag for message in client.until("G")] == ["C", "G"]
     fields = client.error()
     assert (fields["S"], fields["C"]) == ("FATAL", "25P03") and client.at_eof()
     eventually(lambda: backend(cluster, "leak") is None)
     assert rows(cluster) == []
 
 
-def test_a_copy_that_flows_is_no_leak(weir, cluster):
-    client = weir.raw("leak", dbname="odoo")
-    client.send(wire.query("copy leak from stdin"))
-    assert client.receive().tag == "G"
-    for i in range(30):
-        client.send(wire.packet("d", f"{i}\tx\n".encode()))
-        time.sleep(0.05)
-    client.send(wire.COPY_DONE)
-    assert wire.states(client.until("Z")) == [("C", "COPY 30"), ("Z", "I")]
-    client.close()
-
-
-def test_a_long_query_is_no_leak(weir, cluster):
-    client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    assert wire.states(client.query("select pg_sleep(1.5)")) == [("C", "SELECT 1"), ("Z", "T")]
-    client.ok("commit")
-    client.close()
-    assert weir.lane("leak")["resets"] == 0
-
-
-def test_statements_in_time_are_no_leak(weir):
-    client = weir.raw("leak", dbname="odoo")
-    client.ok("begin")
-    for _ in range(10):
-        client.ok("select 1")
-        time.sleep(0.15)
-    client.ok("commit")
-    client.close()
+def test_what_goes_on_is_no_leak(make_weir, cluster, tidy):
+    """A large query and a COPY that flow, a statement now and then, a long query: each for longer than a leak may idle, with gaps that leave
+    a busy machine ten times its room."""
+    weir = make_weir(lanes=[lane("leak", quota=20, idle_in_transaction=policy(warn="2s", reset="5s")), lane("other", default=True)])
+    flowing, copying, talking, running = (tidy(weir.raw("leak", dbname="odoo")) for _ in range(4))
+    for client in (flowing, talking, running):
+        client.ok("begin")
+    running.send(wire.query("select pg_sleep(7)"))
+    copying.send(wire.query("begin; copy leak from stdin"))
+    assert [message.tag for message in copying.until("G")] == ["C", "G"]
+    whole, _ = large()
+    # Seven seconds.
+    steps, piece = 28, len(whole) // 28 + 1
+    for step in range(steps):
+        flowing.send(whole[step * piece:(step + 1) * piece])
+        copying.send(wire.packet("d", f"{step}\tx\n".encode()))
+        talking.ok("select 1")
+        time.sleep(0.25)
+    copying.send(wire.COPY_DONE)
+    assert wire.states(copying.until("Z")) == [("C", f"COPY {steps}"), ("Z", "T")]
+    assert wire.states(flowing.until("Z")) == [("C", "SELECT 1"), ("Z", "T")]
+    assert wire.states(running.until("Z")) == [("C", "SELECT 1"), ("Z", "T")]
+    for client in (flowing, copying, talking, running):
+        client.ok("commit")
     assert weir.lane("leak")["resets"] == 0
 
 
@@ -678,7 +671,7 @@ def test_reset_of_a_client_that_is_idle_outside_a_transaction_does_no_harm(weir,
     client.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
     """RESET CLIENT as fast as the console takes it, against clients in short transactions: every reply answers its own
     statement, and what was told to be committed is there, and nothing else."""
@@ -726,8 +719,9 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
         conn = weir.admin_connection()
         cur, shots = conn.cursor(), 0
         ids = [eventually(lambda n=n: weir.clients(f"race{n}"))[0]["id"] for n in range(count)]
-        # On a busy machine most shots come late: as many more as it takes, within bounds.
-        while shots < shots_wanted or not hit.is_set() and shots < 20 * shots_wanted:
+        # On a busy machine shots are slow, and most come late: as many more as it takes, within bounds.
+        ends = time.monotonic() + 150
+        while (shots < shots_wanted or not hit.is_set()) and time.monotonic() < ends:
             for one in ids:
                 try:
                     cur.execute(f"RESET CLIENT {one}")
@@ -739,7 +733,7 @@ def test_a_reset_racing_with_a_client_that_speaks(make_weir, cluster):
     talkers = [background(talk, n, n % 2 == 1) for n in range(count)]
     shooter = background(shoot)
     try:
-        shooter.result(120)
+        shooter.result(240)
     finally:
         stop.set()
     results = [t.result(60) for t in talkers]

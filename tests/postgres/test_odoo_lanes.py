@@ -101,7 +101,7 @@ def test_one_host_by_processes(make_weir, cluster, spawn, unix):
     try:
         assert weir.client("odoo-web")["lane"] == "other"
     finally:
-        dump.communicate(timeout=10)
+        dump.communicate(timeout=30)
 
 
 def test_one_host_by_statements_where_setproctitle_is_missing(make_weir, spawn):

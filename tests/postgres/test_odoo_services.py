@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 
-from harness import eventually, free_port, odoo_actors as odoo
+from harness import docs, eventually, free_port, odoo_actors as odoo
 from harness.odoo_actors import BEGIN, COMMIT, Process, shipped
 from harness.weir import ROOT
 
@@ -61,7 +61,7 @@ def handler(service, process):
                 lane = None
                 if answer["error"] is None:
                     process.run("request", BEGIN, *odoo.PAGE)
-                    lane = eventually(lambda: process.lane("request"), timeout=5)
+                    lane = eventually(lambda: process.lane("request"))
                     process.run("request", COMMIT)
                 process.hang_up("request")
             body = json.dumps({"service": service, "lane": lane, "refused": answer["error"], "upgrade": self.headers.get("Upgrade"),
@@ -80,37 +80,43 @@ def handler(service, process):
 
 @pytest.fixture(scope="module")
 def site(services, tmp_path_factory):
-    """nginx with the shipped files, their ports replaced; its address."""
+    """nginx with the shipped files, installed as docs/odoo.md says, their ports replaced; its address."""
     place, port = tmp_path_factory.mktemp("nginx"), free_port()
-    shipped_files = ROOT / "deploy" / "nginx"
-    upstreams = (shipped_files / "odoo-upstreams.conf").read_text()
+    (line,) = docs.commands("docs/odoo.md", "install -m 644 deploy/nginx/*")
+    subprocess.run(["bash", "-c", line.replace("/etc/nginx/", f"{place}/")], cwd=ROOT, check=True, timeout=60)
+    upstreams = (place / "odoo-upstreams.conf").read_text()
     for name, number in services.items():
         upstreams, count = re.subn(rf"(upstream odoo_{name} +{{ server 127\.0\.0\.1:)\d+", rf"\g<1>{number}", upstreams)
         assert count == 1, name
     (place / "odoo-upstreams.conf").write_text(upstreams)
-    shutil.copy(shipped_files / "odoo-locations.conf", place)
     temporary = "".join(f"{kind}_temp_path {place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     conf = place / "nginx.conf"
-    conf.write_text(f"daemon off; master_process off; pid {place}/pid; error_log stderr; events {{}}\n"
+    conf.write_text(f"daemon off; pid {place}/pid; error_log stderr notice; events {{}}\n"
                     f"http {{ access_log off; {temporary} include {place}/odoo-upstreams.conf;\n"
                     f"server {{ listen 127.0.0.1:{port}; include {place}/odoo-locations.conf; }} }}\n")
-    tested = subprocess.run([NGINX, "-t", "-p", str(place), "-c", str(conf)], capture_output=True, text=True, timeout=20)
+    tested = subprocess.run([NGINX, "-t", "-p", str(place), "-c", str(conf)], capture_output=True, text=True, timeout=60)
     assert tested.returncode == 0 and "warn" not in tested.stderr, tested.stderr
     with open(place / "log", "wb") as log:
         process = subprocess.Popen([NGINX, "-p", str(place), "-c", str(conf)], stdout=log, stderr=log)
     try:
         eventually(lambda: process.poll() is None and get(f"http://127.0.0.1:{port}", "/web/login")[0] == 200, what=f"nginx: {(place / 'log')}")
+        # The page's way to apply the files, with this nginx for that of the host.
+        (apply,) = docs.commands("docs/odoo.md", "nginx *")
+        here = f'nginx() {{ {NGINX} -p {place} -c {conf} "$@"; }}; {apply}'
+        applied = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=60)
+        assert applied.returncode == 0, applied.stderr
+        eventually(lambda: "reconfiguring" in (place / "log").read_text(), what="nginx reads its files again")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def get(site, path, **headers):
     """Status and answer."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(site + path, headers=headers), timeout=15) as reply:
+        with opener.open(urllib.request.Request(site + path, headers=headers), timeout=60) as reply:
             return reply.status, json.loads(reply.read())
     except urllib.error.HTTPError as error:
         text = error.read().decode()
@@ -136,7 +142,7 @@ def test_websockets_pass_and_strangers_run_no_jobs(site):
     assert get(site, "/websocket", Upgrade="websocket", Connection="Upgrade")[1]["upgrade"] == "websocket"
     assert get(site, "/web/login")[1]["upgrade"] is None
     port = int(site.rpartition(":")[2])
-    stranger = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
+    stranger = http.client.HTTPConnection("127.0.0.1", port, timeout=60, source_address=("127.0.0.2", 0))
     stranger.request("GET", "/queue_job/runjob?db=odoo&job_uuid=1")
     assert stranger.getresponse().status == 403
     stranger.close()

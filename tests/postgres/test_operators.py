@@ -3,13 +3,14 @@
 import json
 import re
 import subprocess
+import threading
 
 import psycopg2
 import pytest
 
 from harness import background, eventually, lane
 
-pytestmark = [pytest.mark.weir, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.weir, pytest.mark.timeout(400)]
 
 REASON = "shop is slow"
 
@@ -72,7 +73,7 @@ class Psql:
     def rows(self, sql):
         done = subprocess.run(["psql", "-XAt", "-F", "\x1f", "-v", "ON_ERROR_STOP=1", "-P", "tuples_only=off", "-P", "footer=off", "-c", sql,
                                f"host=127.0.0.1 port={self.weir.admin_port} user=admin dbname=pgweir password={self.weir.password}"],
-                              text=True, capture_output=True, timeout=30)
+                              text=True, capture_output=True, timeout=60)
         assert done.returncode == 0, done.stderr
         lines = [line.split("\x1f") for line in done.stdout.splitlines()]
         return [dict(zip(lines[0], line)) for line in lines[1:]] if lines else []
@@ -116,8 +117,9 @@ class Browser:
             why = item.locator(".why")
             lanes[item.get_by_role("heading").inner_text()] = (
                 item.locator(".state").inner_text(), slots, quota, int(waiting[1]) if waiting else 0, why.inner_text() if why.is_visible() else "")
-        leaks = [int(re.search(r"client (\d+)", name)[1]) for name in
-                 (button.get_attribute("aria-label") for button in self.page.locator("li.leak button").all())]
+        # In one look: a row may be gone before the next.
+        names = self.page.locator("li.leak button").evaluate_all("buttons => buttons.map(button => button.getAttribute('aria-label'))")
+        leaks = [int(re.search(r"client (\d+)", name)[1]) for name in names]
         criteria = {}
         for item in self.page.locator("#exit > li").all():
             criteria[item.locator("b").inner_text().replace(" ", "_", 2 if item.locator("b").inner_text().startswith("too") else 0)] = \
@@ -163,7 +165,7 @@ def same(ways):
             found["lanes"] = {name: (*row[:4], re.split(" since | for | by ", row[4])[0]) for name, row in found["lanes"].items()}
         assert one == two and one == three
         return one
-    return eventually(look, timeout=30, what="the same figures everywhere")
+    return eventually(look, timeout=60, what="the same figures everywhere")
 
 
 @pytest.mark.parametrize("name", ["cli", "psql", "browser"])
@@ -176,15 +178,14 @@ def test_an_incident_by_one_way_alone(name, weir, ways, cluster, tidy):
     user = tidy(weir.connect("web user", autocommit=True))
     job = tidy(weir.connect("cron 1", autocommit=True))
     job.cursor().execute("select 1")
-    eventually(lambda: same(ways)["leaks"] != [])
-    (client,) = same(ways)["leaks"]
+    (client,) = eventually(lambda: same(ways)["leaks"], timeout=60)
 
     operator.freeze()
-    waits = background(weir.connect, "cron 2")
+    waits = background(weir.connect, "cron 2", connect_timeout=400)
     eventually(lambda: weir.lane("cron")["waiting"] == 1)
     seen = same(ways)["lanes"]["cron"]
     assert seen[0] == "paused" and seen[3] == 1 and REASON in seen[4]
-    assert weir.timeline_has("freeze", "admin", REASON) and weir.timeline_has("incident_opened")
+    eventually(lambda: weir.timeline_has("freeze", "admin", REASON) and weir.timeline_has("incident_opened"))
 
     operator.reset(client)
     eventually(lambda: cluster.value("select count(*) from pg_locks where relation = 'operated'::regclass") == 0)
@@ -193,16 +194,25 @@ def test_an_incident_by_one_way_alone(name, weir, ways, cluster, tidy):
     with pytest.raises(psycopg2.errors.SerializationFailure):
         leak.cursor().execute("select 1")
     leak.rollback()
-    assert same(ways)["leaks"] == [] and cluster.value("select count(*) from operated") == 0
+    eventually(lambda: same(ways)["leaks"] == [], timeout=60)
+    assert cluster.value("select count(*) from operated") == 0
 
     operator.resume("cron")
-    waits.result(20).close()
-    eventually(lambda: same(ways)["lanes"]["cron"][:4] == ("open", 1, 4, 0))
+    waits.result(60).close()
+    eventually(lambda: same(ways)["lanes"]["cron"][:4] == ("open", 1, 4, 0), timeout=60)
+
+    # Users go on, however long it takes to ask three ways: a lane without commits is not well.
+    over = threading.Event()
 
     def works():
-        with user.cursor() as cursor:
-            cursor.execute("begin; insert into operated values (2); commit")
-        return operator.is_over() and set(same(ways)["exit"].values()) == {"met"}
-    eventually(works, timeout=60, what="the criteria are met")
+        while not over.wait(0.1):
+            with user.cursor() as cursor:
+                cursor.execute("begin; insert into operated values (2); commit")
+    working = background(works)
+    try:
+        eventually(lambda: operator.is_over() and set(same(ways)["exit"].values()) == {"met"}, timeout=120, what="the criteria are met")
+    finally:
+        over.set()
+        working.result(60)
     cluster.sql("truncate operated")
     eventually(lambda: weir.timeline_has("incident_closed"))

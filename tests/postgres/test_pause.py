@@ -12,12 +12,18 @@ from harness import background, eventually, holds, lane
 from harness import wire
 from test_lanes import queue_one, refused
 
-pytestmark = pytest.mark.weir
+pytestmark = [pytest.mark.weir, pytest.mark.usefixtures("nobody_is_left")]
 
 
 @pytest.fixture(scope="module")
 def cluster_settings():
     return {"max_connections": 40}
+
+
+@pytest.fixture
+def make_weir(make_weir):
+    """One whose monitor may sleep for a while without a lane being shed for that."""
+    return lambda **more: make_weir(**{**more, "monitor": {"stale_after": "60s", **more.get("monitor", {})}})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +68,7 @@ def test_freeze_holds_new_transactions_and_lets_running_ones_finish(make_weir, t
     weir.admin("RESUME ALL")
     for client in (running, idle):
         assert [m.values for m in client.until("Z") if m.tag == "D"] == [["later"]]
-    login.result(10)
+    login.result(30)
     assert weir.timeline_has("freeze", "rehearsal") and weir.timeline_has("resume")
 
 
@@ -77,7 +83,7 @@ def test_freeze_survives_kill_9(make_weir, tidy):
     tidy(client)
     holds(lambda: not login.done(), 1)
     weir.admin("RESUME LANE cron")
-    login.result(10)
+    login.result(30)
     weir.kill9()
     weir.start()
     assert weir.lane("cron")["state"] == "open" and weir.lane("reports")["state"] == "paused"
@@ -86,10 +92,10 @@ def test_freeze_survives_kill_9(make_weir, tidy):
 def test_freeze_for_a_while(make_weir, tidy):
     weir = make_weir(lanes=lanes())
     client = tidy(weir.raw("cron"))
-    weir.admin("FREEZE FOR '1500 ms'")
     began = time.monotonic()
+    weir.admin("FREEZE FOR '1500 ms'")
     assert client.ok("select 1") == [["1"]]
-    assert time.monotonic() - began > 0.7
+    assert time.monotonic() - began >= 1.5
     eventually(lambda: weir.lane("cron")["state"] == "open")
 
 
@@ -118,8 +124,9 @@ def test_pause_with_reject(make_weir, tidy):
     assert inside.ok("select 1") == [["1"]]
     established.send(wire.query("select 1"))
     assert established.error()["C"] == "57P03"
-    weir.admin("PAUSE LANE web REJECT FOR '2 s'")
+    weir.admin("PAUSE LANE web REJECT FOR '1 h'")
     refused(weir, "web", state="57P03")
+    weir.admin("PAUSE LANE web REJECT FOR '500 ms'")
     eventually(lambda: weir.lane("web")["state"] == "open")
     tidy(weir.raw("web"))
 
@@ -130,7 +137,7 @@ def test_pause_hold_overrides_the_lanes_reject(make_weir, tidy):
     connecting = background(weir.connect, "reports")
     eventually(lambda: weir.lane("reports")["waiting"] == 1)
     weir.admin("RESUME LANE reports")
-    tidy(connecting.result(10))
+    tidy(connecting.result(30))
 
 
 def test_pause_hold_timeout(make_weir, tidy):
@@ -152,7 +159,7 @@ def test_what_is_never_held(make_weir, cluster):
     assert wire.states(client.ask(wire.SYNC)) == [("Z", "I")]
     assert wire.states(client.ask(wire.close("S", "nosuch"), wire.FLUSH, wire.SYNC)) == [("Z", "I")]
     client.send(wire.TERMINATE)
-    assert client.at_eof(10)
+    assert client.at_eof(30)
     eventually(lambda: cluster.count("cron") == 0)
 
 
@@ -182,7 +189,7 @@ def test_hang_up_while_held(make_weir, cluster):
     clients[0].close()
     clients[1].reset()
     clients[2].half_close()
-    eventually(lambda: weir.lane("cron")["slots"] == 0, timeout=5)
+    eventually(lambda: weir.lane("cron")["slots"] == 0)
     eventually(lambda: cluster.count("cron") == 0)
 
 
@@ -194,44 +201,44 @@ def test_drivers_held_by_a_pause_simply_wait(make_weir, tidy):
     eventually(lambda: weir.lane("cron")["waiting"] == 2)
     weir.admin("RESUME ALL")
     for future in pending:
-        future.result(10)
+        future.result(30)
 
 
 # -- resume over -------------------------------------------------------------------------------------------------
 
 def test_resume_over_ramps(make_weir, cluster, tidy):
-    weir = make_weir(lanes=lanes())
+    weir = make_weir(lanes=lanes(wait_timeout="60s"))
     weir.admin("FREEZE")
     waiting = [queue_one(weir, "cron") for _ in range(10)]
     for client, _ in waiting:
         tidy(client)
     eventually(lambda: weir.lane("cron")["waiting"] == 10)
-    weir.admin("RESUME LANE cron OVER '4 s'")
     began, seen = time.monotonic(), []
+    weir.admin("RESUME LANE cron OVER '4 s'")
     # PostgreSQL is asked first: what it has may not be more than a quota that has only grown since.
     while True:
         real = cluster.count("cron")
         row = weir.lane("cron")
         if row["state"] == "open":
             break
-        assert row["state"] == "ramping" and time.monotonic() - began < 20, row
+        assert row["state"] == "ramping" and time.monotonic() - began < 60, row
         seen.append((row["quota"], row["slots"], real))
         time.sleep(0.1)
-    took = time.monotonic() - began
-    assert 2 < took < 15
+    assert time.monotonic() - began >= 4, "each step takes its time"
     assert [q for q, _, _ in seen] == sorted(q for q, _, _ in seen), "the quota only grows"
-    assert len({q for q, _, _ in seen}) >= 4, seen
     assert all(slots <= quota and real <= quota for quota, slots, real in seen), seen
     for _, login in waiting:
-        login.result(10)
+        login.result(30)
     assert weir.lane("cron")["quota"] == 10
-    assert weir.timeline_has("ramp", "cron") or weir.timeline_has("resume", "cron")
+    # Whoever looks may miss some of the steps; the timeline does not.
+    steps = [row["text"] for row in weir.admin("SHOW TIMELINE") if row["event"] == "ramp" and row["lane"] == "cron"]
+    assert steps == [f"step {n} of 10: {n} of 10" for n in range(2, 11)] + ["open"], steps
 
 
 def test_a_ramp_pauses_again_on_regrowth(make_weir, cluster, tidy):
     weir = make_weir(lanes=lanes())
     weir.admin("FREEZE")
-    weir.admin("RESUME LANE cron OVER '20 s'")
+    weir.admin("RESUME LANE cron OVER '10 min'")
     assert weir.lane("cron")["state"] == "ramping"
     for _ in range(30):
         tidy(cluster.direct(user="batch", app="bypass"))
@@ -244,7 +251,7 @@ def test_resume_all_over(make_weir):
     weir = make_weir(lanes=lanes())
     weir.admin("FREEZE")
     weir.admin("RESUME ALL OVER '2 s'")
-    eventually(lambda: all(row["state"] == "open" for row in weir.lanes().values()), timeout=20)
+    eventually(lambda: all(row["state"] == "open" for row in weir.lanes().values()), timeout=60)
 
 
 # -- links that change lanes, and locks --------------------------------------------------------------------------
@@ -297,7 +304,7 @@ def test_a_frozen_cron_jobs_second_link_does_not_keep_the_row_locked(make_weir, 
         worker.stdin.write("\n")
         worker.stdin.flush()
         line = background(worker.stdout.readline)
-        assert line.result(10) == "done\n"
+        assert line.result(30) == "done\n"
         assert cluster.value("select note from ir_cron where id = 2", dbname="odoo") == "done"
         worker.stdin.write("\n")
         worker.stdin.flush()
@@ -305,10 +312,10 @@ def test_a_frozen_cron_jobs_second_link_does_not_keep_the_row_locked(make_weir, 
         eventually(lambda: held(weir, "cron-worker"), what="the next job held")
         assert not line.done()
         weir.admin("RESUME ALL")
-        assert line.result(10) == "next\n"
+        assert line.result(30) == "next\n"
     finally:
         worker.kill()
-        worker.wait(10)
+        worker.wait(30)
 
 
 # -- drain -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def weir(make_module_weir, cluster):
                          ids=["select", "tpcb", "reconnect", "select-unix"])
 def test_pgbench(weir, mode, script, unix):
     done = subprocess.run([str(weir.cluster.bin / "pgbench"), "-n", "-M", mode, "-c", "8", "-j", "2", "-T", SECONDS, *script],
-                          env=weir.libpq_env("pgbench", dbname="bench", unix=unix), text=True, capture_output=True, timeout=60)
+                          env=weir.libpq_env("pgbench", dbname="bench", unix=unix), text=True, capture_output=True, timeout=80)
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr.lower() and "abort" not in done.stderr.lower(), done.stderr
     assert "number of failed transactions: 0 " in done.stdout, done.stdout

@@ -9,10 +9,11 @@ import pytest
 from harness import eventually, lane, never
 from test_lanes import queue_one
 
-pytestmark = pytest.mark.weir
+pytestmark = [pytest.mark.weir, pytest.mark.usefixtures("nobody_is_left")]
 
 DATABASES = 30
 QUOTA = 20
+RECLAIM_S = 0.1
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +24,8 @@ def databases(cluster):
 
 
 def lanes(**more):
-    return [lane("web", **{"quota": QUOTA, "wait_timeout": "20s", "reclaim_idle_after": "100ms", **more}), lane("other", default=True)]
+    return [lane("web", **{"quota": QUOTA, "wait_timeout": "60s", "reclaim_idle_after": f"{int(1000 * RECLAIM_S)}ms", **more}),
+            lane("other", default=True)]
 
 
 class Pool:
@@ -38,25 +40,36 @@ class Pool:
     def request(self, database):
         with self.lock:
             conn = self.idle.pop(database, None)
-        if conn is not None:
-            try:
-                conn.autocommit = True
-                conn.cursor().execute("DISCARD ALL")
-                conn.autocommit = False
-            except psycopg2.OperationalError:
-                conn.close()
-                conn, self.replaced = None, self.replaced + 1
-        if conn is None:
-            conn = self.weir.connect("web", dbname=database)
-        with conn.cursor() as cur:
-            cur.execute("select current_database()")
-            assert cur.fetchone() == (database,)
-        conn.commit()
+        while (conn := conn or self.weir.connect("web", dbname=database)) and not self.transaction(conn, database):
+            conn.close()
+            conn = None
         with self.lock:
             old = self.idle.pop(database, None)
             self.idle[database] = conn
         if old:
             old.close()
+
+    def transaction(self, conn, database):
+        """Whether the link is still there for one."""
+        try:
+            conn.autocommit = True
+            asked = time.monotonic()
+            conn.cursor().execute("DISCARD ALL")
+            conn.autocommit = False
+        except psycopg2.OperationalError:
+            self.replaced += 1
+            return False
+        try:
+            with conn.cursor() as cur:
+                cur.execute("select current_database()")
+                assert cur.fetchone() == (database,)
+            conn.commit()
+            return True
+        except psycopg2.OperationalError:
+            # Odoo would fail here. It has a minute; who sleeps over his tenth of a second sits idle and may be closed.
+            if time.monotonic() - asked < RECLAIM_S:
+                raise
+            return False
 
     def close(self):
         for conn in self.idle.values():
@@ -82,11 +95,18 @@ def test_thirty_databases_on_twenty_slots(make_weir, cluster, databases, tidy):
     for thread in users:
         thread.start()
     for thread in users:
-        thread.join(100)
+        thread.join(80)
     assert not failures, failures[:3]
     assert done[0] == 4 * 3 * DATABASES
     assert pool.replaced > 0, "nothing had to be reclaimed: no test"
     assert sampler.stop().maximum <= QUOTA
+
+
+def sampled(weir):
+    """Waits until the monitor has looked: the second sample that comes from now on was asked for behind the first."""
+    for _ in range(2):
+        now = time.monotonic()
+        eventually(lambda: time.monotonic() - weir.usage()["sampled_ms_ago"] / 1000 > now)
 
 
 def test_who_is_never_reclaimed(make_weir, cluster, tidy):
@@ -96,13 +116,13 @@ def test_who_is_never_reclaimed(make_weir, cluster, tidy):
     locking.ok("select pg_advisory_lock(42)")
     inside.ok("begin")
     idle.ok("select 1")
-    time.sleep(1)  # the monitor must have seen the advisory lock
+    sampled(weir)
     first, login = queue_one(weir, "web-first")
     tidy(first)
-    login.result(10)
+    login.result(30)
     assert idle.error()["C"] == "57P01" and idle.at_eof()
-    second, login2 = queue_one(weir, "web-second")
     first.ok("begin")
+    second, login2 = queue_one(weir, "web-second")
     never(login2.done, 1.5)
     for client in (listening, locking, inside, first):
         assert client.ok("select 1") == [["1"]]
@@ -125,8 +145,8 @@ def test_the_oldest_goes_first_and_only_when_somebody_waits(make_weir, tidy):
 
 def test_a_better_lane_takes_idle_links_of_a_worse_one(make_weir, tidy):
     weir = make_weir(applications=[{"match": "*", "name": "all", "quota": 3}],
-                     lanes=[lane("web", quota=3, priority=0, wait_timeout="20s"),
-                            lane("batch", quota=3, priority=5, reclaim_idle_after="100ms", wait_timeout="2s"), lane("other", default=True, quota=1)])
+                     lanes=[lane("web", quota=3, priority=0, wait_timeout="60s"),
+                            lane("batch", quota=3, priority=5, reclaim_idle_after="100ms", wait_timeout="60s"), lane("other", default=True, quota=1)])
     batch = [tidy(weir.raw("batch")) for _ in range(3)]
     for client in batch:
         client.ok("select 1")

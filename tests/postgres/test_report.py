@@ -9,11 +9,12 @@ import math
 import os
 import pathlib
 
+import playwright.sync_api as playwright
 import pytest
 
 from harness import lane
 
-pytestmark = [pytest.mark.weir, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.weir, pytest.mark.timeout(300)]
 
 PICTURES = os.environ.get("PGWEIR_SCREENSHOTS")
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -112,7 +113,8 @@ def test_the_page_can_be_read_everywhere(report, browser, closed):
             if PICTURES:
                 page.screenshot(path=str(pathlib.Path(PICTURES) / f"report-{'over' if closed else 'open'}-{name}-{'dark' if dark else 'light'}.png"), full_page=True)
             assert asked == [file.as_uri()] and not wrong, "it loads nothing, and the browser has nothing to complain about"
-            assert page.locator("canvas").count() == 8 and page.locator("img").count() == 0
+            playwright.expect(page.locator("canvas")).to_have_count(8, timeout=30_000)
+            assert page.locator("img").count() == 0
             assert page.get_by_text(ATTACK).count() > 0, "shown as it was written"
             width = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
             assert width[0] <= width[1], (name, width)

@@ -30,7 +30,7 @@ def lanes():
             lane("other", default=True, quota=5)]
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(SECONDS + 240)
 def test_counts_agree_through_a_storm(make_weir, cluster):
     weir = make_weir(lanes=lanes(), limits={"max_resets_per_minute": 100_000})
     fds, crowd = weir.fds(), Crowd()
@@ -48,18 +48,20 @@ def test_counts_agree_through_a_storm(make_weir, cluster):
         assert weir.process.poll() is None, "pgweir died"
         for name, row in weir.lanes().items():
             assert row["slots"] >= 0 and row["waiting"] >= 0, (name, row)
-    crowd.end()
+    crowd.end(timeout=60)
     sampler.stop()
     assert sum(a.lives for a in actors) > 50
     assert not [c for a in actors for c in a.crossed]
     for name, quota in QUOTAS.items():
         assert sampler.by_app.get(name, 0) <= quota, f"{name}: {sampler.by_app}"
     weir.admin("RESUME ALL")
-    eventually(lambda: cluster.count() == 1, timeout=30, what="no backend but the monitor's")
+    eventually(lambda: cluster.count() == 1, timeout=60, what="no backend but the monitor's")
     eventually(weir.drained, timeout=30, what="no slot counted")
-    eventually(lambda: (weir.usage()["own_slots"], weir.usage()["connections"]) == (0, 1), timeout=10)
-    eventually(lambda: weir.clients() == [], timeout=10)
-    eventually(lambda: weir.fds() <= fds + 4, timeout=20, what="no descriptor leaked")
+    eventually(lambda: (weir.usage()["own_slots"], weir.usage()["connections"]) == (0, 1), timeout=30)
+    eventually(lambda: weir.clients() == [], timeout=30)
+    eventually(lambda: weir.fds() <= fds + 4, timeout=30, what="no descriptor leaked")
     assert "panicked" not in weir.log()
+    # Shed for the bypass of the last moment, a lane is so for its dwell.
+    eventually(lambda: all(row["state"] == "open" for row in weir.lanes().values()), timeout=30, what="all lanes open")
     for name in QUOTAS:
         weir.raw(name).close()

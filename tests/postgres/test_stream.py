@@ -8,6 +8,9 @@ import pytest
 from harness import DIRECT, background, eventually
 from harness import wire
 
+# A gigabyte takes seconds; on a machine with much else to do, minutes.
+pytestmark = pytest.mark.timeout(300)
+
 MEGABYTES = int(os.environ.get("PGWEIR_STREAM_MB", "1024"))
 ROOM_KB = 24 * 1024
 
@@ -102,7 +105,7 @@ def test_a_slow_reader_is_waited_for(weir, flat, cluster):
         began = time.monotonic()
         for i in range(200):
             assert neighbour.ok(f"select {i}") == [[str(i)]]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 50
     assert cluster.activity("slow", "wait_event = 'ClientWrite'")
     slow.sock.setsockopt(1, 8, 1 << 20)  # SOL_SOCKET, SO_RCVBUF
     assert sum(1 for m in slow.until("Z") if m.tag == "D") == 5000
@@ -127,4 +130,4 @@ def test_both_directions_full(weir, flat):
         for i in range(count):
             rows = [m.values for m in client.until("Z") if m.tag == "D"]
             assert rows[0][0] == str(i)
-        sending.result(10)
+        sending.result(60)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.weir
 
 HOUR = 3600
 LEAK = {"warn": "1s", "reset": "10m", "action": "rollback"}
-LANES = [lane("web", quota=3, reserve=1, priority=0, wait_timeout="10s", idle_in_transaction=LEAK),
+LANES = [lane("web", quota=3, reserve=1, priority=0, wait_timeout="60s", idle_in_transaction=LEAK),
          lane("cron", quota=6, priority=5, shed_above=90, idle_in_transaction=LEAK),
          lane("other", default=True, quota=8, priority=9)]
 
@@ -24,8 +24,8 @@ def peaks(weir):
     return rows
 
 
-def week(weir, hours=167, usable=97, **lanes):
-    """A file of a week in which the lanes did the same in every hour."""
+def week(weir, hours=170, usable=97, **lanes):
+    """A file of a week, and of hours to spare should the next one begin, in which the lanes did the same in every hour."""
     now = int(time.time()) // HOUR
     names = list(lanes)
     cells = [{"lane": n, **figures} for n, figures in enumerate(lanes.values())]
@@ -36,6 +36,17 @@ def week(weir, hours=167, usable=97, **lanes):
     (weir.state / "peaks.json").write_text(json.dumps(text))
 
 
+def talk(weir, name):
+    """A connection whose transactions are the test's own: what is sent at once leaves no gap."""
+    conn = weir.connect(name)
+    conn.autocommit = True
+    return conn
+
+
+def say(conn, text):
+    conn.cursor().execute(text)
+
+
 def advice(found, lane, key):
     rows = next(row for row in found["lanes"] if row["lane"] == lane)["advice"]
     return next(row for row in rows if row["key"] == key)
@@ -43,31 +54,36 @@ def advice(found, lane, key):
 
 def test_peaks_and_gaps_are_those_of_the_load_and_survive_a_restart(make_weir, tidy):
     weir = make_weir(lanes=LANES)
-    first = [tidy(weir.connect(f"web-{n}")) for n in range(3)]
+    first = [tidy(talk(weir, f"web-{n}")) for n in range(3)]
     # Two wait because the lane is full.
     waiting = [background(weir.connect, f"web-{n}") for n in (3, 4)]
     eventually(lambda: peaks(weir)["web"]["waiting_peak"] == 2)
     # One idles in its transaction for a while and goes on, one for longer and is hung up on.
+    began = time.monotonic()
     for conn in first[:2]:
-        conn.cursor().execute("select 1")
+        say(conn, "begin; select 1")
+    eventually(lambda: peaks(weir)["web"]["in_use_peak"] >= 2)
     time.sleep(2.2)
-    first[0].commit()
+    say(first[0], "commit")
+    gap_ms = 1000 * (time.monotonic() - began)
     time.sleep(1.3)
     first[1].close()
     first[2].close()
     for conn in waiting:
-        tidy(conn.result(20)).close()
+        tidy(conn.result(60)).close()
 
     def seen():
         row = peaks(weir)["web"]
-        assert row["slots_peak"] == 3 and row["demand_peak"] == 5 and row["in_use_peak"] >= 2 and row["max_wait_ms"] >= 3000, row
-        assert 2100 <= row["idle_in_transaction_ms"] < 3300, row
-        assert 3400 <= row["cut_ms"] < 6000 and row["cuts"] == 1 and row["transactions"] == 2, row
+        assert row["slots_peak"] == 3 and row["demand_peak"] == 5 and row["max_wait_ms"] >= 3000, row
+        assert 2200 <= row["idle_in_transaction_ms"] <= gap_ms, row
+        assert 3500 <= row["cut_ms"] <= 1000 * (time.monotonic() - began) and row["cuts"] == 1 and row["transactions"] == 2, row
         return row
     before = eventually(seen)
     assert peaks(weir)[None]["slots_peak"] >= 3 and before["idle_in_transaction_at"][13:] == ":00:00.000Z"
     told = weir.cli("suggest")
-    assert told.returncode == 0 and "Nothing is suggested of less than an hour." in told.stdout, told.stdout + told.stderr
+    assert told.returncode == 0 and "so far; mode enforce. That is too little" in told.stdout, told.stdout + told.stderr
+    # In words for seconds: nothing of hours, and no setting without advice.
+    assert told.stdout.endswith("lane web: 3 slots at most, 2 transactions\nNothing is suggested yet.\n"), told.stdout
 
     weir.stop()
     assert json.loads((weir.state / "peaks.json").read_text())["version"] == 1
@@ -76,7 +92,9 @@ def test_peaks_and_gaps_are_those_of_the_load_and_survive_a_restart(make_weir, t
     stopped = json.loads(weir.cli("suggest", "--state", "--json").stdout)
     assert stopped["suggestion"]["lanes"][0]["seen"]["gap_ms"]["value"] == before["idle_in_transaction_ms"]
     weir.start()
-    assert peaks(weir)["web"] == before
+    # Another hour may have begun; what is usual changes with that.
+    lasting = lambda row: {key: value for key, value in row.items() if key != "hours" and "usual" not in key}  # noqa: E731
+    assert lasting(peaks(weir)["web"]) == lasting(before)
 
 
 def test_an_observe_week_becomes_a_configuration_that_passes(make_weir, cluster, tmp_path):
@@ -130,7 +148,8 @@ def test_a_file_that_is_not_ours_is_put_aside_and_begun_anew(make_weir, tidy):
     told = weir.cli("suggest", "--state")
     assert told.returncode == 1 and "peaks.json: is not what pgweir wrote" in told.stderr, told.stderr
     weir.start()
-    assert (weir.state / "peaks.json.bad").read_text() == '{"version": 7}'
+    aside = list(weir.state.glob("peaks.json.unreadable-*"))
+    assert [path.read_text() for path in aside] == ['{"version": 7}'] and str(aside[0]) in weir.log()
     assert "the peaks for pgweir suggest begin anew" in weir.log()
     tidy(weir.connect("web-1"))
     eventually(lambda: peaks(weir)["web"]["slots_peak"] == 1)
@@ -144,19 +163,51 @@ def test_a_file_that_is_not_ours_is_put_aside_and_begun_anew(make_weir, tidy):
 def test_a_reset_is_a_cut_and_what_idles_for_a_living_is_neither(make_weir, tidy):
     leak = {"warn": "1s", "reset": "1500ms", "when": "always", "action": "rollback", "exempt": ["*for a living*"]}
     weir = make_weir(lanes=[lane("web", quota=9, idle_in_transaction=leak), lane("other", default=True, quota=8)])
-    silent, exempt = tidy(weir.connect("web-1")), tidy(weir.connect("web-2"))
-    silent.cursor().execute("select 1")
-    exempt.cursor().execute("select 'for a living'")
+    silent, exempt = tidy(talk(weir, "web-1")), tidy(talk(weir, "web-2"))
+    say(exempt, "begin; select 'for a living'")
+    began = time.monotonic()
+    say(silent, "begin; select 1")
 
     def cut():
         row = peaks(weir)["web"]
         return row["cuts"] == 1 and row
     row = eventually(cut)
-    assert 1400 <= row["cut_ms"] < 3500 and row["idle_in_transaction_ms"] == 0, row
-    exempt.commit()
+    assert 1500 <= row["cut_ms"] <= 1000 * (time.monotonic() - began) and row["idle_in_transaction_ms"] == 0, row
+    say(exempt, "commit")
     with pytest.raises(psycopg2.Error):
-        silent.cursor().execute("select 2")
-    silent.rollback()
+        say(silent, "select 2")
+    say(silent, "rollback")
     eventually(lambda: peaks(weir)["web"]["transactions"] == 2)
     row = peaks(weir)["web"]
     assert (row["cuts"], row["idle_in_transaction_ms"]) == (1, 0), row
+
+
+def test_a_client_that_speaks_right_after_its_reset_has_not_gone_on_by_itself(make_weir, tidy):
+    """Before the next look at all links it has its error, has rolled back, and begun anew."""
+    leak = {"warn": "1s", "reset": "1500ms", "when": "always", "action": "rollback"}
+    weir = make_weir(lanes=[lane("web", quota=9, idle_in_transaction=leak), lane("other", default=True, quota=8)])
+    silent = tidy(talk(weir, "web-1"))
+    for round in range(1, 6):
+        say(silent, "begin; select 1")
+        eventually(lambda: weir.metric("pgweir_resets_total", lane="web", action="rollback") == round, interval=0.005)
+        with pytest.raises(psycopg2.Error):
+            say(silent, "select 2")
+        say(silent, "rollback")
+    eventually(lambda: peaks(weir)["web"]["transactions"] == 5)
+
+    def told():
+        row = peaks(weir)["web"]
+        return row["cuts"] == 5 and row
+    assert eventually(told)["idle_in_transaction_ms"] == 0
+
+
+def test_what_cannot_even_be_read_is_put_aside_too(make_weir):
+    weir = make_weir(lanes=LANES)
+    weir.stop()
+    (weir.state / "peaks.json").unlink()
+    (weir.state / "peaks.json").mkdir()
+    (weir.state / "peaks.json" / "mine").write_text("x")
+    weir.start()
+    weir.stop()
+    assert [(path / "mine").read_text() for path in weir.state.glob("peaks.json.unreadable-*")] == ["x"]
+    assert (weir.state / "peaks.json").is_file()

@@ -68,12 +68,12 @@ def listen(certs, ca):
     return ports, [{"address": f"127.0.0.1:{ports[name]}", **tls[name]} for name in LISTENERS]
 
 
-def build(make, certs, ca, upstream, **more):
+def build(make, certs, ca, upstream, startup_timeout="30s", **more):
     ports, listeners = listen(certs, ca)
     weir = make(listen=listeners, upstream=upstream, lanes=[
         lane("leak", quota=10, idle_in_transaction={"warn": "200ms", "reset": "400ms", "when": "always", "action": "rollback"}),
         lane("cron", quota=10, idle_in_transaction={"warn": "200ms", "reset": "400ms", "when": "always", "action": "disconnect"}),
-        lane("other", default=True, quota=40)], limits={"max_resets_per_minute": 10_000, "startup_timeout": "2s"},
+        lane("other", default=True, quota=40)], limits={"max_resets_per_minute": 10_000, "startup_timeout": startup_timeout},
         admin={"tls": "allow", **certs["other"].keys()}, **more)
     weir.ports, weir.port = ports, ports["same"]
     return weir
@@ -276,14 +276,16 @@ def test_psycopg_3_with_a_certificate(weir, certs, ca):
 
 
 @pytest.mark.parametrize("who", [None, "stranger"])
-def test_no_certificate_or_a_strangers(weir, certs, who):
+def test_no_certificate_or_a_strangers(make_weir, cluster, certs, ca, who):
+    """A pgweir of its own: what it counts is of this test."""
+    weir = build(make_weir, certs, ca, {"tls": "disable"})
     pair = certs[who] if who else None
     files = {"sslcert": str(pair.certificate), "sslkey": str(pair.key)} if pair else {}
     done = psql(weir, "mutual", sslmode="require", **files)
     assert done.returncode and "alert" in done.stderr, done
-    before = weir.metric("pgweir_refusals_total", reason="tls_failed")
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="tls_failed") == 1)
     psql(weir, "mutual", sslmode="require", **files)
-    assert weir.metric("pgweir_refusals_total", reason="tls_failed") == before + 1
+    eventually(lambda: weir.metric("pgweir_refusals_total", reason="tls_failed") == 2)
     assert psql(weir, "mutual", sslmode="disable").returncode == 0, "tls = allow"
 
 
@@ -325,17 +327,18 @@ def test_garbage_for_a_handshake(weir, garbage, direct):
             client.send(garbage)
         except OSError:
             pass
-        assert client.at_eof(5)
+        assert client.at_eof(30)
     assert weir.metric("pgweir_panics_total") == 0
 
 
-def test_a_handshake_that_stalls(weir):
+def test_a_handshake_that_stalls(make_weir, cluster, certs, ca):
+    weir = build(make_weir, certs, ca, {"tls": "disable"}, startup_timeout="1s")
+    began = time.monotonic()
     with RawClient(weir.ports["same"], tls=False) as client:
         client.send(wire.SSL_REQUEST)
         assert client.read_exact(1) == b"S"
-        began = time.monotonic()
-        assert client.at_eof(10)
-        assert 1 < time.monotonic() - began < 6, "startup_timeout is 2 s"
+        assert client.at_eof(30)
+        assert time.monotonic() - began >= 1, "startup_timeout is 1 s"
 
 
 def test_garbage_in_an_established_session(weir, cluster):
@@ -416,7 +419,7 @@ def test_both_directions_full(weir, cluster):
         for i in range(count):
             rows = [m.values for m in client.until("Z") if m.tag == "D"]
             assert rows[0][0] == str(i)
-        sending.result(10)
+        sending.result(60)
 
 
 def test_a_cancel(weir, cluster):
@@ -426,7 +429,7 @@ def test_a_cancel(weir, cluster):
     eventually(lambda: cluster.activity("cancel", "wait_event = 'PgSleep'"))
     conn.cancel()
     with pytest.raises(psycopg2.errors.QueryCanceled):
-        running.result(10)
+        running.result(30)
     conn.close()
     with raw(weir, "require", app="cancel_raw") as client:
         for tls in (False, context()):
@@ -438,15 +441,15 @@ def test_a_cancel(weir, cluster):
                     # An end without close_notify is a cancel that failed, to libpq 17 and later.
                     other.sock.suppress_ragged_eofs = False
                     assert other.sock.recv(1) == b""
-                assert other.at_eof(15)
+                assert other.at_eof(30)
             assert wire.states(client.until("Z")) == [("E", "57014"), ("Z", "I")]
 
 
 def test_a_leak_is_rolled_back(weir, cluster):
     cluster.sql("create table leak_tls (id int); grant all on leak_tls to public")
     with raw(weir, app="leak") as client:
-        client.ok("begin")
-        client.ok("insert into leak_tls values (1)")
+        # In one message: it is judged as soon as it idles.
+        client.ok("begin; insert into leak_tls values (1)")
         eventually(lambda: cluster.activity("leak", "state = 'idle in transaction (aborted)'"))
         assert wire.states(client.query("select 1")) == [("E", "40001"), ("Z", "E")]
         assert wire.states(client.query("commit")) == [("E", "40001"), ("Z", "I")]
@@ -456,11 +459,10 @@ def test_a_leak_is_rolled_back(weir, cluster):
 def test_a_leak_is_rolled_back_though_the_client_began_a_record(weir, cluster):
     """A piece of a record puts the reset off once, and not for ever."""
     with raw(weir, app="leak_piece") as client:
-        client.ok("begin")
-        client.ok("insert into leak_tls values (2)")
+        client.ok("begin; insert into leak_tls values (2)")
         bare = socket.socket(fileno=os.dup(client.sock.fileno()))
         bare.sendall(b"\x17\x03\x03\x01")
-        eventually(lambda: cluster.activity("leak_piece", "state = 'idle in transaction (aborted)'"), timeout=10)
+        eventually(lambda: cluster.activity("leak_piece", "state = 'idle in transaction (aborted)'"), timeout=30)
         bare.close()
 
 
@@ -492,7 +494,7 @@ def test_a_held_client_that_says_good_bye_in_tls_only(weir, cluster):
             client.sock.unwrap()
         except (ssl.SSLError, OSError):
             pass
-        eventually(lambda: weir.clients("bye") == [], timeout=10)
+        eventually(lambda: weir.clients("bye") == [], timeout=30)
     finally:
         weir.admin("RESUME LANE other")
         client.close()
@@ -504,7 +506,7 @@ def test_gone_without_close_notify(weir, cluster, how):
     client.send(wire.query("select pg_sleep(60)"))
     eventually(lambda: cluster.activity("vanished", "wait_event = 'PgSleep'"))
     getattr(client, how)()
-    eventually(lambda: cluster.activity("vanished") == [], timeout=5)
+    eventually(lambda: cluster.activity("vanished") == [], timeout=30)
     eventually(lambda: weir.clients("vanished") == [])
 
 
@@ -516,7 +518,7 @@ def test_an_orderly_end_is_answered(weir, cluster):
     while chunk := client.sock.recv(1 << 16):
         seen += chunk
     assert b"last words" in seen
-    client.sock.settimeout(5)
+    client.sock.settimeout(30)
     client.sock.unwrap()
     eventually(lambda: cluster.activity("orderly") == [])
     client.close()
@@ -559,8 +561,7 @@ def test_a_renewed_certificate(make_weir, cluster, certs, ca, tmp_path, how):
     shutil.copy(certs["other"].certificate, mine.certificate)
     if how == "sighup":
         weir.signal(signal.SIGHUP)
-        eventually(lambda: "reload" in weir.log())
-        assert "not the key of the first certificate" in eventually(weir.log)
+        eventually(lambda: "not the key of the first certificate" in weir.log())
     else:
         done = weir.cli("reload")
         assert done.returncode == 1 and "not the key of the first certificate" in done.stderr, done
@@ -578,8 +579,8 @@ def test_a_renewed_certificate(make_weir, cluster, certs, ca, tmp_path, how):
     eventually(lambda: shown(weir) != old)
     assert ssl.DER_cert_to_PEM_cert(shown(weir)).strip() in mine.certificate.read_text()
     assert client.ok("select 1") == [["1"]], "who is there stays"
-    done = weir.cli("status")
-    assert (done.returncode, done.stderr) == (0, "")
+    # The admin port comes after the listeners.
+    eventually(lambda: (done := weir.cli("status")).returncode == 0 and done.stderr == "")
     client.close()
 
 
@@ -587,7 +588,7 @@ def test_a_renewed_certificate(make_weir, cluster, certs, ca, tmp_path, how):
 
 def is_tls(weir, user="odoo"):
     """Whether PostgreSQL sees TLS."""
-    conn = weir.connect(user=user, sslmode="disable", autocommit=True, connect_timeout=10)
+    conn = weir.connect(user=user, sslmode="disable", autocommit=True)
     with conn.cursor() as cur:
         cur.execute("select ssl from pg_stat_ssl where pid = pg_backend_pid()")
         found = cur.fetchone()[0]
@@ -600,12 +601,12 @@ def is_tls(weir, user="odoo"):
     ("verify-full", "ca", True), ("verify-full", "server", True), ("verify-ca", "stranger", None), ("require", "stranger", None)])
 def test_what_is_asked_of_postgresql(make_weir, cluster, certs, ca, mode, ca_of, works):
     files = {"ca": ca.file, "server": certs["server"].certificate, "stranger": certs["stranger"].certificate}
-    upstream = {"tls": mode, "connect_timeout": "2s", **({"ca_file": str(files[ca_of])} if ca_of else {})}
+    upstream = {"tls": mode, "connect_timeout": "20s", **({"ca_file": str(files[ca_of])} if ca_of else {})}
     weir = make_weir(upstream=upstream, monitor={"database": "odoo"}, start=False)
     weir.start(wait=works is not None)
     if works is None:
         eventually(lambda: weir.http("/readyz")[0] == 503)
-        assert "UPSTREAM DOWN" in weir.cli("status").stdout and "TLS" in weir.cli("status").stdout
+        eventually(lambda: "UPSTREAM DOWN" in (said := weir.cli("status").stdout) and "TLS" in said, what="the reason")
         return
     assert is_tls(weir) is works
     eventually(lambda: cluster.sql("select ssl from pg_stat_ssl join pg_stat_activity using (pid) where datname = 'odoo' and"
@@ -622,7 +623,7 @@ def test_the_name_must_be_postgresqls(make_weir, ca):
         weir = make_weir(upstream={"tls": mode, "ca_file": str(ca.file), "address": f"{host}:{fake.port}"}, monitor={"user": None}, start=False)
         weir.start(wait=False)
         eventually(lambda: weir.http("/healthz")[0] == 200)
-        background(lambda: weir.connect(connect_timeout=5, sslmode="disable"))
+        background(lambda: weir.connect(sslmode="disable"))
         assert fake.shaken(works), (pair, mode)
         fake.close()
 
@@ -649,7 +650,7 @@ class Server:
             except OSError:
                 return
             try:
-                conn.settimeout(5)
+                conn.settimeout(60)
                 if self.answer:
                     assert conn.recv(8) == wire.SSL_REQUEST
                     conn.sendall(self.answer)
@@ -673,7 +674,7 @@ def dial(make_weir, fake, **upstream):
     """A pgweir that dials it for one client."""
     weir = make_weir(upstream={"address": f"localhost:{fake.port}", **upstream}, monitor={"user": None}, start=False).start(wait=False)
     eventually(lambda: weir.http("/healthz")[0] == 200)
-    background(lambda: weir.connect(connect_timeout=5, sslmode="disable"))
+    background(lambda: weir.connect(sslmode="disable"))
     return weir
 
 
@@ -701,7 +702,7 @@ def test_a_listeners_certificate_of_version_1_that_ends_soon(make_weir, cluster,
     assert psql(weir, "same", sslmode="require").returncode == 0
     done = weir.cli("check")
     assert done.returncode == 0 and re.search(r"warning: listen\[1\].certificate_file: the certificate ends in [45] days", done.stdout), done
-    assert "the certificate ends in" in weir.log()
+    eventually(lambda: "the certificate ends in" in weir.log())
 
 
 @pytest.mark.parametrize("answer, says", [(b"Sx", "behind its answer"), (b"N", "has no TLS"), (b"X", "does not answer the request")])
@@ -718,7 +719,7 @@ def test_sni(make_weir, certs, ca):
     weir = make_weir(upstream={"tls": "verify-full", "ca_file": str(ca.file), "address": f"localhost:{fake.port}"},
                      monitor={"user": None}, start=False).start(wait=False)
     eventually(lambda: weir.http("/healthz")[0] == 200)
-    background(lambda: weir.connect(connect_timeout=5, sslmode="disable"))
+    background(lambda: weir.connect(sslmode="disable"))
     eventually(lambda: fake.names == ["localhost"])
     fake.close()
 
@@ -821,7 +822,7 @@ def test_psql_on_the_console(weir, strict, ca):
 def test_https_and_http(weir, strict, ca):
     for through in (weir, strict):
         for alpn in (None, ["http/1.1"]):
-            conn = http.client.HTTPSConnection("localhost", through.admin_port, context=context(ca, alpn=alpn), timeout=10)
+            conn = http.client.HTTPSConnection("localhost", through.admin_port, context=context(ca, alpn=alpn), timeout=30)
             conn.request("GET", "/metrics")
             reply = conn.getresponse()
             assert reply.status == 200 and b"pgweir_usage_percent" in reply.read()
@@ -845,7 +846,7 @@ def test_stuffed_bytes_and_garbage_at_the_admin_port(weir):
     for garbage in (b"\x16\x03\x01\0\x05hello", b"\x16" + b"x" * 5000):
         with RawClient(weir.admin_port, tls=False) as client:
             client.send(garbage)
-            assert client.at_eof(5)
+            assert client.at_eof(30)
 
 
 def test_cli_by_address(weir, strict):

@@ -77,7 +77,7 @@ class Top:
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
         os.close(self.master)
         os.close(self.slave)
 
@@ -113,7 +113,7 @@ def test_a_client_is_reset_by_keys(weir, tidy):
     top.shows("Reset client", "y or n?", since=at)
     top.type("y")
     eventually(lambda: weir.client("web")["state"] == "reset")
-    assert weir.timeline_has("note", "stuck")
+    eventually(lambda: weir.timeline_has("note", "stuck"))
     top.type("\x03")
     assert top.wait() == 0 and top.is_restored()
 

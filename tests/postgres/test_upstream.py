@@ -27,8 +27,12 @@ def running(cluster):
 
 
 def lanes(**web):
-    return [lane("web", quota=20, priority=0, **{"wait_timeout": "30s", **web}),
+    return [lane("web", quota=20, priority=0, **{"wait_timeout": "120s", **web}),
             lane("cron", quota=20, priority=5, shed_above=75, shed_below=65, shed_dwell="200ms"), lane("other", default=True, quota=10)]
+
+
+# It has looked once, and looks again when the test is over.
+UNAWARE = {"interval": "60s", "stale_after": "300s"}
 
 
 def saturate(cluster, tidy):
@@ -53,11 +57,11 @@ def test_restart(make_weir, cluster, tidy):
     eventually(lambda: weir.lane("web")["waiting"] == 5, what="clients wait while PostgreSQL is down")
     cluster.start()
     for future in waiting:
-        conn = tidy(future.result(30))
+        conn = tidy(future.result(60))
         conn.cursor().execute("select 1")
     eventually(lambda: weir.lane("web")["slots"] == 5)
-    assert weir.timeline_has("upstream_down") and weir.timeline_has("upstream_up")
-    eventually(lambda: weir.usage()["own_slots"] == 5 and weir.usage()["sampled_ms_ago"] < 3000, timeout=30, what="the monitor is back")
+    eventually(lambda: weir.timeline_has("upstream_down") and weir.timeline_has("upstream_up"))
+    eventually(lambda: weir.usage()["own_slots"] == 5 and weir.is_sampled(3000), what="the monitor is back")
 
 
 def test_down(make_weir, cluster):
@@ -65,9 +69,9 @@ def test_down(make_weir, cluster):
     cluster.stop()
     began = time.monotonic()
     refused(weir, state="57P03")
-    assert 0.7 < time.monotonic() - began < 10
-    assert weir.metric("pgweir_refusals_total", lane="web", reason="upstream_down") == 1
-    assert weir.http("/healthz")[0] == 200 and weir.http("/readyz")[0] == 503
+    assert 0.7 < time.monotonic() - began < 40
+    eventually(lambda: weir.metric("pgweir_refusals_total", lane="web", reason="upstream_down") == 1)
+    eventually(lambda: weir.http("/healthz")[0] == 200 and weir.http("/readyz")[0] == 503)
     assert weir.lanes()
 
 
@@ -84,7 +88,7 @@ def test_no_herd_while_down(make_weir, cluster, tidy):
     assert (weir.cpu_seconds() - cpu) / (time.monotonic() - began) < 0.3, "waiting must not spin"
     cluster.start()
     for _, login in waiting:
-        login.result(30)
+        login.result(60)
 
 
 def test_crash(make_weir, cluster):
@@ -92,7 +96,7 @@ def test_crash(make_weir, cluster):
     clients = [weir.raw("web") for _ in range(5)]
     cluster.stop(9)
     for client in clients:
-        assert client.at_eof(15)
+        assert client.at_eof(30)
     eventually(lambda: weir.lane("web")["slots"] == 0)
     cluster.start()
     assert weir.raw("web").ok("select 1") == [["1"]]
@@ -101,12 +105,12 @@ def test_crash(make_weir, cluster):
 def test_start_before_postgresql(make_weir, cluster):
     cluster.stop()
     weir = make_weir(lanes=lanes(), wait=False)
-    connecting = background(lambda: eventually(lambda: weir.raw("web"), timeout=30))
+    connecting = background(lambda: eventually(lambda: weir.raw("web", timeout=120)))
     eventually(lambda: weir.http("/healthz")[0] == 200)
     assert weir.http("/readyz")[0] == 503
     cluster.start()
     try:
-        assert connecting.result(40).ok("select 1") == [["1"]]
+        assert connecting.result(80).ok("select 1") == [["1"]]
     except ConnectionRefusedError:
         pass  # it came before the listener did
     weir.wait_ready()
@@ -123,7 +127,7 @@ def test_saturated_by_others_seen_by_the_monitor(make_weir, cluster, tidy):
     never(login.done, 1)
     for conn in taken:
         conn.close()
-    login.result(20)
+    login.result(60)
     assert web.ok("select 1") == [["1"]]
 
 
@@ -141,23 +145,23 @@ def test_saturated_between_samples(make_weir, cluster, tidy):
     for conn in taken:
         conn.close()
     for client, login in waiting:
-        login.result(30)
+        login.result(60)
         assert client.ok("select 1") == [["1"]]
-    eventually(lambda: weir.lane("cron")["state"] == "open", timeout=30)
+    eventually(lambda: weir.lane("cron")["state"] == "open", timeout=60)
 
 
 def test_saturated_after_the_password(make_weir, cluster, tidy):
     """A client that has answered an authentication request cannot be asked again: it gets the error."""
-    weir = make_weir(lanes=lanes(), monitor={"interval": "20s", "stale_after": "120s"})
+    weir = make_weir(lanes=lanes(), monitor=UNAWARE)
     saturate(cluster, tidy)
-    with weir.socket() as client, pytest.raises(ServerError) as error:
+    with weir.socket(timeout=80) as client, pytest.raises(ServerError) as error:
         client.startup("u_md5", password=PASSWORD, app="web")
     assert error.value.sqlstate == "53300" and error.value.severity == "FATAL"
     eventually(lambda: weir.lane("web")["slots"] == 0)
 
 
 def test_wait_timeout_while_saturated(make_weir, cluster, tidy):
-    weir = make_weir(lanes=lanes(wait_timeout="1s"), monitor={"interval": "20s", "stale_after": "120s"})
+    weir = make_weir(lanes=lanes(wait_timeout="1s"), monitor=UNAWARE)
     saturate(cluster, tidy)
     fields = refused(weir)
     assert "PostgreSQL" in fields["M"]

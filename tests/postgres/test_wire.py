@@ -153,7 +153,7 @@ def test_other_protocols_are_refused(weir, protocol):
             assert client.read_exact(1) == b"E"  # what follows has the old protocol's shape
         except EOFError:
             pass
-        assert client.at_eof()
+        assert client.at_eof(30)
 
 
 # PostgreSQL built with GSSAPI accepts a GSSENCRequest where no key table exists; pgweir declines.
@@ -186,7 +186,7 @@ def test_each_encryption_request_comes_once_at_most(weir, request_):
             assert client.read_exact(1) == b"E"
         except EOFError:
             pass
-        assert client.at_eof()
+        assert client.at_eof(30)
 
 
 @pytest.mark.parametrize("request_", [SSL, GSSENC])
@@ -213,13 +213,22 @@ def test_bytes_stuffed_behind_an_encryption_request(weir, request_):
 def test_junk_instead_of_a_startup_packet(weir, junk):
     with weir.socket() as client:
         client.send(junk, b"\0" * 16)
-        assert client.at_eof(5)
+        assert client.at_eof(30)
     with weir.raw() as client:
         assert client.ok("select 1") == [["1"]]
 
 
 def test_early_hang_ups_leave_nothing_behind(weir, cluster):
+    # What is opened once, with the first that comes to a thread, is no leak.
+    hang_up_early(weir, cluster)
     fds = None if DIRECT else weir.fds()
+    hang_up_early(weir, cluster)
+    if not DIRECT:
+        eventually(lambda: weir.fds() <= fds + 10, what="no descriptor left")
+
+
+def hang_up_early(weir, cluster):
+    """Eighty clients that are gone before they are in, and nothing of them is left."""
     full = wire.startup_packet("odoo", "postgres", app="early")
     for i in range(60):
         client = weir.socket()
@@ -238,7 +247,6 @@ def test_early_hang_ups_leave_nothing_behind(weir, cluster):
     eventually(lambda: cluster.count("early") == 0, what="no backend left")
     if not DIRECT:
         eventually(weir.drained, what="no slot left")
-        eventually(lambda: weir.fds() <= fds + 2, what="no descriptor left")
 
 
 @pytest.mark.weir
@@ -252,8 +260,8 @@ def test_startup_timeout(make_weir):
                 assert client.error()["C"] == "08P01"
             except EOFError:
                 pass
-            assert client.at_eof(10)
-    assert 0.5 < time.monotonic() - began < 10
+            assert client.at_eof(25)
+    assert 0.5 < time.monotonic() - began < 25
 
 
 # -- relaying ----------------------------------------------------------------------------------------------------
@@ -373,8 +381,10 @@ def test_listen_notify_reaches_an_idle_client(weir):
     listener.cursor().execute("listen bell")
     for i in range(5):
         speaker.cursor().execute("select pg_notify('bell', %s)", (str(i),))
-        assert select.select([listener], [], [], 10)[0], "no notification"
-        listener.poll()
+        deadline = time.monotonic() + 60
+        while not listener.notifies:
+            assert select.select([listener], [], [], max(0, deadline - time.monotonic()))[0], "no notification"
+            listener.poll()
         assert [n.payload for n in listener.notifies] == [str(i)]
         listener.notifies.clear()
     listener.close()
@@ -385,7 +395,7 @@ def test_listen_notify_psycopg3(weir):
     listener, speaker = weir.connect3(autocommit=True), weir.connect3(autocommit=True)
     listener.execute("listen bell3")
     speaker.execute("notify bell3, 'ding'")
-    assert [n.payload for n in listener.notifies(timeout=10, stop_after=1)] == ["ding"]
+    assert [n.payload for n in listener.notifies(timeout=60, stop_after=1)] == ["ding"]
     listener.close()
     speaker.close()
 
@@ -402,7 +412,7 @@ def test_disconnect_with_terminate_behind_a_request_commits(weir, cluster):
 def test_half_close_while_idle(weir, cluster):
     client = weir.raw(app="halfclose")
     client.half_close()
-    assert client.at_eof(10)
+    assert client.at_eof(30)
     eventually(lambda: cluster.count("halfclose") == 0, what="the backend's end")
 
 
@@ -457,7 +467,7 @@ def test_copy_fail_and_syncs_inside_copy(weir):
 
 def test_replication_commands(weir):
     done = subprocess.run([str(weir.cluster.bin / "psql"), "-XAt", f"host=127.0.0.1 port={weir.port} user=repl dbname=odoo replication=database",
-                           "-c", "IDENTIFY_SYSTEM"], text=True, capture_output=True, timeout=30)
+                           "-c", "IDENTIFY_SYSTEM"], text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("|odoo")
 
@@ -493,7 +503,7 @@ def test_malformed_message_ends_the_session(weir, cluster, junk):
         assert fields["C"] == "08P01" and fields["S"] == "FATAL"
     except EOFError:
         pass
-    assert client.at_eof(10)
+    assert client.at_eof(30)
     eventually(lambda: cluster.count("malformed") == 0, what="the backend's end")
 
 

@@ -118,8 +118,11 @@ async function cancel(client, other, mode) {
     const messenger = new pg.Client(settings(mode));
     // It is closed without an answer, and over TLS before there is any.
     messenger.connection.on("error", () => {});
+    const closed = new Promise((resolve) => messenger.connection.once("end", resolve));
     messenger.cancel(client, query);
     const end = await running;
+    // PostgreSQL signals the backend and then its process group, and closes when it has done both: the second may hit what comes next.
+    await closed;
     return `${end} ${await value(client, "select 1")}`;
 }
 

@@ -188,16 +188,15 @@ def same(got, wanted):
 def operator(weir, stop, seed, pause_s=0.4):
     """Freezes, resumes, sets quotas, kills and resets, all the time; in the end everybody may go on."""
     rnd = random.Random(seed)
-    ended = False
-    while not ended:
-        ended = stop.wait(rnd.random() * pause_s)
+    while not stop.wait(rnd.random() * pause_s):
         try:
             ids = [row["id"] for row in weir.clients()] or [0]
-            weir.admin("RESUME ALL" if ended else rnd.choice(["FREEZE", "RESUME ALL", "RESUME ALL", "RESUME LANE cron OVER '1 s'", "PAUSE LANE batch REJECT FOR '200 ms'",
+            weir.admin(rnd.choice(["FREEZE", "RESUME ALL", "RESUME ALL", "RESUME LANE cron OVER '1 s'", "PAUSE LANE batch REJECT FOR '200 ms'",
                                    f"SET LANE web quota = {rnd.randint(5, 15)}", f"KILL CLIENT {rnd.choice(ids)}", f"RESET CLIENT {rnd.choice(ids)}",
                                    f"CANCEL CLIENT {rnd.choice(ids)}", "RELOAD", "DRAIN LANE batch"]))
         except psycopg2.Error:
             pass
+    weir.admin("RESUME ALL")
 
 
 def bypass(cluster, stop, seed, pause_s=0.5):

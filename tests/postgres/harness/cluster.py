@@ -1,5 +1,6 @@
 """A throw-away PostgreSQL cluster on a free port."""
 
+import contextlib
 import glob
 import os
 import pathlib
@@ -8,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg2
 import psycopg2.extras
@@ -95,6 +98,40 @@ def as_server_user(argv, die_with_parent=False):
     return (["setpriv", *options, "--"] if options else []) + [str(a) for a in argv]
 
 
+# A process that is to die with its parent dies with the thread that began it: this one lasts.
+_LASTING = ThreadPoolExecutor(1)
+
+
+def spawn(argv, **more):
+    """A process that lives as long as this one, whichever thread begins it."""
+    if threading.current_thread() is threading.main_thread():
+        return subprocess.Popen(argv, **more)
+    return _LASTING.submit(subprocess.Popen, argv, **more).result()
+
+
+def stat(pid):
+    """A process's state and its parent; ("X", 0) when there is none. What is dead and was not waited for is "Z"."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X", 0
+    return fields[0], int(fields[1])
+
+
+def children_of(pid):
+    """Pids of its children. `/proc/PID/task/TID/children` leaves some out while others end."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and stat(entry)[1] == pid]
+
+
+def send(pids, number):
+    """Signals those that are still there."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+
+
 class Cluster:
     """One cluster. `start()` it; `close()` stops it and removes its files. A cluster can be made from another's files, or be the standby
     of one that runs."""
@@ -131,7 +168,7 @@ class Cluster:
         for key, value in options.items():
             argv += ["-c", f"{key}={value}"]
         with open(self.base / "server.log", "ab") as log:
-            self.process = subprocess.Popen(as_server_user(argv, die_with_parent=True), stdout=log, stderr=log, cwd="/", start_new_session=True)
+            self.process = spawn(as_server_user(argv, die_with_parent=True), stdout=log, stderr=log, cwd="/", start_new_session=True)
         if wait:
             self.wait_ready()
         return self
@@ -148,44 +185,79 @@ class Cluster:
         eventually(ready, timeout=timeout, what="PostgreSQL ready")
 
     def stop(self, how=signal.SIGINT):
-        """Stops the server: SIGINT is fast, SIGQUIT immediate."""
+        """Stops the server: SIGINT is fast, SIGQUIT immediate; SIGKILL is for the postmaster alone, and its children find out."""
         if self.process and self.process.poll() is None:
+            family = self._stop_forking() if how == signal.SIGKILL else []
             self.process.send_signal(how)
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGQUIT)
                 self.process.wait(30)
+            self._gone(family)
         self.process = None
 
     def crash(self):
-        """Kills the server and all its processes with SIGKILL, as a power cut would."""
-        pid = self.process.pid
-        # Each backend leads a session of its own.
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        """Kills the server and all its processes with SIGKILL, as a power cut would, and waits until they are gone: one that still holds the
+        shared memory keeps a new server from starting."""
+        family = self.freeze()
+        # Nobody listens any more when the first connection breaks.
         self.process.kill()
-        for child in children:
-            try:
-                os.kill(int(child), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self.process.wait(30)
+        self.process.wait(60)
+        send(family, signal.SIGKILL)
+        self._gone(family)
         self.process = None
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def freeze(self, on=True):
-        """Stops all its processes where they are, as seen from the network a host that hangs; or lets them go on."""
+        """Stops all its processes where they are, as seen from the network a host that hangs; or lets them go on. Itself and its children."""
+        if not on:
+            family = [*children_of(self.process.pid), self.process.pid]
+            send(family, signal.SIGCONT)
+            return family
+        family = self._stop_forking()
+        send(family, signal.SIGSTOP)
+        eventually(lambda: all(stat(pid)[0] in "TXZ" for pid in family), what="all its processes stand still")
+        return family
+
+    @contextlib.contextmanager
+    def frozen(self):
+        """Whatever it is asked meanwhile, it answers afterwards."""
+        self.freeze()
+        try:
+            yield self
+        finally:
+            self.freeze(False)
+
+    def _stop_forking(self):
+        """Stops the postmaster; it and all its children."""
         pid = self.process.pid
-        children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for one in [pid, *map(int, children)]:
-            os.kill(one, signal.SIGSTOP if on else signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
+        # Until then it goes on with what it does: it may be making another child.
+        eventually(lambda: stat(pid)[0] == "T", what="the postmaster stands still")
+        # Each backend leads a session of its own.
+        return [pid, *children_of(pid)]
+
+    @staticmethod
+    def _gone(family):
+        eventually(lambda: all(stat(pid)[0] in "XZ" for pid in family), what="its processes are gone")
 
     def rule(self, line):
-        """Puts a line in front of pg_hba.conf."""
+        """Puts a line in front of pg_hba.conf; it holds for whoever comes from now on."""
         self._write(self.data / "pg_hba.conf", f"{line}\n{HBA}")
-        conn = self.direct(app="suite")
-        conn.cursor().execute("select pg_reload_conf()")
-        conn.close()
+        self.reload()
+
+    def reload(self):
+        """Has the server read its files again, and waits until whoever comes finds them read."""
+        loaded = "select pg_conf_load_time()"
+        before = self.value(loaded)
+        self.sql("select pg_reload_conf()")
+        eventually(lambda: self.value(loaded) > before, what="the configuration is read")
+
+    def configure(self, name, value):
+        """Sets a parameter for the whole server, and waits as `reload` does."""
+        self.sql(f"alter system set {name} = {value}")
+        self.reload()
 
     def promote(self):
         """Makes a standby the primary, and waits until it is."""
@@ -211,19 +283,30 @@ class Cluster:
         """A psycopg2 connection that bypasses pgweir; superusers find the reserved slots free."""
         host = "127.0.0.1" if tcp else str(self.sockets)
         conn = psycopg2.connect(host=host, port=self.port, user=user, dbname=dbname, application_name=app,
-                                connect_timeout=10, **more)
+                                connect_timeout=30, **more)
         conn.autocommit = autocommit
         return conn
 
     def sql(self, text, *args, dbname="postgres"):
         """Runs a statement over a short direct superuser connection; the rows as dicts, or None."""
-        conn = self.direct(dbname=dbname, app="suite")
+        conn = self._direct_for_the_suite(dbname)
         try:
             with conn.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cur:
                 cur.execute(text, args or None)
                 return [dict(r) for r in cur.fetchall()] if cur.description else None
         finally:
             conn.close()
+
+    def _direct_for_the_suite(self, dbname):
+        """Where the server is full on purpose there are three slots, and a backend that was let go of may still be leaving."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                return self.direct(dbname=dbname, app="suite")
+            except psycopg2.OperationalError as error:
+                if "too many clients" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def value(self, text, *args, dbname="postgres"):
         """The first column of the first row."""
@@ -241,6 +324,11 @@ class Cluster:
         return self.value("select count(*) from pg_stat_activity where backend_type = 'client backend'"
                           " and application_name like %s and application_name <> 'suite'", like)
 
+    def clear(self):
+        """Ends what an earlier test left behind, and waits until it is gone: it would count, or hold a lock."""
+        others = "from pg_stat_activity where backend_type in ('client backend', 'walsender') and pid <> pg_backend_pid()"
+        eventually(lambda: not self.sql(f"select pg_terminate_backend(pid) {others}"), what="nobody is left")
+
     def sampler(self, like="%"):
         """A started Sampler of the number of client backends."""
         return Sampler(self, like)
@@ -248,14 +336,13 @@ class Cluster:
     def backends_in_login(self):
         """Server processes whose client has not been authenticated yet: pg_stat_activity does not list them."""
         found = []
-        for path in glob.glob(f"/proc/{self._postmaster()}/task/*/children"):
-            for pid in pathlib.Path(path).read_text().split():
-                try:
-                    title = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                except OSError:
-                    continue
-                if "authentication" in title:
-                    found.append(title)
+        for pid in children_of(self._postmaster()):
+            try:
+                title = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "authentication" in title:
+                found.append(title)
         return found
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -286,10 +373,10 @@ def template(**settings):
 
 
 class Sampler:
-    """Counts client backends about a hundred times a second over one direct superuser connection."""
+    """Counts client backends about a hundred times a second over one direct superuser connection. Those count that two looks in a row have
+    seen: they were there together in between. One look takes its time, and may see one that ends and, later, the one that took its place."""
 
     def __init__(self, cluster, like):
-        import threading
         self.maximum = 0
         self.samples = 0
         self.by_app = {}
@@ -302,14 +389,18 @@ class Sampler:
     def _run(self):
         with self._conn.cursor() as cur:
             while not self._stop.is_set():
-                cur.execute("select application_name, count(*) from pg_stat_activity where backend_type = 'client backend'"
-                            " and application_name like %s and application_name <> 'suite' group by 1", (self._like,))
-                rows = cur.fetchall()
-                self.maximum = max(self.maximum, sum(n for _, n in rows))
-                for app, n in rows:
-                    self.by_app[app] = max(self.by_app.get(app, 0), n)
+                together = self._look(cur) & self._look(cur)
+                self.maximum = max(self.maximum, len(together))
+                apps = [app for _, _, app in together]
+                for app in set(apps):
+                    self.by_app[app] = max(self.by_app.get(app, 0), apps.count(app))
                 self.samples += 1
                 time.sleep(0.01)
+
+    def _look(self, cur):
+        cur.execute("select pid, backend_start, application_name from pg_stat_activity where backend_type = 'client backend'"
+                    " and application_name like %s and application_name <> 'suite'", (self._like,))
+        return set(cur.fetchall())
 
     def stop(self):
         """Ends sampling; the sampler itself."""

@@ -13,7 +13,8 @@ from .weir import ROOT
 # Blocks that are commands, and those that are none. A block of another language, or of none, is a fault of the page.
 COMMANDS = ("sh", "console", "sql")
 OTHERS = ("toml", "yaml", "text", "ini", "json", "nginx", "html", "markdown")
-UPDATE = os.environ.get("DOCS_UPDATE") == "1"
+# "1": what differs is written into the page; "all": every output, so that the figures of a page are of one run.
+UPDATE = os.environ.get("DOCS_UPDATE")
 
 FENCE = re.compile(r"^( *)```+(\S*)\s*$")
 SCENE = re.compile(r"^\s*<!-- scene: ([a-z0-9 _-]+) -->\s*$")
@@ -90,6 +91,23 @@ def script(path):
             yield Command("\n".join(part.lines), "sql", part.line + 1)
 
 
+def commands(page, glob="*"):
+    """The texts of `steps`, comments left out."""
+    return [uncommented(step.text) for step in steps(page, glob)]
+
+
+def steps(page, glob="*"):
+    """Commands of a page of the repository that are like `glob` (their comments left out), for what runs them elsewhere."""
+    found = [part for part in script(ROOT / page) if isinstance(part, Command) and fnmatch.fnmatchcase(uncommented(part.text), glob)]
+    assert found, f"{page} has no command like {glob!r}"
+    return found
+
+
+def uncommented(text):
+    """A command without the comment behind it."""
+    return re.sub(r"\s+# .*", "", text)
+
+
 def session(block):
     """Commands of a console block: `$ ` begins one, `> ` goes on with it, everything else is what it prints."""
     command = None
@@ -149,12 +167,14 @@ def elsewhere():
 
 def found_elsewhere(rows, page, text):
     """The row that speaks for a command, if any."""
-    return next((row for row in rows if fnmatch.fnmatch(page, row.page) and fnmatch.fnmatchcase(text, row.command)), None)
+    return next((row for row in rows if fnmatch.fnmatch(page, row.page) and fnmatch.fnmatchcase(uncommented(text), row.command)), None)
 
 
 # -- outputs by their shape --------------------------------------------------------------------------------------
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d(?::\d\d)?)?")
+# In a line of the timeline: known or not.
+USAGE = re.compile(r"<time> +(?:-|\d+\.\d %)(?= )")
 WHO = re.compile(r"pgweir cli \([\w-]+\)")
 NUMBER = re.compile(r"(?<![A-Za-z_])-?\d+(?:[.,]\d+)*")
 SPAN = re.compile(r"#\s?(?:ms|s|min|h|d)\b(?: #\s?(?:ms|s|min|h|d)\b)*")
@@ -164,11 +184,16 @@ RULE = re.compile(r"-{3,}")
 
 def shape(line):
     """A line without its figures, times and widths."""
-    line = WHO.sub("pgweir cli", TIME.sub("<time>", line))
+    line = USAGE.sub("<time> <usage>", WHO.sub("pgweir cli", TIME.sub("<time>", line)))
     line = NUMBER.sub("#", line)
     line = SPAN.sub("<span>", line)
     line = RULE.sub("---", BAR.sub("<bar>", line))
     return " ".join(line.split())
+
+
+def line_fits(pattern, line):
+    """Whether a line of a page, with `…` for any text, is a line that was printed; of both the shape."""
+    return re.fullmatch(".*".join(re.escape(piece.strip()) for piece in pattern.split("…")), line) is not None
 
 
 def differs(shown, real):
@@ -178,9 +203,6 @@ def differs(shown, real):
     real = [shape(line) for line in real if line.strip()]
     if shown == ["…"] and real:
         return "nothing of what it prints is shown"
-
-    def line_fits(pattern, line):
-        return re.fullmatch(".*".join(re.escape(piece.strip()) for piece in pattern.split("…")), line) is not None
 
     # Positions of the real output that all lines up to here can have led to.
     reached, furthest = {0}, 0
@@ -195,6 +217,44 @@ def differs(shown, real):
     if len(real) not in reached:
         return f"more is printed than the page shows, behind {shown[furthest] if shown else 'nothing'!r}"
     return None
+
+
+def filled(shown, real):
+    """What a page shows, with the figures, times and widths of what was printed, where that fits; `…` stays."""
+    if not shown:
+        return []
+    line, rest = shown[0], shown[1:]
+    if line.strip() == "…":
+        at = next(n for n in range(len(real) + 1) if differs(rest, real[n:]) is None) if rest else len(real)
+        return [line, *filled(rest, real[at:])]
+    if not line.strip():
+        return [line, *filled(rest, real)]
+    while not real[0].strip():
+        real = real[1:]
+    return [renewed(line, real[0]) if "…" in line else real[0], *filled(rest, real[1:])]
+
+
+def renewed(line, real):
+    """A line with `…` in it, the rest of it as it was printed; as it stands where that cannot be told."""
+    def pattern(piece):
+        """Of words and figures; blanks may be more."""
+        words = (re.sub(r"\d+(?:[.,]\d+)*", lambda _: r"\d+(?:[.,]\d+)*", re.escape(word).replace(r"\.", ".")) for word in piece.split(" ") if word)
+        return r" *" + r" +".join(words) + r" *"
+
+    found = re.fullmatch("(?:.*?)".join(f"({pattern(piece)})" for piece in line.split("…")), real)
+    return "…".join(found.groups()) if found else line
+
+
+def fault(step, text, updates):
+    """None if the command printed what its page shows, else what is wrong; where pages are updated, that is put into them."""
+    real = text.rstrip("\n").splitlines()
+    found = differs(step.output, real) if step.output is not None else None
+    if found and UPDATE:
+        updates.put(step, real)
+        return None
+    if UPDATE == "all" and step.output:
+        updates.put(step, filled(step.output, real))
+    return found and f"{found}\n-- printed:\n{text}-- the page:\n" + "\n".join(step.output)
 
 
 class Updates:

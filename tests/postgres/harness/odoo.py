@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 import psycopg2
 
@@ -20,12 +21,15 @@ def title(text):
     """Shows `text` as this process's command line, as setproctitle does for Odoo."""
     fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
+    assert len(text) < end - start, "there is no room for the title: it would be cut"
     ctypes.memmove(start, text.encode()[:end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
-def die_with_parent():
-    """Nobody is left behind when whoever started this is killed."""
+def die_with_parent(parent=None):
+    """Nobody is left behind when whoever started this is killed, were it before this was said."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 def connect(role):
@@ -60,23 +64,27 @@ def play(role, ready):
             time.sleep(0.1)
 
 
-def start(roles):
-    """A process for each, in their order; the next one begins when the one before is ready, unless that one is to wait."""
-    children = []
+def start(roles, children):
+    """A process for each, in their order; the next one begins when the one before is ready, unless that one is to wait. Their pids go into
+    `children`."""
+    parent = os.getpid()
     for role in roles:
         told, ready = os.pipe()
         child = os.fork()
         if child == 0:
-            die_with_parent()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.close(told)
-            play(role, ready)
+            try:
+                die_with_parent(parent)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                os.close(told)
+                play(role, ready)
+            except BaseException:  # noqa: BLE001 - its parent's end is none of its business
+                traceback.print_exc()
+            finally:
+                os._exit(1)
         children.append(child)
         if not role.get("waits"):
             os.read(told, 1)
-        os.close(told)
-        # The writing end stays open here, so that a child's later words hit no closed pipe.
-    return children
+        # Both ends stay open here, so that a child's later words hit no closed pipe.
 
 
 def of_conf(path):
@@ -93,20 +101,23 @@ def of_conf(path):
 
 
 def main():
-    """Until SIGTERM."""
+    """Until SIGTERM, whenever that comes."""
     if sys.argv[1] == "--cast":
         die_with_parent()
     roles = json.loads(pathlib.Path(sys.argv[2]).read_text()) if sys.argv[1] == "--cast" else of_conf(sys.argv[1])
-    ended = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
-    children = start(roles)
-    print("ready", flush=True)
-    while not ended:
-        time.sleep(0.05)
-    for child in children:
-        os.kill(child, signal.SIGTERM)
-    for child in children:
-        os.waitpid(child, 0)
+    children = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        start(roles, children)
+        print("ready", flush=True)
+        while True:
+            time.sleep(0.05)
+    finally:
+        # Not by SIGTERM: a child may not be ready for it yet.
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

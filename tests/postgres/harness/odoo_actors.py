@@ -173,7 +173,7 @@ class Process:
 
     def in_lane(self, link, lane):
         """Waits until it is in that lane: what SHOW CLIENTS tells is a moment old."""
-        eventually(lambda: self.lane(link) == lane, timeout=5, what=f"{self.name} {link} in {lane}, not {self.row(link)}")
+        eventually(lambda: self.lane(link) == lane, what=f"{self.name} {link} in {lane}, not {self.row(link)}")
         return self
 
     def close(self):
@@ -181,7 +181,7 @@ class Process:
         self.socket.close()
         self.channel.close()
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
         shutil.rmtree(self.place, ignore_errors=True)
 
 

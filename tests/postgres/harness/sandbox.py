@@ -36,7 +36,7 @@ start() {
     [ "$1" = odoo ] && return 0
     # Type=notify: it is back when pgweir listens, and, for the page's sake, has seen PostgreSQL.
     port=$(sed -n '/^\[admin\]/,/^\[/s/^address = ".*:\([0-9]*\)".*/\1/p' "$BASE/etc/pgweir${1#pgweir}/pgweir.toml")
-    for _ in $(seq 200); do
+    for _ in $(seq 1200); do
         curl -so /dev/null --noproxy '*' -w '%{http_code}' "http://127.0.0.1:$port/readyz" | grep -q 200 && return 0
         alive "$1" || { cat "$BASE/$1.log" >&2; exit 1; }
         sleep 0.05
@@ -46,7 +46,7 @@ start() {
 stop() {
     alive "$1" || return 0
     kill -TERM "$(pid "$1")"
-    for _ in $(seq 400); do alive "$1" || return 0; sleep 0.02; done
+    for _ in $(seq 4000); do alive "$1" || return 0; sleep 0.02; done
     exit 1
 }
 case $verb in
@@ -174,7 +174,7 @@ class Sandbox:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def run(self, command, stdin="", timeout=30):
+    def run(self, command, stdin="", timeout=200):
         """Runs a command as the page has it; its exit status and what it printed, both streams, in the page's words."""
         script = self.base / "script"
         script.write_text(
@@ -232,7 +232,7 @@ class Sandbox:
         path.write_text(json.dumps([{**role, "where": {**where, **role.get("where", {})}} for role in roles]))
         process = subprocess.Popen([sys.executable, odoo.__file__, "--cast", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.keep(Cast(process))
-        there, _, _ = select.select([process.stdout], [], [], 20)
+        there, _, _ = select.select([process.stdout], [], [], 120)
         assert there and process.stdout.readline() == "ready\n", f"the cast is not all there: {self.run('pgweir clients')[1]}"
 
     def keep(self, thing):
@@ -273,7 +273,7 @@ class Cast:
     def close(self):
         """Ends them."""
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def cmdline(pid):

@@ -1,8 +1,10 @@
 """A pgweir process with a configuration of its own."""
 
+import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -124,7 +126,7 @@ class Weir:
             self.wait_ready()
         return self
 
-    def wait_ready(self, timeout=20):
+    def wait_ready(self, timeout=60):
         """Waits for /readyz to answer 200."""
         def ready():
             if self.process.poll() is not None:
@@ -133,7 +135,7 @@ class Weir:
         eventually(ready, timeout=timeout, what="pgweir ready")
         return self
 
-    def stop(self, timeout=15):
+    def stop(self, timeout=30):
         """SIGTERM, twice if the first takes too long; the exit status."""
         if not self.process:
             return None
@@ -144,31 +146,37 @@ class Weir:
             except subprocess.TimeoutExpired:
                 self.process.send_signal(signal.SIGTERM)
                 try:
-                    self.process.wait(5)
+                    self.process.wait(20)
                 except subprocess.TimeoutExpired:
                     self.process.kill()
-                    self.process.wait(5)
+                    self.process.wait(20)
         return self.process.returncode
 
     def kill9(self):
         """SIGKILL."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def signal(self, number):
         """Sends a signal."""
         self.process.send_signal(number)
 
     def reload(self):
-        """Writes the configuration and sends SIGHUP."""
+        """Writes the configuration, sends SIGHUP, and waits until pgweir has applied or refused it."""
         self.write()
+        before = self._reloads()
         self.signal(signal.SIGHUP)
+        eventually(lambda: self._reloads() > before, what="the configuration is read again")
+
+    def _reloads(self):
+        """How many were logged, of both kinds."""
+        return len(re.findall(r"\bevent\W{1,3}reload", self.log()))
 
     def close(self):
         """Ends the process at once and removes its files."""
         if self.process and self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(30)
         shutil.rmtree(self.base, ignore_errors=True)
 
     # -- clients -------------------------------------------------------------------------------------------------
@@ -232,7 +240,7 @@ class Weir:
         """A psycopg2 connection to the console."""
         self.need()
         conn = psycopg2.connect(host="127.0.0.1", port=self.admin_port, user="admin", dbname=dbname,
-                                password=self.password if password is None else password, connect_timeout=10, **more)
+                                password=self.password if password is None else password, connect_timeout=30, **more)
         conn.autocommit = True
         return conn
 
@@ -269,6 +277,11 @@ class Weir:
         """SHOW USAGE."""
         return {k: number(v) for k, v in self.admin("SHOW USAGE")[0].items()}
 
+    def is_sampled(self, within_ms=2000):
+        """Whether the monitor has looked at PostgreSQL in the last moments."""
+        age = self.usage()["sampled_ms_ago"]
+        return age is not None and age < within_ms
+
     def timeline(self):
         """SHOW TIMELINE as one line of text per entry."""
         return [" ".join("" if v is None else str(v) for v in row.values()) for row in self.admin("SHOW TIMELINE")]
@@ -291,7 +304,7 @@ class Weir:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(errors="replace")
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             return 0, ""
 
     def metric(self, name, **labels):
@@ -304,7 +317,7 @@ class Weir:
                 total += float(value)
         return total
 
-    def cli(self, *args, timeout=30, config=True, env=None):
+    def cli(self, *args, timeout=60, config=True, env=None):
         """Runs a command of the CLI; the completed process with its text."""
         self.need()
         argv = [str(BINARY), *args] + (["--config", str(self.config_file)] if config else [])

@@ -185,7 +185,7 @@ class RawClient:
         del self.buffer[:n]
         return out
 
-    def at_eof(self, timeout=10):
+    def at_eof(self, timeout=30):
         """Whether the stream ends within `timeout` seconds; what still comes is dropped."""
         self.sock.settimeout(timeout)
         try:
