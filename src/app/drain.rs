@@ -32,7 +32,7 @@ use crate::lanes::classify::Rules;
 use crate::lanes::guard::Guard;
 use crate::leaks::judge::Judge;
 use crate::link::hub::{Hub, Stage};
-use crate::link::shared::Command;
+use crate::link::shared::{Command, LinkShared};
 use crate::link::totals::Averages;
 use crate::listen::activation::Inherited;
 use crate::listen::files::{ReserveFd, raise_file_limit};
@@ -43,6 +43,9 @@ use crate::reason::{Reason, Refusal};
 /// How long the last links may take to say good-bye once their time is up.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long those who have just come may take: to say who they are, where the doors stay open for our successor, and to say what they
+/// came for. Clients that connect do both at once.
+const DOORSTEP: Duration = Duration::from_secs(1);
 
 /// The whole life of a proxy.
 pub(super) async fn live(config: Config, tls: Tls) -> anyhow::Result<()> {
@@ -280,14 +283,26 @@ impl App {
         self.notifier.stopping();
         // New clients are still answered, with the reason; only the end of the process closes the doors. Where the service manager holds
         // them open, they wait for our successor.
+        let handed_on = !listeners.inherited.is_empty();
         listeners.inherited.shutdown().await;
-        self.note("shutdown", "", None, "draining: no new links, transactions finish");
         tokio::select! {
-            () = self.drain() => self.note("shutdown", "", None, "drained"),
+            () = self.end(handed_on) => self.note("shutdown", "", None, "drained"),
             _ = terminate.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
             _ = interrupt.recv() => self.note("shutdown", "", None, "second signal: ended at once"),
         }
         listeners.own.shutdown().await;
+    }
+
+    /// Where doors are handed on to our successor, nobody is refused: whoever was accepted is let in first.
+    async fn end(&self, handed_on: bool) {
+        if handed_on {
+            let deadline = clock::now() + DOORSTEP;
+            while clock::now() < deadline && self.hub.counters.strangers.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        self.note("shutdown", "", None, "draining: no new links, transactions finish");
+        self.drain().await;
     }
 
     async fn drain(&self) {
@@ -295,8 +310,9 @@ impl App {
         self.hub.guard(|guard, now| guard.drain_pool(now, None, true));
         let deadline = clock::now() + self.config.load().process.drain_timeout;
         while clock::now() < deadline && !self.hub.links.is_empty() {
-            // Repeated: a link may have been logging in when it was told first.
-            self.tell_all(|| Command::Drain);
+            // Repeated: it passes by those who have just come.
+            let now = clock::now();
+            self.tell(|link| !link.has_just_come(DOORSTEP, now), || Command::Drain);
             tokio::time::sleep(LOOK).await;
         }
         self.hub.set_stage(Stage::Ending);
@@ -307,7 +323,7 @@ impl App {
         let deadline = clock::now() + LAST_WORDS;
         while clock::now() < deadline && !self.hub.links.is_empty() {
             let refusal = Refusal::new(Reason::Drained, "pgweir is shutting down", "connect again");
-            self.tell_all(|| Command::Close { generation: None, refusal: refusal.clone() });
+            self.tell(|_| true, || Command::Close { generation: None, refusal: refusal.clone() });
             tokio::time::sleep(LOOK).await;
         }
         // Links that are in no registry any more may still have words for a client that reads slowly, and pooled connections close.
@@ -318,9 +334,11 @@ impl App {
         }
     }
 
-    fn tell_all(&self, command: impl Fn() -> Command) {
+    fn tell(&self, whom: impl Fn(&LinkShared) -> bool, command: impl Fn() -> Command) {
         for entry in &self.hub.links {
-            entry.value().post(command());
+            if whom(entry.value()) {
+                entry.value().post(command());
+            }
         }
     }
 }

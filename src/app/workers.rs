@@ -19,6 +19,7 @@ use crate::link::hub::{Client, Counters, Hub};
 use crate::link::reactor::{Handle, Reactor};
 use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
+use crate::link::tally::Tally;
 use crate::link::young::{self, Youth};
 use crate::listen::threads;
 use crate::reason::Reason;
@@ -168,10 +169,12 @@ impl Workers {
                 return;
             }
         };
+        // Counted before it is served: a burst is accepted in one go.
+        let stranger = Tally::stranger(self.hub.clone(), accepted.peer.map(|peer| peer.ip()));
         let workers = self.clone();
         // A panic in here ends this task, whose destructors give everything back.
         tokio::spawn(async move {
-            if let Some(link) = serve(workers.hub.clone(), accepted, tally).await {
+            if let Some(link) = serve(workers.hub.clone(), accepted, tally, stranger).await {
                 workers.take_over(link).await;
             }
         });

@@ -69,16 +69,20 @@ pub struct Accepted {
 }
 
 /// From the first packet to the first ReadyForQuery; the link, or nothing if the client was refused, or wanted a cancel.
-pub async fn serve(hub: Arc<Hub>, accepted: Accepted, tally: Client) -> Option<Box<Established>> {
+pub async fn serve(
+    hub: Arc<Hub>,
+    accepted: Accepted,
+    tally: Client,
+    stranger: Tally,
+) -> Option<Box<Established>> {
     // Boxed: what a login needs is gone after it.
-    let mut link = Box::pin(begin(hub, accepted)).await?;
+    let mut link = Box::pin(begin(hub, accepted, stranger)).await?;
     link.counted(tally);
     Some(link)
 }
 
 /// From the first packet to the first ReadyForQuery.
-async fn begin(hub: Arc<Hub>, mut accepted: Accepted) -> Option<Box<Established>> {
-    let stranger = Tally::stranger(hub.clone(), accepted.peer.map(|peer| peer.ip()));
+async fn begin(hub: Arc<Hub>, mut accepted: Accepted, stranger: Tally) -> Option<Box<Established>> {
     let hub = &hub;
     let settings = hub.settings.load_full();
     // One deadline for the startup packet, TLS, and the password where it is ours to ask.

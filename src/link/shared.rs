@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -287,6 +288,16 @@ impl LinkShared {
         (state, Moment::from_micros(self.since.load(Ordering::Relaxed)))
     }
 
+    /// Whether it logs in, or has neither a slot nor asked for anything yet, for less than `grace`.
+    pub fn has_just_come(&self, grace: Duration, now: Moment) -> bool {
+        match self.state() {
+            (LinkState::Starting | LinkState::Login, _) => true,
+            (LinkState::Waiting, since) => now.since(since) < grace,
+            (LinkState::Idle, since) => self.figures.read().queries == 0 && now.since(since) < grace,
+            _ => false,
+        }
+    }
+
     /// Enters a state: a new period begins, and commands for the old one are void.
     pub fn enter(&self, state: LinkState, now: Moment) {
         // Only the link's own worker writes: no locked instruction is needed.
@@ -318,7 +329,7 @@ impl LinkShared {
     }
 
     /// Adds to the time it has waited.
-    pub fn waited(&self, took: std::time::Duration) {
+    pub fn waited(&self, took: Duration) {
         self.wait_us.fetch_add(u64::try_from(took.as_micros()).unwrap_or(0), Ordering::Relaxed);
     }
 
@@ -527,6 +538,26 @@ pub(super) mod tests {
             statement: Vec::new(),
         };
         LinkShared::new(LinkId(1), None, Moment::from_micros(1), labels)
+    }
+
+    #[test]
+    fn who_logs_in_or_has_not_asked_yet_has_just_come() {
+        let (link, grace) = (link(), Duration::from_secs(1));
+        let at = |ms: u64| Moment::from_micros(ms * 1000);
+        let has_just_come = |ms| link.has_just_come(grace, at(ms));
+        assert!(has_just_come(60_000), "it says who it is");
+        link.enter(LinkState::Waiting, at(1));
+        assert!(has_just_come(1000));
+        assert!(!has_just_come(1001), "nobody knows for how long it will wait");
+        link.enter(LinkState::Login, at(1002));
+        assert!(has_just_come(60_000), "PostgreSQL lets it in");
+        link.enter(LinkState::Idle, at(60_000));
+        assert!(has_just_come(60_999));
+        assert!(!has_just_come(61_000), "it has nothing to ask");
+        link.figures.query(grace);
+        assert!(!has_just_come(60_001), "it has asked");
+        link.enter(LinkState::IdleInTransaction, at(60_002));
+        assert!(!has_just_come(60_002));
     }
 
     #[test]

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from harness import background, eventually, free_port
+from harness import wire
 from harness.weir import BINARY
 
 pytestmark = pytest.mark.weir
@@ -82,6 +83,33 @@ def test_while_it_drains_newcomers_wait_for_the_next(listeners):
     assert not newcomer.done()
     start(weir, tcp, unix)
     newcomer.result(90).close()
+
+
+def test_whoever_comes_while_the_doors_are_handed_on_is_answered(listeners):
+    """By the one or by the other. Accepted and not yet let in, or let in and with nothing asked yet: nobody is told that pgweir ends."""
+    weir, tcp, unix, _ = listeners
+
+    def answered(client):
+        client.login()
+        assert [m.tag for m in client.until("Z", "E")] == ["T", "D", "C", "Z"]
+        client.close()
+
+    start(weir, tcp, unix)
+    for _ in range(5):
+        weir.wait_ready()
+        first = weir.process
+        # What comes now and the signal are met at once when it goes on; no more than may log in at once.
+        first.send_signal(signal.SIGSTOP)
+        clients = [weir.socket(timeout=90, tls=False) for _ in range(10)]
+        for client in clients:
+            client.send(wire.startup_packet("odoo", "postgres", app="web") + wire.query("select 'answered'"))
+        first.send_signal(signal.SIGTERM)
+        answers = [background(answered, client) for client in clients]
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(60) == 0
+        start(weir, tcp, unix)
+        for answer in answers:
+            answer.result(90)
 
 
 def test_a_socket_that_no_listener_has_is_refused(listeners):
