@@ -43,8 +43,8 @@ use crate::reason::{Reason, Refusal};
 /// How long the last links may take to say good-bye once their time is up.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
-/// How long those who have just come may take: to say who they are, where the doors stay open for our successor, and to say what they
-/// came for. Clients that connect do both at once.
+/// How long those who have just come may take, where the doors stay open for our successor: to say who they are, and what they came for.
+/// Clients that connect do both at once.
 const DOORSTEP: Duration = Duration::from_secs(1);
 
 /// The whole life of a proxy.
@@ -293,26 +293,28 @@ impl App {
         listeners.own.shutdown().await;
     }
 
-    /// Where doors are handed on to our successor, nobody is refused: whoever was accepted is let in first.
+    /// Where doors are handed on to our successor, nobody is refused: whoever was accepted is let in first, and has its time to ask.
     async fn end(&self, handed_on: bool) {
+        let mut grace = Duration::ZERO;
         if handed_on {
+            grace = DOORSTEP;
             let deadline = clock::now() + DOORSTEP;
             while clock::now() < deadline && self.hub.counters.strangers.load(Ordering::Relaxed) > 0 {
                 tokio::time::sleep(LOOK).await;
             }
         }
         self.note("shutdown", "", None, "draining: no new links, transactions finish");
-        self.drain().await;
+        self.drain(grace).await;
     }
 
-    async fn drain(&self) {
+    async fn drain(&self, grace: Duration) {
         self.hub.set_stage(Stage::Draining);
         self.hub.guard(|guard, now| guard.drain_pool(now, None, true));
         let deadline = clock::now() + self.config.load().process.drain_timeout;
         while clock::now() < deadline && !self.hub.links.is_empty() {
             // Repeated: it passes by those who have just come.
             let now = clock::now();
-            self.tell(|link| !link.has_just_come(DOORSTEP, now), || Command::Drain);
+            self.tell(|link| !link.has_just_come(grace, now), || Command::Drain);
             tokio::time::sleep(LOOK).await;
         }
         self.hub.set_stage(Stage::Ending);
