@@ -16,14 +16,14 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from measure import fake, load, report, targets  # noqa: E402
-from measure.process import counter  # noqa: E402
+from measure import fake, load, process, report, targets  # noqa: E402
 from measure.report import note  # noqa: E402
 from harness import Cluster  # noqa: E402
 from harness.cluster import ROLES  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
 
 LOADS = [*load.MODES, "churn", "copy", "memory"]
+PLACES = ["any", "one", "own"]
 
 
 def arguments():
@@ -36,6 +36,8 @@ def arguments():
     parser.add_argument("--seconds", type=int, help="of each pgbench run (default 2); 0 is a trial: some transactions each")
     parser.add_argument("--copy-mb", type=int, help="of each COPY load, spread over the rounds (default 1000; --quick 100)")
     parser.add_argument("--links", metavar="NUMBERS", help="of idle links whose memory is measured, with commas between (default 1000,5000; --quick 1000)")
+    parser.add_argument("--cores", choices=PLACES, default="any", help="where processes run: where the kernel likes (any), all on one core (one), or the proxies on another core than "
+                        "all else (own); without wake-ups from core to core that differ from round to round, rounds lie close together (default any)")
     parser.add_argument("--json", metavar="FILE", help="every round's figures")
     args = parser.parse_args()
     quick = args.quick
@@ -50,6 +52,9 @@ def arguments():
     if unknown:
         parser.error(f"no such load or target: {', '.join(sorted(unknown))}")
     args.targets = [target for target in targets.ALL if target.name in wanted]
+    args.free = sorted(os.sched_getaffinity(0))
+    if args.cores == "own" and len(args.free) < 2:
+        parser.error("--cores own: there is one core only")
     return args
 
 
@@ -66,6 +71,8 @@ def fresh(args, cluster):
     try:
         for kind in args.targets:
             live.append(kind(cluster).start())
+            if args.cores == "own" and live[-1].pid:
+                process.move(live[-1].pid, args.free[1])
         for target in live:
             load.pgbench(target, "simple", 8, min(args.seconds, 1), latency=False)
         yield live
@@ -132,7 +139,7 @@ def about(results):
     cpu = next((line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     return [f"{os.cpu_count()} × {cpu}, Linux {platform.release()}, load average {os.getloadavg()[1]:.1f}",
             first_line(["/usr/sbin/pgbouncer", "-V"]) + "; " + first_line(["/usr/sbin/haproxy", "-v"]),
-            f"system calls counted by {counter()}; rounds of the direct run lie up to {report.noise(results):.0f} % apart"]
+            f"system calls counted by {process.counter()}; rounds of the direct run lie up to {report.noise(results):.0f} % apart"]
 
 
 def main():
@@ -141,6 +148,9 @@ def main():
     if not BINARY.exists():
         sys.exit(f"{BINARY} is not built: cargo build --release")
     fake.raise_file_limit()
+    if args.cores != "any":
+        # PostgreSQL, pgbench and the proxies inherit it.
+        os.sched_setaffinity(0, {args.free[0]})
     results = report.Results()
     cluster = prepare()
     try:

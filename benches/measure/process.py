@@ -22,6 +22,12 @@ def cpu_ns(pid):
     return total
 
 
+def move(pid, core):
+    """Has all threads run on one core."""
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
+
+
 def thread_ns(pid, thread):
     """CPU time of one thread so far in ns."""
     return int(pathlib.Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
