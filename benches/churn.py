@@ -50,7 +50,7 @@ def postgres_ns(cluster):
         for child in children.read_text().split():
             try:
                 total += process.cpu_ns(child)
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 pass
     return total
 

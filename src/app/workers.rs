@@ -16,6 +16,7 @@ use crate::clock::{self, Moment};
 use crate::link::ahead;
 use crate::link::established::{End, Established, finish};
 use crate::link::hub::{Client, Counters, Hub};
+use crate::link::pool;
 use crate::link::reactor::{Handle, Reactor};
 use crate::link::serve::{Accepted, serve};
 use crate::link::stream::Stream;
@@ -113,6 +114,7 @@ impl Workers {
             workers,
             measured: Mutex::new(clock::now()),
         });
+        workers.reception.spawn(pool::keep(hub.clone()));
         workers.reception.spawn(ahead::run(hub.clone()));
         let balanced = workers.clone();
         workers.reception.spawn(async move {
@@ -190,7 +192,7 @@ impl Workers {
             if young.fits() { young::live(link).await } else { Youth::Grown(link) }
         };
         match lived {
-            Youth::Over(link, end) => Box::pin(finish(self.hub.clone(), link, end)).await,
+            Youth::Over(link, end) => finish(self.hub.clone(), link, end).await,
             Youth::Grown(link) => match link.grown() {
                 Ok(link) => self.carry(link),
                 Err(error) => tracing::error!(%error, "a link cannot leave its runtime, and is closed"),
@@ -287,12 +289,11 @@ fn adopt(socket: Socket, listener: Arc<str>, listener_lane: Option<Arc<str>>) ->
     match socket {
         Socket::Tcp(fd, peer) => {
             let stream = tokio::net::TcpStream::from_std(fd.into())?;
-            let local = stream.local_addr().ok();
-            Ok(Accepted { stream: Stream::from(stream), peer, local, listener, listener_lane })
+            Ok(Accepted { stream: Stream::from(stream), peer, listener, listener_lane })
         }
         Socket::Unix(fd) => {
             let stream = tokio::net::UnixStream::from_std(fd.into())?;
-            Ok(Accepted { stream: Stream::from(stream), peer: None, local: None, listener, listener_lane })
+            Ok(Accepted { stream: Stream::from(stream), peer: None, listener, listener_lane })
         }
     }
 }

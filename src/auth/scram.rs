@@ -27,6 +27,10 @@ const BINDING_TYPE: &str = "tls-server-end-point";
 pub const ITERATIONS: u32 = 4096;
 /// Iterations a stored verifier may ask of clients.
 pub const ITERATIONS_MAX: u32 = 1_000_000;
+/// Room for salt and iterations in server-first, in bytes: a salt of PostgreSQL's is 24 in base64.
+const SALT_AND_COUNT: usize = 48;
+/// `v=` and a key in base64, in bytes.
+const SERVER_FINAL_LEN: usize = 46;
 /// Longest message of the exchange, in bytes.
 const MESSAGE_LEN_MAX: usize = 2048;
 
@@ -228,13 +232,16 @@ impl Server {
         let (Some(_), Some(client_nonce)) = (user, client_nonce.filter(|nonce| is_nonce(nonce))) else {
             return Err(Failed::Malformed);
         };
-        let nonce = format!("{client_nonce}{nonce}");
-        let salt = BASE64.encode(&self.verifier.salt);
-        let server_first = format!("r={nonce},s={salt},i={}", self.verifier.iterations);
+        let nonce = [client_nonce, nonce].concat();
+        let mut server_first = String::with_capacity(nonce.len() + SALT_AND_COUNT);
+        ["r=", &nonce, ",s="].into_iter().for_each(|part| server_first.push_str(part));
+        BASE64.encode_string(&self.verifier.salt, &mut server_first);
+        server_first.push_str(",i=");
+        server_first.push_str(itoa::Buffer::new().format(self.verifier.iterations));
         let binding = self.binding.filter(|_| plus).unwrap_or_default();
         let challenged = Challenged {
             channel: BASE64.encode([gs2.as_bytes(), &binding].concat()),
-            said: format!("{bare},{server_first}"),
+            said: [bare, ",", &server_first].concat(),
             nonce,
             verifier: self.verifier,
             known: self.known,
@@ -285,7 +292,9 @@ impl Challenged {
         let message = [self.said.as_bytes(), b",", unproven.as_bytes()];
         let client_key = xor(&proof, &mac(self.verifier.stored_key.as_ref(), &message));
         let fits = stored_key(&client_key).ct_eq(&self.verifier.stored_key[..]);
-        let server_final = format!("v={}", BASE64.encode(mac(self.verifier.server_key.as_ref(), &message)));
+        let mut server_final = String::with_capacity(SERVER_FINAL_LEN);
+        server_final.push_str("v=");
+        BASE64.encode_string(mac(self.verifier.server_key.as_ref(), &message), &mut server_final);
         if bool::from(fits & subtle::Choice::from(u8::from(self.known))) {
             Ok(Proven { server_final, client_key })
         } else {

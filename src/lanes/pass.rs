@@ -106,7 +106,9 @@ impl Guard {
             return self.pass_observing(now);
         }
         self.count_newly_shed();
-        while let Some(next) = self.next_grant(now) {
+        while self.ledger.counts().waiting > 0
+            && let Some(next) = self.next_grant(now)
+        {
             match next {
                 Next::Dial(link) => self.grant(now, link),
                 Next::Reuse(link, pooled) => self.hand_over(now, link, pooled),

@@ -58,8 +58,8 @@ impl Pool {
     }
 
     /// Lanes that have some.
-    pub fn lanes(&self) -> Vec<LaneId> {
-        self.by_lane.keys().copied().collect()
+    pub fn lanes(&self) -> impl Iterator<Item = LaneId> {
+        self.by_lane.keys().copied()
     }
 
     pub fn get(&self, link: LinkId) -> Option<&Resting> {
@@ -166,7 +166,7 @@ mod tests {
         assert!(pool.age(LinkId(1)) < pool.age(LinkId(3)));
         assert_eq!(pool.audit(), Ok(()));
         pool.remove(LinkId(1));
-        assert_eq!((pool.count(a), pool.lanes()), (0, vec![b]));
+        assert_eq!((pool.count(a), pool.lanes().collect()), (0, vec![b]));
     }
 
     #[test]

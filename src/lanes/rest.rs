@@ -208,9 +208,9 @@ impl Guard {
     }
 
     fn evict_where(&mut self, mut which: impl FnMut(&Self, LinkId, LaneId) -> bool) -> u32 {
-        let all: Vec<_> = self.pool.iter().map(|(link, resting)| (link, resting.lane)).collect();
-        let chosen: Vec<_> = all.into_iter().filter(|(link, lane)| which(self, *link, *lane)).collect();
-        chosen.iter().for_each(|(link, _)| self.evict(*link));
+        let all = self.pool.iter().filter(|(link, resting)| which(self, *link, resting.lane));
+        let chosen: Vec<_> = all.map(|(link, _)| link).collect();
+        chosen.iter().for_each(|link| self.evict(*link));
         u32::try_from(chosen.len()).unwrap_or(u32::MAX)
     }
 
@@ -287,10 +287,13 @@ impl Guard {
             is_stopped || shed_from.is_some_and(|priority| state.settings.priority >= priority)
         });
         self.trim_for_shed();
-        for lane in self.pool.lanes() {
+        let over = |lane| {
             let counts = self.ledger.lane(lane);
-            let over = (counts.load() - counts.ending.min(counts.load()))
-                .saturating_sub(self.lane_ref(lane).quota());
+            let load = counts.load() - counts.ending.min(counts.load());
+            (lane, load.saturating_sub(self.lane_ref(lane).quota()))
+        };
+        let over: Vec<_> = self.pool.lanes().map(over).filter(|(_, over)| *over > 0).collect();
+        for (lane, over) in over {
             for _ in 0..over {
                 let Some(oldest) = self.oldest(|_, resting| resting == lane) else { break };
                 self.evict(oldest);
@@ -317,7 +320,7 @@ impl Guard {
         for bound in bounds {
             let counts = self.ledger.counts();
             let mut own = counts.own.saturating_sub(counts.own_ending);
-            let spare = self.pool.lanes().into_iter().map(|lane| self.dispensable(lane)).sum();
+            let spare = self.pool.lanes().map(|lane| self.dispensable(lane)).sum();
             if !is_below(self, own.saturating_sub(spare), bound) {
                 continue;
             }

@@ -134,7 +134,7 @@ pub async fn authenticate(
             let credentials = Credentials { user: user.into(), stored, client_key: proof.client_key };
             Ok(Authenticated { credentials, words, rest })
         }
-        Outcome::Wrong => Err(login.wrong().await),
+        Outcome::Wrong => Err(Box::pin(login.wrong()).await),
         Outcome::Unheard => Err(login.throttled()),
     }
 }
@@ -151,12 +151,10 @@ impl Login<'_> {
         self.looks_up = false;
         if let Some(stored) = stored.clone().filter(|stored| stored.must_derive()) {
             let (user, mock) = (self.user.to_owned(), mock.clone());
-            self.hub
-                .authority
-                .derive(move || {
-                    stored.verifier(&user, &mock);
-                })
-                .await;
+            let derive = move || {
+                stored.verifier(&user, &mock);
+            };
+            Box::pin(self.hub.authority.derive(derive)).await;
         }
         let random = random().ok_or_else(internal)?;
         let (mut exchange, ask) =
@@ -197,9 +195,9 @@ impl Login<'_> {
             let turn = self.hub.authority.throttle.lock().turn(self.address, self.user, clock::now());
             match turn {
                 Turn::Now => return true,
-                Turn::Later(wait) => tokio::time::sleep(wait + jitter()).await,
+                Turn::Later(wait) => Box::pin(tokio::time::sleep(wait + jitter())).await,
                 Turn::Never(delay) => {
-                    tokio::time::sleep(delay).await;
+                    Box::pin(tokio::time::sleep(delay)).await;
                     return false;
                 }
             }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
+use super::random;
 use crate::auth::exchange::Random;
 use crate::auth::memory::Memory;
 use crate::auth::scram::{ITERATIONS, Mock};
@@ -130,16 +131,26 @@ impl Authority {
     /// # Errors
     /// The query failed. While the monitor is not connected, what was known before is good, or this waits; the caller has the bound.
     pub async fn find(&self, query: Option<&Arc<str>>, user: &str) -> Result<Option<Arc<Stored>>, String> {
+        match (self.known(query.is_some(), user), query) {
+            (Some(found), _) => Ok(found),
+            // In a room of its own, which most logins do not need.
+            (None, Some(query)) => Box::pin(self.query(query, user)).await,
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What is known of a user without asking; `asks` says whether it could be asked.
+    fn known(&self, asks: bool, user: &str) -> Option<Option<Arc<Stored>>> {
         if !is_possible(user) {
-            return Ok(None);
+            return Some(None);
         }
         if let Some(found) = self.users.load().find(user) {
-            return Ok(found);
+            return Some(found);
         }
-        let Some(query) = query else { return Ok(None) };
-        if let Some(found) = self.memory.lock().get(user, clock::now()) {
-            return Ok(found);
-        }
+        if asks { self.memory.lock().get(user, clock::now()) } else { Some(None) }
+    }
+
+    async fn query(&self, query: &Arc<str>, user: &str) -> Result<Option<Arc<Stored>>, String> {
         let ask = self.ask.get().ok_or("there is no monitor to put the auth query to")?;
         let _turn = self.asking.acquire().await.map_err(|error| error.to_string())?;
         // Somebody may have asked for the same user meanwhile.
@@ -204,7 +215,7 @@ fn is_possible(user: &str) -> bool {
 pub fn random() -> Option<Random> {
     use base64::Engine;
     let mut both = [0; 18 + 4];
-    getrandom::fill(&mut both).ok()?;
+    random::fill(&mut both)?;
     let (nonce, salt) = both.split_first_chunk::<18>()?;
     Some(Random {
         nonce: base64::engine::general_purpose::STANDARD.encode(nonce),

@@ -1,7 +1,9 @@
 //! The end of a link: the client is told where it can be, upstream is closed so that nothing is lost and nothing runs on, and the
 //! slot is given back when PostgreSQL has really closed.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,11 +73,11 @@ pub async fn dismiss(mut client: Stream, words: &[u8]) {
     .await;
 }
 
-/// Sends a refusal to a client and closes it.
-pub async fn refuse(client: Stream, refusal: &Refusal) {
+/// Sends a refusal to a client and closes it. Boxed: whoever is let in needs no room for it.
+pub fn refuse(client: Stream, refusal: &Refusal) -> Pin<Box<impl Future<Output = ()> + use<>>> {
     let mut words = Vec::new();
     reply::refusal(&mut words, refusal);
-    dismiss(client, &words).await;
+    Box::pin(async move { dismiss(client, &words).await })
 }
 
 /// Waits until PostgreSQL has closed a connection whose login came to nothing; false at the bound.

@@ -1,7 +1,9 @@
 //! A link after its login: carried by a reactor, then closed.
 
+use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -17,6 +19,8 @@ use super::reactor::{Member, ReactorWake, Run};
 pub use super::relay::End;
 use super::relay::{Relay, Scratch};
 use super::shared::{LinkShared, LinkState};
+use super::side::Side;
+use super::stream::Stream;
 use crate::clock;
 use crate::reason::{Reason, Refusal};
 use crate::wire::reply;
@@ -127,9 +131,25 @@ impl Member for Box<Established> {
 
 /// From the end of the relay to the release of the slot. To be run where tokio runs.
 pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
-    let Established { mut relay, registered, slot, key, tally } = *link;
     // Counted until all is over: a process that ends waits for the last words of those who are in no registry any more.
-    let _tally = (tally, Tally::leaving(hub.clone()));
+    let _leaving = Tally::leaving(hub.clone());
+    let (parted, _tally) = part(&hub, *link, end);
+    match parted {
+        Parted::Worn(worn) => pool::recycle(&hub, worn).await,
+        Parted::Last(work) => work.await,
+    }
+}
+
+/// What is left to do when a relay has ended.
+enum Parted<'a> {
+    /// The client has been told all, and the backend may be pooled: most ends, where links are short.
+    Worn(Worn),
+    /// Anything else, which may take its time, and has a room of its own for what it needs meanwhile.
+    Last(Pin<Box<dyn Future<Output = ()> + Send + 'a>>),
+}
+
+fn part(hub: &Arc<Hub>, link: Established, end: End) -> (Parted<'_>, Option<Client>) {
+    let Established { mut relay, registered, slot, key, tally } = link;
     let shared = registered.shared.clone();
     shared.enter(LinkState::Closing, clock::now());
     let quiet = relay.session.is_quiet();
@@ -163,48 +183,62 @@ pub async fn finish(hub: Arc<Hub>, link: Box<Established>, end: End) {
             _ => drop(slot),
         }
         drop(registered);
-        if let Ok(client) = client.into_stream() {
-            closing::dismiss(client, &told).await;
-        }
-        return;
+        return (Parted::Last(Box::pin(last_words(client, told))), tally);
     }
     let mut registered = Some(registered);
     if let Some(ticket) = ticket {
         // No cancel finds it from here on.
         registered = None;
-        if pool::is_undisturbed(&hub, &shared) {
-            let Ok(upstream) = upstream.into_stream() else { return };
-            let worn = Worn { shared, upstream, slot, key, ticket: *ticket };
-            let last_words = async {
-                // No runtime needs to know of a client that is told nothing.
-                if !told.is_empty()
-                    && let Ok(client) = client.into_stream()
-                {
-                    closing::dismiss(client, &told).await;
-                }
+        if pool::is_undisturbed(hub, &shared) {
+            let Ok(upstream) = upstream.into_stream() else {
+                return (Parted::Last(Box::pin(std::future::ready(()))), tally);
             };
-            tokio::join!(last_words, pool::recycle(&hub, worn));
-            return;
+            let worn = Worn { shared, upstream, slot, key, ticket: *ticket };
+            if told.is_empty() {
+                return (Parted::Worn(worn), tally);
+            }
+            let both = async {
+                tokio::join!(last_words(client, told), pool::recycle(hub, worn));
+            };
+            return (Parted::Last(Box::pin(both)), tally);
         }
     }
     // Without a descriptor to watch them with, both sides close now, and the slot stays counted until a sample confirms.
     let (Ok(client), Ok(upstream)) = (client.into_stream(), upstream.into_stream()) else {
         error!(client = shared.id.0, "a link cannot be watched any more, and is cut off");
-        return;
+        return (Parted::Last(Box::pin(std::future::ready(()))), tally);
     };
-    let mut closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
+    let closing = Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None };
+    (Parted::Last(Box::pin(close_both(hub, closing, client, told, registered, end))), tally)
+}
+
+/// Tells a client what is left to be told; one that is told nothing is closed at once, and no runtime needs to know of it.
+async fn last_words(client: Side, told: Vec<u8>) {
+    if let Ok(client) = client.into_stream() {
+        closing::dismiss(client, &told).await;
+    }
+}
+
+async fn close_both(
+    hub: &Arc<Hub>,
+    mut closing: Closing,
+    client: Stream,
+    told: Vec<u8>,
+    registered: Option<Registered>,
+    end: End,
+) {
     match end {
         End::Terminated => {
             closing.reader = Some((client, told));
-            closing::close(&hub, closing).await;
+            closing::close(hub, closing).await;
         }
         End::ClientGone => {
             drop(client);
-            closing::close(&hub, closing).await;
+            closing::close(hub, closing).await;
         }
         _ => {
             let close = async {
-                closing::close(&hub, closing).await;
+                closing::close(hub, closing).await;
                 // A client that is slow to read its last words is not listed for it.
                 drop(registered);
             };

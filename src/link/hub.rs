@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
@@ -127,7 +128,7 @@ pub struct Counters {
     /// Connections of whom nothing is known yet, or that are refused without a startup packet.
     pub strangers: AtomicU32,
     /// The same by address, where there is one.
-    pub strangers_by_address: DashMap<IpAddr, u32>,
+    pub strangers_by_address: DashMap<IpAddr, u32, RandomState>,
     /// Links whose end is under way: last words, orderly close.
     pub leaving: AtomicU32,
     /// Panics caught.
@@ -146,9 +147,9 @@ pub struct Counters {
 pub struct Hub {
     guard: Mutex<Guard>,
     /// Every link that sent a startup packet.
-    pub links: DashMap<LinkId, Arc<LinkShared>>,
+    pub links: DashMap<LinkId, Arc<LinkShared>, RandomState>,
     /// Who owns a cancel key, by pid.
-    pub keys: DashMap<i32, Arc<LinkShared>>,
+    pub keys: DashMap<i32, Arc<LinkShared>, RandomState>,
     /// The same of those whose pid a link of another server has got: hardly ever anybody.
     pub keys_elsewhere: DashMap<(i32, LinkId), Arc<LinkShared>>,
     /// What is known of clients, one for all links of a service.
@@ -191,8 +192,8 @@ impl Hub {
     ) -> Self {
         let hub = Self {
             guard: Mutex::new(guard),
-            links: DashMap::new(),
-            keys: DashMap::new(),
+            links: DashMap::default(),
+            keys: DashMap::default(),
             keys_elsewhere: DashMap::new(),
             facts: Interner::default(),
             rules: ArcSwap::from_pointee(rules),

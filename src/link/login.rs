@@ -18,6 +18,7 @@ use super::authority;
 use super::binding::{self, Binding};
 use super::hub::Hub;
 use super::keys::CancelKeys;
+use super::random;
 use super::server::Server;
 use super::shared::LinkShared;
 use super::stream::{Socket, Stream};
@@ -399,7 +400,7 @@ impl Exchange<'_> {
             return Err(self.not_now("malformed BackendKeyData", false));
         };
         let mut secret = vec![0; key.len()];
-        if getrandom::fill(&mut secret).is_err() {
+        if random::fill(&mut secret).is_none() {
             return Err(LoginError::Refuse(Refusal::new(Reason::Internal, "no random numbers", "")));
         }
         let pid = i32::from_be_bytes(*pid);

@@ -21,6 +21,7 @@ pub mod meter;
 pub mod out;
 mod pending;
 pub mod pool;
+mod random;
 pub mod reactor;
 mod relay;
 mod rollback;

@@ -1,17 +1,22 @@
 //! Session pooling: a backend whose client has ended well is reset, watched while it rests, and handed to the next client that sends the
 //! same startup packet. All of it happens on the reception; who gets what is the guard's word (`lanes/rest`).
 //!
-//! One task keeps one pooled connection. It ends with an order (taken, to be closed), which can be given once, or with the first thing
-//! heard of PostgreSQL: a connection at rest has nothing to say but good-bye.
+//! A connection at rest has nothing to say but good-bye. One task, the keeper, listens to all of them: whoever takes one finds it on the
+//! shelf, and no thread or task has to be asked for it.
 
+use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use dashmap::DashMap;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::oneshot;
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::task::unconstrained;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -21,6 +26,7 @@ use super::desk::Alias;
 use super::hub::{Hub, Lane, Slot, Stage};
 use super::keys::CancelKeys;
 use super::login::LoggedIn;
+use super::random;
 use super::shared::{Command, LinkShared};
 use super::stream::{Peek, Stream};
 use super::tag::Tag;
@@ -142,46 +148,92 @@ pub struct Resting {
     pub(super) since: Moment,
 }
 
-/// What the keeper of a pooled connection is told.
-enum Order {
-    Take(oneshot::Sender<Found>),
-    Close,
-}
-
-/// What is found where a pooled connection should be.
-enum Found {
-    Ready(Box<Resting>),
-    /// It has said something.
-    Spoilt(Box<Resting>),
+/// How a connection's rest has ended.
+enum Heard {
     /// PostgreSQL has closed it.
-    Gone,
+    End,
+    /// It was dismissed, or has said what it should not have: it must be closed.
+    Words,
 }
 
-/// The keepers of all pooled connections.
+/// The connections at rest.
+#[derive(Default)]
+struct Shelf {
+    resting: HashMap<LinkId, Box<Resting>, RandomState>,
+    /// To be seen off by the keeper.
+    over: Vec<(Box<Resting>, Heard)>,
+    keeper: Option<Waker>,
+}
+
+/// All pooled connections.
 #[derive(Default)]
 pub struct Pool {
-    orders: DashMap<LinkId, oneshot::Sender<Order>>,
+    /// Never locked while the guard is asked, which may have connections taken off it.
+    shelf: Mutex<Shelf>,
     /// Whose connections are made ahead of clients.
     pub(super) seen: Seen,
     /// Whether any lane pools.
     enabled: AtomicBool,
     /// Changes with the PostgreSQL that is dialled.
     epoch: AtomicU32,
-    /// Connections that are pooled, or being closed after they were.
-    kept: AtomicU32,
+    /// Connections that are being closed after they were pooled.
+    closing: AtomicU32,
 }
 
 impl Pool {
     /// Connections that are pooled, or being closed after they were.
     pub fn kept(&self) -> u32 {
-        self.kept.load(Ordering::Relaxed)
+        let shelf = self.shelf.lock();
+        let on_it = u32::try_from(shelf.resting.len() + shelf.over.len()).unwrap_or(u32::MAX);
+        on_it.saturating_add(self.closing.load(Ordering::Relaxed))
     }
 
-    /// Closes a pooled connection: the guard has said so.
+    /// Has a pooled connection closed: the guard has said so. One that is not there any more has been taken, or has ended.
     pub fn close(&self, pooled: LinkId) {
-        if let Some((_, order)) = self.orders.remove(&pooled) {
-            let _ = order.send(Order::Close);
+        let keeper = {
+            let mut shelf = self.shelf.lock();
+            let Some(resting) = shelf.resting.remove(&pooled) else { return };
+            shelf.over.push((resting, Heard::Words));
+            shelf.keeper.clone()
+        };
+        if let Some(keeper) = keeper {
+            keeper.wake();
         }
+    }
+
+    fn take(&self, pooled: LinkId) -> Option<Box<Resting>> {
+        self.shelf.lock().resting.remove(&pooled)
+    }
+
+    /// Puts a connection on the shelf, where the keeper hears of it; gives it back if something was heard of it already.
+    fn put(&self, mut resting: Box<Resting>) -> Result<(), (Box<Resting>, Heard)> {
+        let mut shelf = self.shelf.lock();
+        // Without a keeper yet, it listens when it comes.
+        if let Some(keeper) = &shelf.keeper
+            && let Poll::Ready(heard) = resting.listen(&mut Context::from_waker(keeper))
+        {
+            return Err((resting, heard));
+        }
+        shelf.resting.insert(resting.slot.link(), resting);
+        Ok(())
+    }
+
+    /// For the keeper: takes those off the shelf of whom something was heard, and those that are to be closed. Listens to all of them: it is
+    /// woken by the few that speak.
+    fn look(&self, cx: &mut Context<'_>) -> Poll<Vec<(Box<Resting>, Heard)>> {
+        let mut shelf = self.shelf.lock();
+        if !shelf.keeper.as_ref().is_some_and(|keeper| keeper.will_wake(cx.waker())) {
+            shelf.keeper = Some(cx.waker().clone());
+        }
+        let Shelf { resting, over, .. } = &mut *shelf;
+        let mut over = std::mem::take(over);
+        let listen = |(id, resting): (&LinkId, &mut Box<Resting>)| match resting.listen(cx) {
+            Poll::Ready(heard) => Some((*id, heard)),
+            Poll::Pending => None,
+        };
+        let spoke: Vec<_> = resting.iter_mut().filter_map(listen).collect();
+        over.extend(spoke.into_iter().filter_map(|(id, heard)| Some((resting.remove(&id)?, heard))));
+        if over.is_empty() { Poll::Pending } else { Poll::Ready(over) }
     }
 
     /// Says whether any lane pools.
@@ -202,13 +254,6 @@ impl Pool {
     /// Names the PostgreSQL that is dialled; to be asked before the settings that are dialled with.
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::SeqCst)
-    }
-
-    async fn take(&self, pooled: LinkId) -> Option<Found> {
-        let (_, order) = self.orders.remove(&pooled)?;
-        let (reply, answer) = oneshot::channel();
-        order.send(Order::Take(reply)).ok()?;
-        answer.await.ok()
     }
 }
 
@@ -251,99 +296,83 @@ pub(super) async fn recycle(hub: &Arc<Hub>, worn: Worn) {
         Ok(Err(Trouble::Closed)) => slot.released(),
         Ok(Err(Trouble::Unexpected)) => {
             debug!(client = shared.id.0, pid = key.0, "DISCARD ALL did not go well: closed");
-            close(hub, Box::new(Resting { upstream, slot, key, ticket, since: clock::now() })).await;
+            let resting = Box::new(Resting { upstream, slot, key, ticket, since: clock::now() });
+            Box::pin(close(hub, resting)).await;
         }
         Err(_) => {
-            let unsent = reply::TERMINATE.to_vec();
-            let how = How::Cancel;
-            closing::close(
-                hub,
-                Closing { shared, upstream, slot, how, unsent, cancel: Some(key), reader: None },
-            )
-            .await;
+            let (unsent, how, cancel) = (reply::TERMINATE.to_vec(), How::Cancel, Some(key));
+            let closing = Closing { shared, upstream, slot, how, unsent, cancel, reader: None };
+            Box::pin(closing::close(hub, closing)).await;
         }
     }
 }
 
-/// Hands a backend to the guard's pool, with a task that keeps it.
+/// Hands a backend to the guard's pool, or closes it. To be called on the reception.
 pub(super) fn rest(hub: &Arc<Hub>, resting: Resting) {
     let id = resting.slot.link();
-    let (order, orders) = oneshot::channel();
-    // Before the guard knows of it: it may be handed over in that very call.
-    hub.pool.orders.insert(id, order);
-    let ticket = &resting.ticket;
+    let (epoch, lane, key) = (resting.ticket.epoch, resting.ticket.lane, resting.ticket.key.clone());
+    let application = resting.ticket.application.clone();
+    // Before the guard knows of it: it may be handed over, or dismissed, in that very call.
+    if let Err((resting, heard)) = hub.pool.put(Box::new(resting)) {
+        return end(hub, resting, heard);
+    }
     // Under the guard's lock, as the pool is drained for another server.
-    let kept = hub.guard(|guard, now| {
-        ticket.epoch == hub.pool.epoch()
-            && guard.pool(now, id, ticket.lane, ticket.key.clone(), &ticket.application)
-    });
-    let (hub, resting) = (hub.clone(), Box::new(resting));
-    if kept {
-        tokio::spawn(keep(hub.clone(), Kept::new(&hub), resting, orders));
-    } else {
-        hub.pool.orders.remove(&id);
-        tokio::spawn(async move { close(&hub, resting).await });
+    let kept =
+        hub.guard(|guard, now| epoch == hub.pool.epoch() && guard.pool(now, id, lane, key, &application));
+    if !kept && let Some(resting) = hub.pool.take(id) {
+        end(hub, resting, Heard::Words);
     }
 }
 
-/// Counts a connection whose keeper runs.
-struct Kept(Arc<Hub>);
-
-impl Kept {
-    fn new(hub: &Arc<Hub>) -> Self {
-        hub.pool.kept.fetch_add(1, Ordering::Relaxed);
-        Self(hub.clone())
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.0.pool.kept.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn keep(hub: Arc<Hub>, _kept: Kept, mut resting: Box<Resting>, mut orders: oneshot::Receiver<Order>) {
-    let id = resting.slot.link();
-    let mut byte = [0];
-    let heard = tokio::select! {
-        biased;
-        order = &mut orders => return obey(&hub, order.ok(), Found::Ready(resting)).await,
-        heard = resting.upstream.read(&mut byte) => heard,
-    };
-    let gone = match heard {
-        Ok(0) => true,
-        Ok(_) => false,
-        Err(error) => closing::is_close(&error),
-    };
-    // Nobody can be told of it any more, or somebody was in the same moment.
-    let order = match hub.pool.orders.remove(&id) {
-        Some(_) => None,
-        None => orders.await.ok(),
-    };
-    match order {
-        None | Some(Order::Close) if gone => resting.slot.released(),
-        order if gone => {
-            // The slot is the taker's.
-            resting.slot.forget();
-            obey(&hub, order, Found::Gone).await;
+/// Listens to all pooled connections, for as long as the process lives. To be run on the reception.
+pub async fn keep(hub: Arc<Hub>) {
+    loop {
+        let keeper = tokio::spawn(keep_all(hub.clone()));
+        match keeper.await {
+            Err(error) if error.is_panic() => tracing::error!("the keeper of pooled connections begins anew"),
+            _ => return,
         }
-        order => obey(&hub, order, Found::Spoilt(resting)).await,
     }
 }
 
-/// Without an order a connection is closed.
-async fn obey(hub: &Arc<Hub>, order: Option<Order>, found: Found) {
-    match (order, found) {
-        // A taker that is gone has left its slot to a sample.
-        (Some(Order::Take(reply)), found) => drop(reply.send(found)),
-        (_, Found::Ready(resting) | Found::Spoilt(resting)) => close(hub, resting).await,
-        (_, Found::Gone) => {}
+async fn keep_all(hub: Arc<Hub>) {
+    loop {
+        // A budget that is spent would pass for connections that say nothing, and all of them must be listened to.
+        let over = unconstrained(poll_fn(|cx| hub.pool.look(cx))).await;
+        over.into_iter().for_each(|(resting, heard)| end(&hub, resting, heard));
+    }
+}
+
+/// Sees a connection off that is on the shelf no more.
+fn end(hub: &Arc<Hub>, resting: Box<Resting>, heard: Heard) {
+    match heard {
+        Heard::End => resting.slot.released(),
+        Heard::Words => {
+            let hub = hub.clone();
+            tokio::spawn(async move { close(&hub, resting).await });
+        }
+    }
+}
+
+/// Counts a connection that is being closed.
+struct Leaving<'a>(&'a Pool);
+
+impl<'a> Leaving<'a> {
+    fn count(pool: &'a Pool) -> Self {
+        pool.closing.fetch_add(1, Ordering::Relaxed);
+        Self(pool)
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.closing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Closes a backend; its slot is free when PostgreSQL has closed it.
 pub(super) async fn close(hub: &Arc<Hub>, resting: Box<Resting>) {
-    let _kept = Kept::new(hub);
+    let _leaving = Leaving::count(&hub.pool);
     let Resting { mut upstream, slot, .. } = *resting;
     hub.guard(|guard, now| guard.closing(now, slot.link()));
     let _ = upstream.write_all(&reply::TERMINATE).await;
@@ -411,16 +440,20 @@ async fn take(
     pooled: LinkId,
     check_after: Duration,
 ) -> Result<Box<Resting>, Arrived> {
-    match hub.pool.take(pooled).await {
-        Some(Found::Ready(mut resting)) => {
+    match hub.pool.take(pooled) {
+        Some(mut resting) => {
             // Another server may have been chosen since the guard gave it.
             if resting.is_well(check_after).await && resting.ticket.epoch == hub.pool.epoch() {
                 return Ok(resting);
             }
+            if resting.has_ended() {
+                // The slot is the taker's.
+                resting.slot.forget();
+                return Err(hub.guard(|guard, now| guard.stale(now, link, true)));
+            }
             Err(discard(hub, link, resting))
         }
-        Some(Found::Spoilt(resting)) => Err(discard(hub, link, resting)),
-        Some(Found::Gone) => Err(hub.guard(|guard, now| guard.stale(now, link, true))),
+        // The keeper has heard of it in between.
         None => Err(hub.guard(|guard, now| {
             let arrived = guard.stale(now, link, false);
             guard.zombie(now, pooled);
@@ -432,12 +465,27 @@ async fn take(
 fn discard(hub: &Arc<Hub>, link: LinkId, resting: Box<Resting>) -> Arrived {
     // The slot goes back to its old name before that is used again.
     let arrived = hub.guard(|guard, now| guard.stale(now, link, false));
-    let hub = hub.clone();
-    tokio::spawn(async move { close(&hub, resting).await });
+    end(hub, resting, Heard::Words);
     arrived
 }
 
 impl Resting {
+    /// What it has to say, if anything; the one who asks is woken when it has.
+    fn listen(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        Pin::new(&mut self.upstream).poll_read(cx, &mut buf).map(|read| match read {
+            Ok(()) if buf.filled().is_empty() => Heard::End,
+            Err(error) if closing::is_close(&error) => Heard::End,
+            _ => Heard::Words,
+        })
+    }
+
+    /// Whether the runtime knows that PostgreSQL has closed it.
+    fn has_ended(&mut self) -> bool {
+        matches!(self.listen(&mut Context::from_waker(Waker::noop())), Poll::Ready(Heard::End))
+    }
+
     /// Whether PostgreSQL has said nothing, and answers if it was not asked for long.
     async fn is_well(&mut self, check_after: Duration) -> bool {
         if self.upstream.peek() != Peek::Silent {
@@ -454,7 +502,7 @@ impl Resting {
     pub(super) fn greeting(&self, words: &[u8]) -> Option<(Vec<u8>, CancelKeys)> {
         let upstream = self.key.1.upstream();
         let mut secret = vec![0; upstream.len()];
-        getrandom::fill(&mut secret).ok()?;
+        random::fill(&mut secret)?;
         let mut out = Vec::with_capacity(words.len() + self.ticket.parameters.len() + 64);
         out.extend_from_slice(words);
         reply::message(&mut out, b'R', |out| out.extend_from_slice(&[0; 4]));

@@ -60,8 +60,6 @@ pub struct Accepted {
     pub stream: Stream,
     /// Client's address; none for a Unix socket.
     pub peer: Option<SocketAddr>,
-    /// Our side of it.
-    pub local: Option<SocketAddr>,
     /// The listener, as written in the configuration.
     pub listener: Arc<str>,
     /// The lane of all that comes from that listener.
@@ -99,9 +97,9 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted, stranger: Tally) -> Option
     drop(settings);
     match wish {
         Wish::Cancel { pid, key } => {
-            cancel::route(hub, pid, &key).await;
+            Box::pin(cancel::route(hub, pid, &key)).await;
             // With close_notify: without it libpq takes the end for a failed cancel.
-            closing::dismiss(accepted.stream, &[]).await;
+            Box::pin(closing::dismiss(accepted.stream, &[])).await;
             None
         }
         Wish::Session { mut startup, mut behind } => {
@@ -233,11 +231,10 @@ impl<'a> Newcomer<'a> {
         }
         let mut registered = Registered::new(hub.clone(), shared);
         let process = Some(registered.set_process(&key));
-        let local = match (accepted.peer, accepted.local) {
-            (None, _) => true,
-            (Some(peer), Some(local)) => is_local(peer.ip()) || same_host(peer.ip(), local.ip()),
-            (Some(peer), None) => is_local(peer.ip()),
-        };
+        let local = accepted.peer.is_none_or(|peer| {
+            let here = |local: SocketAddr| same_host(peer.ip(), local.ip());
+            is_local(peer.ip()) || accepted.stream.socket().local_addr().is_some_and(here)
+        });
         let pools = own.is_some() && !facts.replication && hub.pool.is_enabled();
         // Before the key: pooled connections are shared by clients of one address then, and the tag is always true. Where workers share them
         // under one name there is none.
@@ -305,7 +302,7 @@ impl<'a> Newcomer<'a> {
                 }
             };
             self.shared().enter(LinkState::Login, clock::now());
-            match self.try_once(&mut slot, std::mem::take(&mut behind)).await {
+            match Box::pin(self.try_once(&mut slot, std::mem::take(&mut behind))).await {
                 Ok((upstream, mut logged_in)) => {
                     let pid = logged_in.pid;
                     self.hub.guard(|guard, now| guard.login_done(now, id, pid));
@@ -542,10 +539,10 @@ async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Ar
     if !hub.rules.load().needs_process() {
         return (peer_pid, None);
     }
-    let pid = match (peer_pid, accepted.peer, accepted.local) {
+    let pid = match (peer_pid, accepted.peer, accepted.stream.socket().local_addr()) {
         (Some(pid), ..) => Ok(pid),
         (None, Some(peer), Some(local)) if same_host(peer.ip(), local.ip()) => {
-            hub.lookups.owner_of_loopback(peer, local).await
+            Box::pin(hub.lookups.owner_of_loopback(peer, local)).await
         }
         // Of another machine: nobody expects a process.
         (None, Some(_), _) => Err(LookupError::NotLocal),
@@ -556,6 +553,6 @@ async fn find_process(hub: &Hub, accepted: &Accepted) -> (Option<i32>, Option<Ar
         }
     };
     let Ok(pid) = pid else { return (None, None) };
-    let line = hub.lookups.command_line(pid).await.ok();
+    let line = Box::pin(hub.lookups.command_line(pid)).await.ok();
     (Some(pid), line.map(Into::into))
 }

@@ -39,7 +39,7 @@ pub(super) async fn refuse_for<T>(hub: &Hub, accepted: Accepted, refusal: Refusa
 /// A client with whom TLS could not be agreed upon has been told by an alert; a message of ours it could not read.
 pub(super) async fn see_off_without_tls<T>(hub: &Hub, accepted: Accepted, why: &str) -> Option<T> {
     note_stranger(hub, &accepted, Reason::TlsFailed, "no TLS with a client", why);
-    closing::dismiss(accepted.stream, &[]).await;
+    Box::pin(closing::dismiss(accepted.stream, &[])).await;
     None
 }
 

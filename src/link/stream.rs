@@ -1,6 +1,7 @@
 //! A socket of either family, with or without TLS.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -77,6 +78,14 @@ impl Socket {
         match self {
             Self::Tcp(s) => s.as_fd(),
             Self::Unix(s) => s.as_fd(),
+        }
+    }
+
+    /// Our side of it; none for a Unix socket, and where the system does not say.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(s) => s.local_addr().ok(),
+            Self::Unix(_) => None,
         }
     }
 

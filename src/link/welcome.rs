@@ -91,7 +91,7 @@ pub async fn read(client: &mut Stream, door: Option<&DoorTls>) -> Result<Wish, N
         return Err(NoWish::Gone);
     }
     if buf.first() == Some(&tls::FIRST_BYTE) {
-        direct(client, door, &mut buf).await?;
+        Box::pin(direct(client, door, &mut buf)).await?;
         (asked_tls, asked_gss) = (true, true);
     }
     loop {
@@ -122,7 +122,7 @@ pub async fn read(client: &mut Stream, door: Option<&DoorTls>) -> Result<Wish, N
         match door {
             Some(door) if wants_tls => {
                 client.write_all(b"S").await?;
-                shake(client, door, &[]).await?;
+                Box::pin(shake(client, door, &[])).await?;
                 asked_gss = true;
             }
             _ => client.write_all(b"N").await?,
