@@ -212,7 +212,7 @@ fn part(hub: &Arc<Hub>, link: Established, end: End) -> (Parted<'_>, Option<Clie
     (Parted::Last(Box::pin(close_both(hub, closing, client, told, registered, end))), tally)
 }
 
-/// Tells a client what is left to be told; one that is told nothing is closed at once, and no runtime needs to know of it.
+/// Tells a client what is left to be told, and closes it.
 async fn last_words(client: Side, told: Vec<u8>) {
     if let Ok(client) = client.into_stream() {
         closing::dismiss(client, &told).await;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -156,12 +157,15 @@ enum Heard {
     Words,
 }
 
+/// Connections that rest no more, and why.
+type Over = Vec<(Box<Resting>, Heard)>;
+
 /// The connections at rest.
 #[derive(Default)]
 struct Shelf {
     resting: HashMap<LinkId, Box<Resting>, RandomState>,
     /// To be seen off by the keeper.
-    over: Vec<(Box<Resting>, Heard)>,
+    over: Over,
     keeper: Option<Waker>,
 }
 
@@ -176,8 +180,8 @@ pub struct Pool {
     enabled: AtomicBool,
     /// Changes with the PostgreSQL that is dialled.
     epoch: AtomicU32,
-    /// Connections that are being closed after they were pooled.
-    closing: AtomicU32,
+    /// Connections that are being closed after they were pooled, at least one for each.
+    closing: Arc<AtomicU32>,
 }
 
 impl Pool {
@@ -220,20 +224,25 @@ impl Pool {
 
     /// For the keeper: takes those off the shelf of whom something was heard, and those that are to be closed. Listens to all of them: it is
     /// woken by the few that speak.
-    fn look(&self, cx: &mut Context<'_>) -> Poll<Vec<(Box<Resting>, Heard)>> {
+    fn look(&self, cx: &mut Context<'_>) -> Poll<(Over, Leaving)> {
         let mut shelf = self.shelf.lock();
         if !shelf.keeper.as_ref().is_some_and(|keeper| keeper.will_wake(cx.waker())) {
             shelf.keeper = Some(cx.waker().clone());
         }
         let Shelf { resting, over, .. } = &mut *shelf;
-        let mut over = std::mem::take(over);
-        let listen = |(id, resting): (&LinkId, &mut Box<Resting>)| match resting.listen(cx) {
-            Poll::Ready(heard) => Some((*id, heard)),
-            Poll::Pending => None,
+        let listen = |(id, resting): (&LinkId, &mut Box<Resting>)| {
+            // A bug in one closes that one: its neighbours notice nothing.
+            match catch_unwind(AssertUnwindSafe(|| resting.listen(cx))) {
+                Ok(Poll::Pending) => None,
+                Ok(Poll::Ready(heard)) => Some((*id, heard)),
+                Err(_) => Some((*id, Heard::Words)),
+            }
         };
         let spoke: Vec<_> = resting.iter_mut().filter_map(listen).collect();
+        let mut over = std::mem::take(over);
         over.extend(spoke.into_iter().filter_map(|(id, heard)| Some((resting.remove(&id)?, heard))));
-        if over.is_empty() { Poll::Pending } else { Poll::Ready(over) }
+        // Counted before the shelf can be seen without them.
+        if over.is_empty() { Poll::Pending } else { Poll::Ready((over, Leaving::count(self))) }
     }
 
     /// Says whether any lane pools.
@@ -338,7 +347,7 @@ pub async fn keep(hub: Arc<Hub>) {
 async fn keep_all(hub: Arc<Hub>) {
     loop {
         // A budget that is spent would pass for connections that say nothing, and all of them must be listened to.
-        let over = unconstrained(poll_fn(|cx| hub.pool.look(cx))).await;
+        let (over, _leaving) = unconstrained(poll_fn(|cx| hub.pool.look(cx))).await;
         over.into_iter().for_each(|(resting, heard)| end(&hub, resting, heard));
     }
 }
@@ -348,25 +357,28 @@ fn end(hub: &Arc<Hub>, resting: Box<Resting>, heard: Heard) {
     match heard {
         Heard::End => resting.slot.released(),
         Heard::Words => {
-            let hub = hub.clone();
-            tokio::spawn(async move { close(&hub, resting).await });
+            let (hub, leaving) = (hub.clone(), Leaving::count(&hub.pool));
+            tokio::spawn(async move {
+                let _leaving = leaving;
+                close(&hub, resting).await;
+            });
         }
     }
 }
 
-/// Counts a connection that is being closed.
-struct Leaving<'a>(&'a Pool);
+/// Counts connections that are being closed.
+struct Leaving(Arc<AtomicU32>);
 
-impl<'a> Leaving<'a> {
-    fn count(pool: &'a Pool) -> Self {
+impl Leaving {
+    fn count(pool: &Pool) -> Self {
         pool.closing.fetch_add(1, Ordering::Relaxed);
-        Self(pool)
+        Self(pool.closing.clone())
     }
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.closing.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
