@@ -143,7 +143,6 @@ fn new_app(
         averages: Mutex::new(Averages::new(clock::now())),
         saving: tokio::sync::Mutex::new(()),
         terminating: tokio::sync::Mutex::default(),
-        ticker: Notify::new(),
         shutdown: Notify::new(),
         restart_monitor: Notify::new(),
         admin_tls: admin_settings.tls.clone(),

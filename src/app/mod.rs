@@ -15,6 +15,7 @@ mod persist;
 mod probes;
 mod reload;
 mod rows;
+mod seats;
 mod secrecy;
 mod setup;
 mod suggest;
@@ -47,7 +48,7 @@ use crate::incident::state::StateFile;
 use crate::incident::timeline::{Event as Entry, Timeline};
 use crate::lanes::sample::Sample;
 use crate::leaks::judge::Judge;
-use crate::link::hub::{Event, Hub};
+use crate::link::hub::{Event, Hub, Rest};
 use crate::link::totals::Averages;
 use crate::listen::notify::Notifier;
 use crate::upstream::monitor::MonitorHandle;
@@ -63,7 +64,7 @@ pub use suggest::{present, suggest};
 
 /// Shortest and longest pause between two ticks while something waits for time.
 const TICK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
-/// Pause between ticks while nothing does: staleness is noticed within it.
+/// Pause between ticks while nothing does: pooled connections that are too old are noticed within it.
 const TICK_AT_REST: Duration = Duration::from_millis(500);
 
 /// Everything the control thread works with.
@@ -91,7 +92,6 @@ pub struct App {
     saving: tokio::sync::Mutex<()>,
     /// Held while leaks that bypass pgweir are terminated.
     terminating: tokio::sync::Mutex<()>,
-    ticker: Notify,
     shutdown: Notify,
     restart_monitor: Notify,
     /// The admin port's certificate: a reload changes it.
@@ -155,23 +155,22 @@ impl App {
                 Event::ResetOff { link, generation } => {
                     self.judge.lock().missed(link, u64::from(generation));
                 }
-                Event::Tick => self.ticker.notify_one(),
             }
         }
     }
 
     /// Drives time in the guard.
     async fn tick(self: Arc<Self>) {
+        let mut told = false;
         loop {
-            let next = self.hub.guard(|guard, now| {
-                guard.tick(now);
-                guard.next_tick(now)
-            });
-            match next {
-                Some(soon) => tokio::time::sleep(soon.clamp(TICK.0, TICK.1)).await,
-                None => {
-                    self.hub.tick_rests();
-                    let _ = tokio::time::timeout(TICK_AT_REST, self.ticker.notified()).await;
+            match self.hub.tick(!told) {
+                Rest::For(next) => {
+                    told = false;
+                    tokio::time::sleep(next.clamp(TICK.0, TICK.1)).await;
+                }
+                Rest::UntilTold(latest) => {
+                    let latest = latest.map_or(TICK_AT_REST, |latest| latest.clamp(TICK.0, TICK_AT_REST));
+                    told = tokio::time::timeout(latest, self.hub.ticker.notified()).await.is_ok();
                 }
             }
         }

@@ -42,15 +42,37 @@ impl Guard {
 
     /// In how long [`Guard::tick`] has something to do, if nothing else happens; none: nothing ever.
     pub fn next_tick(&self, now: Moment) -> Option<Duration> {
-        let lanes = self.lanes.iter().flat_map(|lane| self.lane_timers(now, lane));
-        let all = lanes.chain(self.common_timers(now));
+        let all = self.timers(now).chain(self.stale_at(now));
         all.min().map(|at| at.since(now))
     }
 
-    fn common_timers(&self, now: Moment) -> impl Iterator<Item = Moment> {
+    /// Whether anything waits for time. That data becomes too old is none of it: each sample puts it off, and a visit never brings it nearer.
+    pub fn waits_for_time(&self, now: Moment) -> bool {
+        self.timers(now).next().is_some()
+    }
+
+    /// Whether a lane that is taken for quiet has an end nevertheless: for tests.
+    pub(super) fn forgets_a_timer(&self) -> bool {
+        let mut quiet = self.lanes.iter().filter(|lane| is_quiet(lane));
+        quiet.any(|lane| self.lane_timers(lane, false, self.usage_percent()).next().is_some())
+    }
+
+    fn stale_at(&self, now: Moment) -> Option<Moment> {
+        self.usage.stale_at(&self.limits).filter(|at| *at > now)
+    }
+
+    fn timers(&self, now: Moment) -> impl Iterator<Item = Moment> {
+        let stale = self.usage.is_stale(now, &self.limits);
+        let usage = self.usage_percent();
+        let lanes = self.lanes.iter().filter(|lane| !is_quiet(lane));
+        let lanes = lanes.flat_map(move |lane| self.lane_timers(lane, stale, usage));
+        lanes.chain(self.common_timers(now, stale))
+    }
+
+    fn common_timers(&self, now: Moment, stale: bool) -> impl Iterator<Item = Moment> {
         let limits = &self.limits;
         let somebody_waits = self.ledger.counts().waiting > 0;
-        let blind = !limits.monitored || self.usage.is_stale(now, limits);
+        let blind = !limits.monitored || stale;
         let zombies = (blind && self.ledger.counts().zombies > 0).then(|| {
             let zombies = self.ledger.iter().filter(|(_, link)| link.phase == Phase::Zombie);
             zombies.map(|(_, link)| link.extra().zombie_since + ZOMBIE_MAX).min()
@@ -59,7 +81,6 @@ impl Guard {
             self.lanes.iter().filter(|lane| self.has_own_backoff(lane)).flat_map(|lane| lane.queue.iter());
         let own_backoffs = queues.filter_map(|(_, link)| Some(self.ledger.get(link)?.extra().not_before));
         [
-            self.usage.stale_at(limits).filter(|at| *at > now),
             self.usage.latch_ends(now, limits),
             self.breaker.retry_at().filter(|at| somebody_waits && *at > now),
             self.chain_is_due().then_some(now),
@@ -70,9 +91,7 @@ impl Guard {
         .flatten()
     }
 
-    fn lane_timers(&self, now: Moment, lane: &Lane) -> impl Iterator<Item = Moment> {
-        let stale = self.usage.is_stale(now, &self.limits);
-        let usage = self.usage_percent();
+    fn lane_timers(&self, lane: &Lane, stale: bool, usage: Option<f64>) -> impl Iterator<Item = Moment> {
         let ends = |place: Option<Place>| place.and_then(|place| wait_ends(lane, place));
         let ramp = lane.ramp.as_ref().filter(|_| !stale);
         [
@@ -87,6 +106,12 @@ impl Guard {
         .into_iter()
         .flatten()
     }
+}
+
+/// Whether nothing in a lane can have an end: what is asked for on each visit, of all lanes.
+fn is_quiet(lane: &Lane) -> bool {
+    let nobody = lane.queue.is_empty() && lane.held.is_empty();
+    nobody && lane.pause.is_none() && lane.ramp.is_none() && !lane.shed.is_on() && !lane.stops.rate
 }
 
 fn wait_ends(lane: &Lane, place: Place) -> Option<Moment> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tracing::debug;
 
 use super::binding::Binding;
@@ -49,13 +50,17 @@ struct Guest {
 
 /// Clients that were here, by lane and parameters.
 #[derive(Default)]
-pub struct Seen(Mutex<HashMap<(LaneId, PoolKey), Guest>>);
+pub struct Seen {
+    guests: Mutex<HashMap<(LaneId, PoolKey), Guest>>,
+    /// The first of them came.
+    came: Notify,
+}
 
 impl Seen {
     /// A client came with these parameters.
     pub(super) fn note(&self, ticket: &Ticket, startup: &[u8], facts: &Arc<Facts>) {
         let now = clock::now();
-        let mut seen = self.0.lock();
+        let mut seen = self.guests.lock();
         let key = (ticket.lane, ticket.key.clone());
         if let Some(known) = seen.get_mut(&key) {
             known.at = now;
@@ -69,10 +74,18 @@ impl Seen {
         let (facts, application) = (facts.clone(), ticket.application.clone());
         let (startup, tag) = (startup.into(), ticket.tag.clone());
         seen.insert(key, Guest { startup, facts, application, tag, at: now, not_before: now });
+        self.came.notify_one();
+    }
+
+    /// Waits until there is somebody to make connections for.
+    async fn somebody(&self) {
+        while self.guests.lock().is_empty() {
+            self.came.notified().await;
+        }
     }
 
     fn due(&self, now: Moment) -> Vec<((LaneId, PoolKey), Guest)> {
-        let mut seen = self.0.lock();
+        let mut seen = self.guests.lock();
         seen.retain(|_, guest| now.since(guest.at) < FORGET_AFTER);
         let due = seen.iter().filter(|(_, guest)| guest.not_before <= now);
         let mut due: Vec<_> = due.map(|(key, guest)| (key.clone(), guest.clone())).collect();
@@ -83,20 +96,21 @@ impl Seen {
 
     /// None is made for a user before then: what stopped one login, a password or a limit of the role, mostly stops its others.
     fn put_off(&self, user: &str, until: Moment) {
-        for guest in self.0.lock().values_mut().filter(|guest| &*guest.facts.user == user) {
+        for guest in self.guests.lock().values_mut().filter(|guest| &*guest.facts.user == user) {
             guest.not_before = until;
         }
     }
 
     /// Whether one may still be made that was due when it was last asked.
     fn is_due(&self, key: &(LaneId, PoolKey), now: Moment) -> bool {
-        self.0.lock().get(key).is_some_and(|guest| guest.not_before <= now)
+        self.guests.lock().get(key).is_some_and(|guest| guest.not_before <= now)
     }
 }
 
 /// Makes connections ahead, one at a time, until the process ends. To be run where tokio runs.
 pub async fn run(hub: Arc<Hub>) {
     loop {
+        hub.pool.seen.somebody().await;
         tokio::time::sleep(EVERY).await;
         for (key, guest) in hub.pool.seen.due(clock::now()) {
             while hub.stage() == Stage::Running && hub.pool.seen.is_due(&key, clock::now()) {

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::authority::{Authority, OwnAuth};
 use super::intern::Interner;
@@ -87,8 +87,15 @@ pub enum Event {
         /// The idle period that was judged.
         generation: u32,
     },
-    /// Something waits: time matters now.
-    Tick,
+}
+
+/// When the control thread's next turn at the guard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Then.
+    For(Duration),
+    /// When it is told ([`Hub::ticker`]), or then at the latest.
+    UntilTold(Option<Duration>),
 }
 
 /// A lane as the workers see it.
@@ -179,7 +186,10 @@ pub struct Hub {
     stage: AtomicU8,
     next_link: AtomicU64,
     events: mpsc::UnboundedSender<Event>,
+    /// The control thread looks at the guard for itself.
     tick_wanted: AtomicBool,
+    /// Tells it that something waits for time now.
+    pub ticker: Notify,
 }
 
 impl Hub {
@@ -206,12 +216,13 @@ impl Hub {
             pool: Pool::default(),
             lookups: Lookups::default(),
             authority: Authority::default(),
-            processes: Mutex::new(HashMap::new()),
+            processes: Mutex::default(),
             sparing: Mutex::new(Sparing::default()),
             stage: AtomicU8::new(Stage::Running as u8),
             next_link: AtomicU64::new(1),
             events,
             tick_wanted: AtomicBool::new(false),
+            ticker: Notify::new(),
         };
         hub.refresh_lanes();
         hub
@@ -243,20 +254,30 @@ impl Hub {
             let usage = if actions.is_empty() { None } else { guard.usage_percent() };
             // Asked only while the control thread rests: it looks for itself while it ticks.
             let rests = !self.tick_wanted.load(Ordering::Relaxed);
-            (result, usage, rests && guard.next_tick(now).is_some())
+            (result, usage, rests && guard.waits_for_time(now))
         };
         for action in actions {
             self.deliver(action, usage);
         }
         if waits && !self.tick_wanted.swap(true, Ordering::Relaxed) {
-            self.tell(Event::Tick);
+            self.ticker.notify_one();
         }
         result
     }
 
-    /// The control thread says that it ticks no more until told.
-    pub fn tick_rests(&self) {
-        self.tick_wanted.store(false, Ordering::Relaxed);
+    /// The control thread's turn at the guard: in how long it has to come again. Where nothing waits for time it is told when something
+    /// does, by whoever brings it; until then it rests, but never longer than until data becomes too old.
+    ///
+    /// Who has just been told may not rest yet: those who wait for less than it takes to tell would have it come for each of them.
+    pub fn tick(&self, may_rest: bool) -> Rest {
+        self.guard(|guard, now| {
+            guard.tick(now);
+            let stays = !may_rest || guard.waits_for_time(now);
+            // Under the guard's lock: who visits it next finds the word said.
+            self.tick_wanted.store(stays, Ordering::Relaxed);
+            let next = guard.next_tick(now);
+            if stays { Rest::For(next.unwrap_or(Duration::MAX)) } else { Rest::UntilTold(next) }
+        })
     }
 
     fn deliver(&self, action: Action, usage: Option<f64>) {

@@ -1,7 +1,11 @@
 //! CPU time of our own threads (proc(5): `/proc/self/task/TID/stat`).
 
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 use std::time::Duration;
+
+/// Room for the fields up to stime, which are at most some two hundred bytes.
+const STAT_LEN: usize = 512;
 
 /// The calling thread's id.
 pub fn current() -> i32 {
@@ -10,8 +14,10 @@ pub fn current() -> i32 {
 
 /// CPU time of a thread of this process so far, the kernel's work for it included, to the tick (10 ms). None when it is gone.
 pub fn cpu_time(thread: i32) -> Option<Duration> {
-    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).ok()?;
-    let ticks = ticks_of(&stat)?;
+    let mut stat = [0; STAT_LEN];
+    // One read: the file is made at the first.
+    let len = File::open(format!("/proc/self/task/{thread}/stat")).ok()?.read(&mut stat).ok()?;
+    let ticks = ticks_of(std::str::from_utf8(stat.get(..len)?).ok()?)?;
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     Some(Duration::from_micros(ticks.saturating_mul(1_000_000) / per_second))
 }

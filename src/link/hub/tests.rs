@@ -1,3 +1,5 @@
+use std::task::{Context, Waker};
+
 use super::*;
 use crate::lanes::guard::{Arrival, Arrived};
 use crate::lanes::settings::Settings;
@@ -14,7 +16,12 @@ fn settings() -> Settings {
 }
 
 pub(crate) fn hub() -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
+    hub_with(|_| {})
+}
+
+pub(crate) fn hub_with(change: impl FnOnce(&mut Settings)) -> (Arc<Hub>, mpsc::UnboundedReceiver<Event>) {
     let mut settings = settings();
+    change(&mut settings);
     let (events, queue) = mpsc::unbounded_channel();
     let link_settings = LinkSettings {
         upstream_tls: None,
@@ -179,4 +186,59 @@ fn a_dialled_slot_that_is_only_dropped_stays_counted_until_postgresql_confirms()
     slot.dialled(None);
     slot.released();
     assert_eq!(slots(&hub), 1, "only the zombie is left");
+}
+
+#[test]
+fn the_ticker_rests_until_somebody_waits_and_is_told_once() {
+    let (hub, _events) = hub();
+    let is_told = || {
+        let mut told = std::pin::pin!(hub.ticker.notified());
+        told.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    };
+    assert_eq!(
+        hub.tick(true),
+        Rest::UntilTold(None),
+        "nothing waits, and there is no monitor whose word could be stale"
+    );
+    // All that the lane has, and one who waits.
+    let arrive = || {
+        let (lane, id, word): (_, _, Arc<str>) =
+            (hub.guard.lock().lane("web"), hub.next_link(), "odoo".into());
+        let who = Arrival {
+            lane: lane.expect("a lane web"),
+            application: word.clone(),
+            user: word.clone(),
+            database: word,
+            address: None,
+            replication: false,
+            nested: false,
+            alone: false,
+            key: None,
+        };
+        (id, hub.guard(|guard, now| guard.arrive(now, id, who)))
+    };
+    let mut granted = Vec::new();
+    let waiting = loop {
+        match arrive() {
+            (id, Arrived::Granted) => granted.push(id),
+            (id, Arrived::Waiting(_)) => break id,
+            (_, arrived) => panic!("{arrived:?}"),
+        }
+        assert!(
+            granted.len() < 1000 && !hub.tick_wanted.load(Ordering::Relaxed),
+            "a grant waits for no time"
+        );
+    };
+    assert!(is_told() && !is_told(), "by the first who waits, and once");
+    let (other, arrived) = arrive();
+    assert!(matches!(arrived, Arrived::Waiting(_)) && !is_told(), "it looks for itself now");
+    assert!(matches!(hub.tick(true), Rest::For(_)));
+    for id in [waiting, other] {
+        hub.guard(|guard, now| guard.hang_up(now, id));
+    }
+    assert!(matches!(hub.tick(false), Rest::For(_)), "who was told stays for one more turn");
+    assert!(!is_told());
+    assert_eq!(hub.tick(true), Rest::UntilTold(None));
+    arrive();
+    assert!(is_told());
 }
