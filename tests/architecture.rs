@@ -131,7 +131,11 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
 /// Code before the file's unit tests, which may import what they like.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("a readable file");
-    let end = text.find("#[cfg(test)]").unwrap_or(text.len());
+    let of_module = |end: &usize| {
+        let mut words = text[*end..].split_whitespace().skip(1).take(2);
+        words.any(|word| word == "mod")
+    };
+    let end = text.match_indices("#[cfg(test)]").map(|(end, _)| end).find(of_module).unwrap_or(text.len());
     let lines = text[..end].lines().filter(|line| !line.trim_start().starts_with("//"));
     lines.collect::<Vec<_>>().join("\n")
 }

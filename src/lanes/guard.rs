@@ -102,6 +102,8 @@ pub enum Action {
     GrantPooled(LinkId, LinkId),
     /// Close a pooled connection.
     ClosePooled(LinkId),
+    /// A connection that was given to somebody is pooled again: where it has ended meanwhile, it is a [`Guard::zombie`].
+    PooledAgain(LinkId),
     /// A waiting link is refused and forgotten.
     Refuse(LinkId, Refusal),
     /// A held link may go on: call [`Guard::begin`] again.
@@ -501,6 +503,9 @@ impl Guard {
             .count();
         if unknown + lost > 0 {
             return Err(format!("{unknown} pooled links not in the pool, {lost} in the pool only"));
+        }
+        if self.forgets_a_timer() {
+            return Err("a lane that waits for time is taken for quiet".to_owned());
         }
         let queued: usize = self.lanes.iter().map(|lane| lane.queue.len()).sum();
         if queued == self.ledger.counts().waiting as usize {

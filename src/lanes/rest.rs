@@ -176,6 +176,7 @@ impl Guard {
         self.give_back(now, link, if rests { Phase::Pooled } else { Phase::Closing });
         if rests {
             self.pool.insert(pooled, home, key, now);
+            self.act(Action::PooledAgain(pooled));
         } else {
             self.act(Action::ClosePooled(pooled));
         }

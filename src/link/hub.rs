@@ -284,7 +284,17 @@ impl Hub {
         match action {
             Action::Grant(link) => self.post(link, Command::Granted),
             Action::GrantPooled(link, pooled) => self.post(link, Command::Reused(pooled)),
-            Action::ClosePooled(pooled) => self.pool.close(pooled),
+            // PostgreSQL may have closed it while it was given to somebody: nobody was told then, and nobody watches it.
+            Action::ClosePooled(pooled) => {
+                if !self.pool.close(pooled) {
+                    self.guard(|guard, now| guard.zombie(now, pooled));
+                }
+            }
+            Action::PooledAgain(pooled) => {
+                if !self.pool.has(pooled) {
+                    self.guard(|guard, now| guard.zombie(now, pooled));
+                }
+            }
             Action::Refuse(link, refusal) => self.post(link, Command::Refused(refusal)),
             Action::Release(link) => self.post(link, Command::AskAgain),
             Action::RejectHeld(link, refusal) => self.post(link, Command::RejectHeld(refusal)),

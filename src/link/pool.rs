@@ -192,17 +192,23 @@ impl Pool {
         on_it.saturating_add(self.closing.load(Ordering::Relaxed))
     }
 
-    /// Has a pooled connection closed: the guard has said so. One that is not there any more has been taken, or has ended.
-    pub fn close(&self, pooled: LinkId) {
+    /// Has a pooled connection closed: the guard has said so. False for one that is not there any more: it has ended.
+    pub fn close(&self, pooled: LinkId) -> bool {
         let keeper = {
             let mut shelf = self.shelf.lock();
-            let Some(resting) = shelf.resting.remove(&pooled) else { return };
+            let Some(resting) = shelf.resting.remove(&pooled) else { return false };
             shelf.over.push((resting, Heard::Words));
             shelf.keeper.clone()
         };
         if let Some(keeper) = keeper {
             keeper.wake();
         }
+        true
+    }
+
+    /// Whether a connection rests here.
+    pub fn has(&self, pooled: LinkId) -> bool {
+        self.shelf.lock().resting.contains_key(&pooled)
     }
 
     fn take(&self, pooled: LinkId) -> Option<Box<Resting>> {
@@ -484,6 +490,8 @@ fn discard(hub: &Arc<Hub>, link: LinkId, resting: Box<Resting>) -> Arrived {
 impl Resting {
     /// What it has to say, if anything; the one who asks is woken when it has.
     fn listen(&mut self, cx: &mut Context<'_>) -> Poll<Heard> {
+        #[cfg(test)]
+        assert!(self.key.0 != tests::BUG, "a bug");
         let mut byte = [0];
         let mut buf = ReadBuf::new(&mut byte);
         Pin::new(&mut self.upstream).poll_read(cx, &mut buf).map(|read| match read {
@@ -506,8 +514,8 @@ impl Resting {
         if clock::now().since(self.since) < check_after {
             return true;
         }
-        let alive = timeout(CHECK_TIMEOUT, ask(&mut self.upstream, &SYNC, None, &mut self.ticket)).await;
-        matches!(alive, Ok(Ok(())))
+        let answer = Box::pin(ask(&mut self.upstream, &SYNC, None, &mut self.ticket));
+        matches!(timeout(CHECK_TIMEOUT, answer).await, Ok(Ok(())))
     }
 
     /// What the next client is told, as if it had logged in: `words` come first. With the keys of its own.
@@ -612,3 +620,6 @@ async fn read_on(upstream: &mut Stream, replies: &mut Vec<u8>) -> Result<(), Tro
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

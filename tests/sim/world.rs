@@ -477,6 +477,11 @@ impl World {
                 self.link(pooled.0).state = State::Closing;
                 self.evicted += 1;
             }
+            Action::PooledAgain(pooled) => {
+                self.check(self.links.get(&pooled.0).is_some_and(|kept| kept.state == State::Pooled), || {
+                    format!("{pooled} is said to be pooled again: {:?}", self.links.get(&pooled.0))
+                });
+            }
             Action::Refuse(link, refusal) => self.refuse(link.0, refusal.reason),
             Action::Release(link) => {
                 self.mix(link.0 ^ 7);
