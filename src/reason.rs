@@ -190,6 +190,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// A refusal with its figures and the operator's next command.
+    #[cold]
     pub fn new(reason: Reason, detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { reason, detail: detail.into().into(), hint: hint.into().into() }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, acceptfrom_with};
 use tokio::io::unix::AsyncFd;
@@ -81,25 +82,32 @@ pub async fn accept(door: Door, workers: Arc<Workers>, reserve: Arc<Mutex<Reserv
             tune(listening.get_ref(), dead_after, &name);
         }
         let mut more = true;
-        for _ in 0..BURST {
+        for turn in 0..BURST {
             accepted += 1;
-            match next(listening.get_ref()) {
-                Ok(socket) if workers.turns_away(&socket, &name) => {}
-                Ok(socket) => workers.receive(socket, name.clone(), lane.clone()),
-                Err(Errno::AGAIN) => {
-                    ready.clear_ready();
-                    more = false;
-                    break;
+            let was_last = match next(listening.get_ref()) {
+                Ok(socket) => {
+                    if !workers.turns_away(&socket, &name) {
+                        workers.receive(socket, name.clone(), lane.clone());
+                    }
+                    // Mostly nobody else; behind a second one there may be many.
+                    turn == 0 && is_empty(listening.get_ref())
                 }
+                Err(Errno::AGAIN) => true,
                 // The client was gone before it was accepted, or the network said so (accept(2)).
                 Err(
                     Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::NETDOWN | Errno::HOSTUNREACH,
-                ) => {}
+                ) => false,
                 Err(error) => {
                     exhausted(listening.get_ref(), &reserve, &name, error);
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                     break;
                 }
+            };
+            if was_last {
+                // Whoever comes from here on is an event of its own.
+                ready.clear_ready();
+                more = false;
+                break;
             }
         }
         if more {
@@ -115,6 +123,12 @@ fn tune(listening: &Listening, dead_after: Duration, name: &str) {
     {
         tracing::warn!(%error, listener = name, "dead clients are not looked for");
     }
+}
+
+/// Whether nobody else is there. accept(2) would say so too, but makes a socket first and throws it away.
+fn is_empty(listening: &Listening) -> bool {
+    let mut asked = [PollFd::new(listening, PollFlags::IN)];
+    matches!(poll(&mut asked, Some(&Timespec::default())), Ok(0))
 }
 
 fn next(listening: &Listening) -> Result<Socket, Errno> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 
+use super::seats::Seats;
 use crate::clock::{self, Moment};
 use crate::link::ahead;
 use crate::link::established::{End, Established, finish};
@@ -48,10 +49,18 @@ pub enum Socket {
     Unix(OwnedFd),
 }
 
+/// A connection to be served, counted already.
+struct Come {
+    accepted: Accepted,
+    tally: Client,
+    stranger: Tally,
+}
+
 /// The threads, from outside.
 pub struct Workers {
     hub: Arc<Hub>,
     reception: Runtime,
+    seats: Seats<Come>,
     /// Links relayed by the reception.
     young: AtomicU32,
     workers: Vec<Worker>,
@@ -110,6 +119,7 @@ impl Workers {
         let workers = Arc::new(Self {
             hub: hub.clone(),
             reception,
+            seats: Seats::default(),
             young: AtomicU32::new(0),
             workers,
             measured: Mutex::new(clock::now()),
@@ -173,11 +183,17 @@ impl Workers {
         };
         // Counted before it is served: a burst is accepted in one go.
         let stranger = Tally::stranger(self.hub.clone(), accepted.peer.map(|peer| peer.ip()));
+        let Some(come) = self.seats.call(Come { accepted, tally, stranger }) else { return };
         let workers = self.clone();
         // A panic in here ends this task, whose destructors give everything back.
         tokio::spawn(async move {
-            if let Some(link) = serve(workers.hub.clone(), accepted, tally, stranger).await {
-                workers.take_over(link).await;
+            let sitter = workers.seats.sit();
+            let mut next = Some(come);
+            while let Some(Come { accepted, tally, stranger }) = next {
+                if let Some(link) = serve(&workers.hub, accepted, tally, stranger).await {
+                    workers.take_over(link).await;
+                }
+                next = sitter.next().await;
             }
         });
     }

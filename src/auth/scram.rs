@@ -31,6 +31,10 @@ pub const ITERATIONS_MAX: u32 = 1_000_000;
 const SALT_AND_COUNT: usize = 48;
 /// `v=` and a key in base64, in bytes.
 const SERVER_FINAL_LEN: usize = 46;
+/// Room for a key in base64, in bytes.
+const BASE64_ROOM: usize = 48;
+/// Room in which a proof is decoded, in bytes: the library asks for some more than comes of it.
+const PROOF_ROOM: usize = 48;
 /// Longest message of the exchange, in bytes.
 const MESSAGE_LEN_MAX: usize = 2048;
 
@@ -90,7 +94,8 @@ impl Verifier {
     }
 }
 
-/// Makes verifiers of users that do not exist: the same each time, another for another name.
+/// Makes verifiers of users that do not exist: each time the same, another for another name. Their keys are of no matter, since no proof of
+/// theirs is taken; what a client sees is the salt.
 #[derive(Clone)]
 pub struct Mock {
     secret: Zeroizing<Key>,
@@ -119,12 +124,11 @@ impl Mock {
     }
 
     fn verifier(&self, user: &str) -> Verifier {
-        let key = |kind: &[u8]| Zeroizing::new(mac(self.secret.as_ref(), &[kind, user.as_bytes()]));
         Verifier {
             iterations: self.iterations,
             salt: self.salt(user),
-            stored_key: key(b"stored"),
-            server_key: key(b"server"),
+            stored_key: self.secret.clone(),
+            server_key: self.secret.clone(),
         }
     }
 }
@@ -235,12 +239,14 @@ impl Server {
         let nonce = [client_nonce, nonce].concat();
         let mut server_first = String::with_capacity(nonce.len() + SALT_AND_COUNT);
         ["r=", &nonce, ",s="].into_iter().for_each(|part| server_first.push_str(part));
-        BASE64.encode_string(&self.verifier.salt, &mut server_first);
+        push_base64(&mut server_first, &self.verifier.salt);
         server_first.push_str(",i=");
         server_first.push_str(itoa::Buffer::new().format(self.verifier.iterations));
         let binding = self.binding.filter(|_| plus).unwrap_or_default();
+        let mut channel = String::new();
+        push_base64(&mut channel, &[gs2.as_bytes(), &binding].concat());
         let challenged = Challenged {
-            channel: BASE64.encode([gs2.as_bytes(), &binding].concat()),
+            channel,
             said: [bare, ",", &server_first].concat(),
             nonce,
             verifier: self.verifier,
@@ -280,26 +286,39 @@ impl Challenged {
     /// `Malformed`, or `Wrong` when the proof does not fit.
     pub fn last(self, message: &[u8]) -> Result<Proven, Failed> {
         let text = text(message)?;
-        let (unproven, proof) = text.rsplit_once(",p=").ok_or(Failed::Malformed)?;
+        // The proof comes last, and base64 has no comma.
+        let (unproven, proof) = text.rsplit_once(',').ok_or(Failed::Malformed)?;
+        let proof = proof.strip_prefix("p=").ok_or(Failed::Malformed)?;
         let mut attributes = unproven.split(',');
         let channel = attributes.next().and_then(|part| part.strip_prefix("c="));
         let nonce = attributes.next().and_then(|part| part.strip_prefix("r="));
         if channel != Some(&self.channel) || nonce != Some(&self.nonce) {
             return Err(Failed::Malformed);
         }
-        let proof = BASE64.decode(proof).ok().and_then(|proof| Key::try_from(proof).ok());
-        let proof = Zeroizing::new(proof.ok_or(Failed::Malformed)?);
+        let mut room = Zeroizing::new([0; PROOF_ROOM]);
+        let len = BASE64.decode_slice(proof, room.as_mut_slice()).map_err(|_| Failed::Malformed)?;
+        let proof =
+            room.get(..len).and_then(|proof| <&Key>::try_from(proof).ok()).ok_or(Failed::Malformed)?;
         let message = [self.said.as_bytes(), b",", unproven.as_bytes()];
-        let client_key = xor(&proof, &mac(self.verifier.stored_key.as_ref(), &message));
+        let client_key = xor(proof, &mac(self.verifier.stored_key.as_ref(), &message));
         let fits = stored_key(&client_key).ct_eq(&self.verifier.stored_key[..]);
         let mut server_final = String::with_capacity(SERVER_FINAL_LEN);
         server_final.push_str("v=");
-        BASE64.encode_string(mac(self.verifier.server_key.as_ref(), &message), &mut server_final);
+        push_base64(&mut server_final, &mac(self.verifier.server_key.as_ref(), &message));
         if bool::from(fits & subtle::Choice::from(u8::from(self.known))) {
             Ok(Proven { server_final, client_key })
         } else {
             Err(Failed::Wrong)
         }
+    }
+}
+
+/// Appends bytes in base64. What is short, and that is all of a login, goes through room of its own: the library clears a kilobyte for any.
+fn push_base64(out: &mut String, bytes: &[u8]) {
+    let mut room = [0; BASE64_ROOM];
+    match BASE64.encode_slice(bytes, &mut room).ok().and_then(|len| std::str::from_utf8(&room[..len]).ok()) {
+        Some(text) => out.push_str(text),
+        None => BASE64.encode_string(bytes, out),
     }
 }
 

@@ -6,10 +6,12 @@
 //! under its name, and a guesser is no faster by it.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::quality::RandomState;
 
 use crate::clock::Moment;
 
@@ -30,7 +32,7 @@ const ENTRIES_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct Throttle {
     addresses: HashMap<IpAddr, Failures>,
-    known: HashMap<(IpAddr, Arc<str>), Known>,
+    known: HashMap<(IpAddr, Arc<str>), Known, RandomState>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +157,11 @@ impl Throttle {
 }
 
 /// Makes room for a key that is not there yet: at the bound the entry of least worth goes.
-fn make_room<K: Clone + Eq + Hash, V, W: Ord>(map: &mut HashMap<K, V>, key: &K, worth: impl Fn(&V) -> W) {
+fn make_room<K: Clone + Eq + Hash, V, S: BuildHasher, W: Ord>(
+    map: &mut HashMap<K, V, S>,
+    key: &K,
+    worth: impl Fn(&V) -> W,
+) {
     if map.len() >= ENTRIES_MAX && !map.contains_key(key) {
         let least = map.iter().min_by_key(|(_, value)| worth(value)).map(|(key, _)| key.clone());
         least.map(|key| map.remove(&key));

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use zeroize::Zeroizing;
 
 use super::stored::{Secret, Stored};
@@ -20,7 +21,7 @@ const PROBLEMS_MAX: usize = 100;
 /// Users and their secrets.
 #[derive(Debug, Default)]
 pub struct Users {
-    known: HashMap<Arc<str>, Option<Arc<Stored>>>,
+    known: HashMap<Arc<str>, Option<Arc<Stored>>, RandomState>,
     iterations: Option<u32>,
 }
 

@@ -48,6 +48,15 @@ impl Phase {
         matches!(self, Self::Dialling | Self::Login)
     }
 
+    /// The phase whose weight it has in all counts: of those that weigh the same, always the same one.
+    pub(super) fn weight(self) -> Self {
+        match self {
+            Self::Dialling | Self::Login => Self::Login,
+            Self::Established | Self::Pooled | Self::Taken => Self::Established,
+            Self::Waiting | Self::Closing | Self::Zombie => self,
+        }
+    }
+
     /// Whether its slot will be free soon.
     pub fn is_ending(self) -> bool {
         matches!(self, Self::Closing | Self::Zombie)

@@ -246,13 +246,14 @@ impl Ledger {
 struct Standing {
     home: LaneId,
     visiting: Option<LaneId>,
+    /// Its weight, which many a step of a link does not change.
     phase: Phase,
     alone: bool,
 }
 
 impl Standing {
     fn of(link: &Link) -> Self {
-        Self { home: link.home, visiting: link.visiting(), phase: link.phase, alone: link.alone }
+        Self { home: link.home, visiting: link.visiting(), phase: link.phase.weight(), alone: link.alone }
     }
 }
 

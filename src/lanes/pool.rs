@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 use super::ids::{LaneId, LinkId};
 use crate::clock::Moment;
 
@@ -38,7 +40,7 @@ pub(super) struct Resting {
 pub(super) struct Pool {
     resting: BTreeMap<LinkId, Resting>,
     /// The most recently used last.
-    by_key: HashMap<(LaneId, PoolKey), Vec<LinkId>>,
+    by_key: HashMap<(LaneId, PoolKey), Vec<LinkId>, RandomState>,
     by_lane: BTreeMap<LaneId, u32>,
     /// Databases whose connections are closed, and until when.
     barred: BTreeMap<Arc<str>, Moment>,

@@ -282,11 +282,15 @@ impl Guard {
         }
         let shedding = self.order.iter().map(|lane| self.lane_ref(*lane)).filter(|lane| lane.shed.is_on());
         let shed_from = shedding.map(|lane| lane.settings.priority).min();
-        self.evict_where(|guard, _, lane| {
+        let may_not = |guard: &Self, lane| {
             let state = guard.lane_ref(lane);
             let is_stopped = state.retired || state.pause.is_some() || state.settings.pooling.is_none();
             is_stopped || shed_from.is_some_and(|priority| state.settings.priority >= priority)
-        });
+        };
+        // By lane first: there are few, and nearly always none of them is concerned.
+        if self.pool.lanes().any(|lane| may_not(self, lane)) {
+            self.evict_where(|guard, _, lane| may_not(guard, lane));
+        }
         self.trim_for_shed();
         let over = |lane| {
             let counts = self.ledger.lane(lane);

@@ -4,15 +4,16 @@
 //! its address. AuthenticationOk is not sent here: PostgreSQL's own follows when the upstream login has succeeded.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
 use tracing::warn;
 use zeroize::Zeroizing;
 
 use super::authority::{OwnAuth, random};
+use super::deadline::{self, Deadline};
 use super::hub::Hub;
 use super::stream::Stream;
 use crate::auth::exchange::{ANSWER_MAX, Ask, Exchange, Proof, Step};
@@ -29,6 +30,10 @@ use crate::wire::startup::Startup;
 
 /// Room for a client's answers, all of which is overwritten in the end: what an honest one sends, in bytes.
 const INPUT_LEN: usize = 512;
+/// Room for what it is asked, in bytes: an honest client's nonce leaves server-first shorter.
+const OUTPUT_LEN: usize = 128;
+/// An authentication message without its data, in bytes.
+const AUTHENTICATION_LEN: usize = HEADER_LEN + 4;
 /// Room made for longer ones; never grown in place, so that no copy is left behind.
 const INPUT_MORE: usize = 4096;
 
@@ -80,7 +85,7 @@ enum Outcome {
     Unheard,
 }
 
-/// Authenticates a client within what is `left` of startup_timeout. A startup packet that asks for more than protocol 3.0 is brought
+/// Authenticates a client before its `deadline`, that of startup_timeout. A startup packet that asks for more than protocol 3.0 is brought
 /// down to it: what PostgreSQL speaks is not known yet.
 ///
 /// # Errors
@@ -92,7 +97,7 @@ pub async fn authenticate(
     address: Option<IpAddr>,
     startup: &mut Startup,
     behind: Vec<u8>,
-    left: Duration,
+    deadline: Pin<&mut Deadline>,
 ) -> Result<Authenticated, Denied> {
     if startup.user().is_empty() {
         return Err(Refusal::new(Reason::Malformed, "no user name is in the startup packet", "").into());
@@ -100,7 +105,7 @@ pub async fn authenticate(
     // What the client's TLS shows it of us.
     let presented = client.tls().and_then(|tls| tls.presented());
     let binding = presented.and_then(|certificate| end_point(certificate));
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(OUTPUT_LEN);
     if let Some(unknown) = startup.settle_for_3_0() {
         reply::negotiate_protocol_version(&mut out, 0, &unknown);
     }
@@ -108,13 +113,13 @@ pub async fn authenticate(
     input.extend_from_slice(&behind);
     let user = startup.user();
     let mut login = Login { hub, own, client, user, address, binding, input, out, looks_up: false };
-    let bound = hub.settings.load().startup_timeout;
-    let outcome = match timeout(left, login.run()).await {
-        Ok(outcome) => outcome?,
-        Err(_) if login.looks_up => {
+    let outcome = match deadline::bound(deadline, login.run()).await {
+        Some(outcome) => outcome?,
+        None if login.looks_up => {
             return Err(login.unavailable("the monitor has no connection, or PostgreSQL does not answer"));
         }
-        Err(_) => {
+        None => {
+            let bound = hub.settings.load().startup_timeout;
             let detail = format!("the login took longer than startup_timeout, {} s", bound.as_secs_f64());
             return Err(Refusal::new(Reason::StartupTimeout, detail, "").into());
         }
@@ -124,6 +129,7 @@ pub async fn authenticate(
             hub.authority.throttle.lock().succeed(address, user, clock::now());
             let mut words = Vec::new();
             if let Some(server_final) = &proof.server_final {
+                words.reserve_exact(AUTHENTICATION_LEN + server_final.len());
                 authentication(&mut words, 12, server_final.as_bytes());
             }
             if let Some(client_key) = &proof.client_key {
@@ -161,14 +167,16 @@ impl Login<'_> {
             Exchange::begin(self.user, stored.as_ref(), &mock, random, self.binding.take());
         self.ask(&ask).await?;
         loop {
-            let answer = self.answer().await?;
+            let end = self.answer().await?;
             if exchange.is_last() {
                 // Everybody has been asked, and is asked until here: an address that is locked must not tell who exists.
                 if !self.has_its_turn().await {
                     return Ok(Outcome::Unheard);
                 }
             }
-            match exchange.answer(&answer) {
+            let step = exchange.answer(self.input.get(HEADER_LEN..end).unwrap_or_default());
+            self.input.drain(..end);
+            match step {
                 Ok(Step::Ask(next, ask)) => {
                     exchange = next;
                     self.ask(&ask).await?;
@@ -242,8 +250,8 @@ impl Login<'_> {
         sent.map_err(|_| Denied::Gone)
     }
 
-    /// The body of the client's next message, which must be an answer.
-    async fn answer(&mut self) -> Result<Zeroizing<Vec<u8>>, Denied> {
+    /// Waits for the client's next message, which must be an answer; gives where it ends in the input.
+    async fn answer(&mut self) -> Result<usize, Denied> {
         loop {
             match Header::read(&self.input) {
                 Ok(Some(header)) if header.tag == b'X' => return Err(Denied::Gone),
@@ -253,9 +261,7 @@ impl Login<'_> {
                     return Err(Refusal::new(Reason::Oversized, detail, "").into());
                 }
                 Ok(Some(header)) if self.input.len() >= header.total_len() => {
-                    let body = Zeroizing::new(self.input[HEADER_LEN..header.total_len()].to_vec());
-                    self.input.drain(..header.total_len());
-                    return Ok(body);
+                    return Ok(header.total_len());
                 }
                 Ok(_) => {}
                 Err(reason) => return Err(Refusal::new(reason, "the login broke the protocol", "").into()),

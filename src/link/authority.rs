@@ -208,7 +208,7 @@ impl Authority {
 /// Whether PostgreSQL could have such a role under that very name: it cuts longer ones off, and what is not UTF-8 reaches it as other
 /// bytes than were looked up here.
 fn is_possible(user: &str) -> bool {
-    user.len() <= NAME_LEN_MAX && !user.contains(char::REPLACEMENT_CHARACTER)
+    user.len() <= NAME_LEN_MAX && (user.is_ascii() || !user.contains(char::REPLACEMENT_CHARACTER))
 }
 
 /// Random bytes for a login; none when the system has no more.
@@ -216,11 +216,10 @@ pub fn random() -> Option<Random> {
     use base64::Engine;
     let mut both = [0; 18 + 4];
     random::fill(&mut both)?;
-    let (nonce, salt) = both.split_first_chunk::<18>()?;
-    Some(Random {
-        nonce: base64::engine::general_purpose::STANDARD.encode(nonce),
-        salt: *salt.first_chunk()?,
-    })
+    let (bytes, salt) = both.split_first_chunk::<18>()?;
+    let mut nonce = vec![0; 24];
+    base64::engine::general_purpose::STANDARD.encode_slice(bytes, &mut nonce).ok()?;
+    Some(Random { nonce: String::from_utf8(nonce).ok()?, salt: *salt.first_chunk()? })
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ pub async fn dismiss(mut client: Stream, words: &[u8]) {
 }
 
 /// Sends a refusal to a client and closes it. Boxed: whoever is let in needs no room for it.
-pub fn refuse(client: Stream, refusal: &Refusal) -> Pin<Box<impl Future<Output = ()> + use<>>> {
+#[cold]
+pub fn refuse(client: Stream, refusal: &Refusal) -> Pin<Box<dyn Future<Output = ()> + Send>> {
     let mut words = Vec::new();
     reply::refusal(&mut words, refusal);
     Box::pin(async move { dismiss(client, &words).await })

@@ -8,6 +8,7 @@ pub mod cancel;
 mod carry;
 pub mod closing;
 pub mod cycles;
+mod deadline;
 mod desk;
 pub mod dial;
 pub mod established;

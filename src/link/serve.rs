@@ -3,6 +3,7 @@
 mod failed;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::authenticate::{Denied, authenticate};
 use super::binding::Binding;
 use super::cancel;
 use super::closing;
+use super::deadline;
 use super::desk::{Alias, Desk};
 use super::dial::{Dialled, dial};
 use super::established::Established;
@@ -25,7 +27,7 @@ use super::pool::{self, Reuse, Ticket};
 use super::relay::Relay;
 use super::shared::{Command, Labels, LinkShared, LinkState, ProcessKey, flag};
 use super::side::Side;
-use super::stranger;
+use super::stranger::{self, Leaves};
 use super::stream::{Socket, Stream};
 use super::tag::Tag;
 use super::welcome::{self, DoorTls, NoWish, Wish};
@@ -68,31 +70,26 @@ pub struct Accepted {
 
 /// From the first packet to the first ReadyForQuery; the link, or nothing if the client was refused, or wanted a cancel.
 pub async fn serve(
-    hub: Arc<Hub>,
+    hub: &Arc<Hub>,
     accepted: Accepted,
     tally: Client,
     stranger: Tally,
 ) -> Option<Box<Established>> {
-    // Boxed: what a login needs is gone after it.
-    let mut link = Box::pin(begin(hub, accepted, stranger)).await?;
+    let mut link = begin(hub, accepted, stranger).await?;
     link.counted(tally);
     Some(link)
 }
 
 /// From the first packet to the first ReadyForQuery.
-async fn begin(hub: Arc<Hub>, mut accepted: Accepted, stranger: Tally) -> Option<Box<Established>> {
-    let hub = &hub;
+async fn begin(hub: &Arc<Hub>, mut accepted: Accepted, stranger: Tally) -> Option<Box<Established>> {
     let settings = hub.settings.load_full();
     // One deadline for the startup packet, TLS, and the password where it is ours to ask.
-    let (accepted_at, startup_timeout) = (clock::now(), settings.startup_timeout);
+    let mut deadline = pin!(deadline::after(settings.startup_timeout));
     let door = DoorTls::of(&settings.doors, &accepted.listener);
-    let wish = match timeout(startup_timeout, welcome::read(&mut accepted.stream, door)).await {
-        Ok(Ok(wish)) => wish,
-        Ok(Err(NoWish::Gone)) => return None,
-        Ok(Err(NoWish::Bad(reason))) => return stranger::refuse(hub, accepted, reason).await,
-        Ok(Err(NoWish::NoTls(why))) => return stranger::see_off_without_tls(hub, accepted, &why).await,
-        Ok(Err(NoWish::Refused(refusal))) => return stranger::refuse_for(hub, accepted, refusal).await,
-        Err(_) => return stranger::refuse(hub, accepted, Reason::StartupTimeout).await,
+    let wish = match deadline::bound(deadline.as_mut(), welcome::read(&mut accepted.stream, door)).await {
+        Some(Ok(wish)) => wish,
+        Some(Err(not)) => return leave(no_wish(hub, accepted, not)).await,
+        None => return leave(stranger::refuse(hub, accepted, Reason::StartupTimeout)).await,
     };
     drop(settings);
     match wish {
@@ -104,35 +101,53 @@ async fn begin(hub: Arc<Hub>, mut accepted: Accepted, stranger: Tally) -> Option
         }
         Wish::Session { mut startup, mut behind } => {
             if hub.stage() != Stage::Running {
-                return stranger::refuse(hub, accepted, Reason::ShuttingDown).await;
+                return leave(stranger::refuse(hub, accepted, Reason::ShuttingDown)).await;
             }
             if startup.replication().is_none() {
-                return stranger::refuse_for(hub, accepted, stranger::bad_replication()).await;
+                return leave(stranger::refuse_for(hub, accepted, &stranger::bad_replication())).await;
             }
             let mut own = None;
             if let Some(settings) = &hub.settings.load_full().own_auth {
                 // Nothing is held for a client while it thinks, but its place among strangers.
                 let address = accepted.peer.map(|peer| peer.ip());
                 let client = &mut accepted.stream;
-                let left = startup_timeout.saturating_sub(clock::now().since(accepted_at));
-                match authenticate(hub, settings, client, address, &mut startup, behind, left).await {
+                let deadline = deadline.as_mut();
+                match authenticate(hub, settings, client, address, &mut startup, behind, deadline).await {
                     Ok(done) => {
                         behind = done.rest;
                         own = Some(Own { credentials: done.credentials, words: done.words });
                     }
                     Err(Denied::Gone) => return None,
                     Err(Denied::Refuse(refusal)) => {
-                        return stranger::refuse_unproved(hub, accepted, startup.user(), refusal).await;
+                        return leave(stranger::refuse_unproved(hub, accepted, startup.user(), &refusal))
+                            .await;
                     }
                 }
                 if hub.stage() != Stage::Running {
-                    return stranger::refuse(hub, accepted, Reason::ShuttingDown).await;
+                    return leave(stranger::refuse(hub, accepted, Reason::ShuttingDown)).await;
                 }
             }
+            deadline.set(None);
             let newcomer = Newcomer::new(hub, accepted, startup, own).await?;
             drop(stranger);
             newcomer.come_in(behind).await
         }
+    }
+}
+
+/// The end of a client that is not let in.
+async fn leave<T>(last_words: Leaves) -> Option<T> {
+    last_words.await;
+    None
+}
+
+#[cold]
+fn no_wish(hub: &Hub, accepted: Accepted, not: NoWish) -> Leaves {
+    match not {
+        NoWish::Gone => Box::pin(std::future::ready(())),
+        NoWish::Bad(reason) => stranger::refuse(hub, accepted, reason),
+        NoWish::NoTls(why) => stranger::see_off_without_tls(hub, accepted, &why),
+        NoWish::Refused(refusal) => stranger::refuse_for(hub, accepted, &refusal),
     }
 }
 
@@ -195,21 +210,12 @@ impl<'a> Newcomer<'a> {
         let class = rules.classify(&facts);
         let lane = hub.lanes.load().iter().find(|lane| lane.name == class.lane).cloned();
         let Some(lane) = lane else {
-            return stranger::refuse(hub, accepted, Reason::Internal).await;
+            return leave(stranger::refuse(hub, accepted, Reason::Internal)).await;
         };
         let sessions = hub.counters.sessions.load(Ordering::Relaxed);
         if sessions >= settings.max_clients && !lane.settings.protected {
-            let refusal = Refusal::new(
-                Reason::MaxClients,
-                format!("{sessions} clients are connected, max_clients is {}", settings.max_clients),
-                "raise [limits] max_clients, or see who they are: SHOW CLIENTS",
-            );
-            hub.guard(|guard, _| guard.count_refusal(lane.id, refusal.reason));
-            if hub.may_log(&lane.name, refusal.reason) {
-                warn!(reason = refusal.reason.label(), lane = %lane.name, address = ?accepted.peer, "refused");
-            }
-            closing::refuse(accepted.stream, &refusal).await;
-            return None;
+            return leave(stranger::refuse_at_max(hub, accepted, &lane, sessions, settings.max_clients))
+                .await;
         }
         let key = match pid {
             Some(pid) => ProcessKey::Pid(pid),
@@ -281,7 +287,7 @@ impl<'a> Newcomer<'a> {
         };
         let mut arrived = self.hub.guard(|guard, now| guard.arrive(now, id, who));
         loop {
-            let mut slot = match self.wait(arrived, &mut behind).await {
+            let mut slot = match self.admitted(arrived, &mut behind).await {
                 Ok((slot, Some(pooled))) => match self.reuse(slot, pooled, &mut behind).await {
                     Reuse::Done(resumed) => {
                         let (upstream, slot, logged_in, ticket) = *resumed;
@@ -298,7 +304,7 @@ impl<'a> Newcomer<'a> {
                 Err(Some(refusal)) => {
                     let by_guard =
                         !matches!(refusal.reason, Reason::Killed | Reason::Drained | Reason::ShuttingDown);
-                    return self.refuse(refusal, by_guard).await;
+                    return Box::pin(self.refuse(refusal, by_guard)).await;
                 }
             };
             self.shared().enter(LinkState::Login, clock::now());
@@ -315,7 +321,7 @@ impl<'a> Newcomer<'a> {
                     }
                     arrived = self.hub.guard(|guard, now| guard.dial_failed(now, id, why, true));
                 }
-                Err(Failure::Refuse(refusal)) => return self.refuse(refusal, false).await,
+                Err(Failure::Refuse(refusal)) => return Box::pin(self.refuse(refusal, false)).await,
                 Err(Failure::Told) => return None,
             }
         }
@@ -335,30 +341,33 @@ impl<'a> Newcomer<'a> {
         Some(Ticket::new(self.dialled_in, key, self.lane.id, application, parameters, self.tag.clone()))
     }
 
-    /// Waits until the guard grants a slot, or gives it that of a pooled connection. An error without refusal is a client that hung up.
-    async fn wait(
+    /// The slot the guard grants, or that of the pooled connection it gives. An error without refusal is a client that hung up.
+    async fn admitted(
         &mut self,
         arrived: Arrived,
         behind: &mut Vec<u8>,
     ) -> Result<(Slot, Option<LinkId>), Option<Refusal>> {
-        let id = self.shared().id;
-        let granted = || Slot::new(self.hub.clone(), id);
-        match arrived {
-            Arrived::Granted => {
-                self.lane.meter.wait.record(std::time::Duration::ZERO);
-                return Ok((granted(), None));
-            }
-            Arrived::Reused(pooled) => {
-                self.lane.meter.wait.record(std::time::Duration::ZERO);
-                return Ok((granted(), Some(pooled)));
-            }
+        let pooled = match arrived {
+            Arrived::Granted => None,
+            Arrived::Reused(pooled) => Some(pooled),
             Arrived::Refused(refusal) => return Err(Some(refusal)),
-            Arrived::Waiting(reason) => {
-                debug!(client = id.0, lane = %self.lane.name, reason = reason.label(), "waits")
-            }
-        }
+            // Boxed: who need not wait needs no room for it.
+            Arrived::Waiting(reason) => return Box::pin(self.wait(reason, behind)).await,
+        };
+        self.lane.meter.wait.record(Duration::ZERO);
+        Ok((Slot::new(self.hub.clone(), self.shared().id), pooled))
+    }
+
+    /// Waits in the queue.
+    async fn wait(
+        &mut self,
+        reason: Reason,
+        behind: &mut Vec<u8>,
+    ) -> Result<(Slot, Option<LinkId>), Option<Refusal>> {
+        let id = self.shared().id;
+        debug!(client = id.0, lane = %self.lane.name, reason = reason.label(), "waits");
         // From here on a grant may come at any time: the slot's guard takes it back whatever happens.
-        let slot = granted();
+        let slot = Slot::new(self.hub.clone(), id);
         let began = clock::now();
         let shared = self.registered.shared.clone();
         shared.enter(LinkState::Waiting, began);

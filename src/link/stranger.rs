@@ -1,46 +1,62 @@
 //! Refusals of those who have no session: their first bytes, their TLS or their password were not right.
 
-use tracing::info;
+use std::pin::Pin;
+
+use tracing::{info, warn};
 
 use super::closing;
-use super::hub::Hub;
+use super::hub::{Hub, Lane};
 use super::serve::Accepted;
 use crate::reason::{Reason, Refusal};
 use crate::wire::startup::STARTUP_LEN_MAX;
 
+/// The way out. In a room of its own, so that the way in is short.
+pub(super) type Leaves = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Refuses a client that has not proved who it is.
-pub(super) async fn refuse_unproved<T>(
-    hub: &Hub,
-    accepted: Accepted,
-    user: &str,
-    refusal: Refusal,
-) -> Option<T> {
+#[cold]
+pub(super) fn refuse_unproved(hub: &Hub, accepted: Accepted, user: &str, refusal: &Refusal) -> Leaves {
     let reason = refusal.reason;
     *hub.counters.strangers_refused.entry(reason).or_insert(0) += 1;
     if hub.may_log(&"".into(), reason) {
         info!(reason = reason.label(), user = ?user, address = ?accepted.peer, detail = refusal.detail, "login refused");
     }
-    closing::refuse(accepted.stream, &refusal).await;
-    None
+    closing::refuse(accepted.stream, refusal)
 }
 
 /// Refuses a client of whom nothing is known yet.
-pub(super) async fn refuse<T>(hub: &Hub, accepted: Accepted, reason: Reason) -> Option<T> {
+#[cold]
+pub(super) fn refuse(hub: &Hub, accepted: Accepted, reason: Reason) -> Leaves {
     let (detail, hint) = first_words(hub, reason);
-    refuse_for(hub, accepted, Refusal::new(reason, detail, hint)).await
+    refuse_for(hub, accepted, &Refusal::new(reason, detail, hint))
 }
 
-pub(super) async fn refuse_for<T>(hub: &Hub, accepted: Accepted, refusal: Refusal) -> Option<T> {
+#[cold]
+pub(super) fn refuse_for(hub: &Hub, accepted: Accepted, refusal: &Refusal) -> Leaves {
     note_stranger(hub, &accepted, refusal.reason, "refused before startup", "");
-    closing::refuse(accepted.stream, &refusal).await;
-    None
+    closing::refuse(accepted.stream, refusal)
 }
 
 /// A client with whom TLS could not be agreed upon has been told by an alert; a message of ours it could not read.
-pub(super) async fn see_off_without_tls<T>(hub: &Hub, accepted: Accepted, why: &str) -> Option<T> {
+#[cold]
+pub(super) fn see_off_without_tls(hub: &Hub, accepted: Accepted, why: &str) -> Leaves {
     note_stranger(hub, &accepted, Reason::TlsFailed, "no TLS with a client", why);
-    Box::pin(closing::dismiss(accepted.stream, &[])).await;
-    None
+    Box::pin(closing::dismiss(accepted.stream, &[]))
+}
+
+/// Refuses a client for whom there is no room.
+#[cold]
+pub(super) fn refuse_at_max(hub: &Hub, accepted: Accepted, lane: &Lane, sessions: u32, max: u32) -> Leaves {
+    let refusal = Refusal::new(
+        Reason::MaxClients,
+        format!("{sessions} clients are connected, max_clients is {max}"),
+        "raise [limits] max_clients, or see who they are: SHOW CLIENTS",
+    );
+    hub.guard(|guard, _| guard.count_refusal(lane.id, refusal.reason));
+    if hub.may_log(&lane.name, refusal.reason) {
+        warn!(reason = refusal.reason.label(), lane = %lane.name, address = ?accepted.peer, "refused");
+    }
+    closing::refuse(accepted.stream, &refusal)
 }
 
 fn note_stranger(hub: &Hub, accepted: &Accepted, reason: Reason, what: &str, why: &str) {

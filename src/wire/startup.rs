@@ -206,7 +206,10 @@ fn parameters(mut body: &[u8]) -> Result<Vec<(String, String)>, Reason> {
 
 /// Names may be in any encoding; what is not UTF-8 is shown with replacement characters and never sent upstream.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+    }
 }
 
 #[cfg(test)]
