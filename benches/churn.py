@@ -1,11 +1,14 @@
 """Connections that live for one statement, as Odoo opens them: direct, PgBouncer (session mode), pgweir as a pass-through and pgweir with
-session pooling, side by side and interleaved, on a throw-away PostgreSQL. For each: connections per second, PostgreSQL's own CPU time per
-connection (postmaster and all its children, those that ended included) and the proxy's. Prints a Markdown table of medians.
+session pooling, side by side, on a throw-away PostgreSQL. Each round starts every target anew, warms it up, and runs each load twice on all
+of them: in an order drawn anew, and back in the reverse, so that a machine that slows down meanwhile slows all of them. For each: connections
+per second, PostgreSQL's own CPU time per connection (postmaster and all its children, those that ended included) and the proxy's. Prints a
+Markdown table of medians.
 
 pgweir pools only where it authenticates clients itself, so there is no pooled figure where nobody is asked for a password."""
 
 import argparse
 import collections
+import contextlib
 import os
 import pathlib
 import random
@@ -20,13 +23,15 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402,F401 - finds the harness
 from measure import load, process, targets  # noqa: E402
-from measure.report import spread  # noqa: E402
+from measure.report import interval, spread  # noqa: E402
 from harness import Cluster, eventually, lane  # noqa: E402
 from harness.cluster import PASSWORD, ROLES  # noqa: E402
 from harness.weir import BINARY  # noqa: E402
 
 USERS = {"trust": "odoo", "md5": "u_md5", "scram": "u_scram"}
 LOADS = {"-S -C": ("-S",), "NOTIFY -C": ("-f", "{notify}")}
+# Some connections of each client.
+WARM_UP = argparse.Namespace(clients=8, seconds=0)
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +39,7 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(prog="benches/churn.py", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="of each run; 0 is a trial: some transactions each")
+    parser.add_argument("--seconds", type=int, default=2, help="of each of two runs; 0 is a trial: some transactions each")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--auth", default=",".join(USERS), help="methods, with commas between")
     parser.add_argument("--only", help="targets, with commas between")
@@ -147,7 +152,7 @@ def prepare():
 
 
 def measure_all(args, cluster, notify):
-    """Every combination in every round, targets in an order drawn anew; {(auth, load, target): [figures]}."""
+    """Every combination in every round, on processes of that round; {(auth, load, target): [figures]}."""
     results = collections.defaultdict(list)
     for number in range(args.rounds):
         draw = random.Random(number)
@@ -155,14 +160,21 @@ def measure_all(args, cluster, notify):
             kinds = [kind for kind in TARGETS if not (auth == "trust" and kind is Pooled)]
             if args.only:
                 kinds = [kind for kind in kinds if kind.__name__ in args.only.split(",")]
-            for kind in draw.sample(kinds, len(kinds)):
-                target = kind(cluster, auth).start()
-                try:
-                    for name, script in LOADS.items():
-                        print(f"round {number + 1}: {auth}: {name}: {target.name}", file=sys.stderr, flush=True)
-                        results[auth, name, target.name].append(once(target, auth, script, args, notify))
-                finally:
-                    target.close()
+            with contextlib.ExitStack() as closing:
+                started = []
+                for kind in kinds:
+                    started.append(kind(cluster, auth).start())
+                    closing.callback(started[-1].close)
+                for name, script in LOADS.items():
+                    print(f"round {number + 1}: {auth}: {name}", file=sys.stderr, flush=True)
+                    for target in started:
+                        once(target, auth, script, WARM_UP, notify)
+                    order = draw.sample(started, len(started))
+                    runs = [(target, once(target, auth, script, args, notify)) for target in [*order, *reversed(order)]]
+                    for target in started:
+                        twice = [figures for of, figures in runs if of is target]
+                        figures = {key: statistics.mean(run[key] for run in twice) for key in twice[0]}
+                        results[auth, name, target.name].append(figures)
     return results
 
 
@@ -181,14 +193,19 @@ def table(results):
 
 
 def ratios(results):
-    """Connections per second, pooled by PgBouncer of the same round: median and, in brackets, quartiles."""
+    """Connections per second and proxy CPU, pooled by PgBouncer of the same round: medians, in brackets quartiles, and where the median of the
+    first lies."""
     lines = []
     for (auth, load, name), rows in sorted(results.items(), key=order):
         base = results.get((auth, load, "PgBouncer"))
         if name != Pooled.name or not base:
             continue
-        found = [a["per_second"] / b["per_second"] for a, b in zip(rows, base)]
-        lines.append(f"{auth}, {load}: pooled / PgBouncer {spread(found)}")
+        of = lambda key: [a[key] / b[key] for a, b in zip(rows, base)]  # noqa: E731,B023 - used up in this turn
+        line = f"{auth}, {load}: pooled / PgBouncer {spread(of('per_second'), 3)} connections/s, {spread(of('proxy_us'))} proxy CPU"
+        if len(rows) >= 8:
+            low, high = interval(of("per_second"))
+            line += f"; the median of connections/s lies in {low:.3f}–{high:.3f} with 95 %"
+        lines.append(line)
     return "\n".join(lines)
 
 
@@ -215,7 +232,7 @@ def main():
     print(f"`{shlex.join(['benches/churn.py', *sys.argv[1:]])}`\n")
     print(f"{table(results)}\n\n{ratios(results)}")
     version = subprocess.run(["/usr/sbin/pgbouncer", "-V"], capture_output=True, text=True).stdout.splitlines()[0]
-    print(f"\n{args.rounds} rounds of {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores, {version}, "
+    print(f"\n{args.rounds} rounds of twice {args.seconds} s, {args.clients} clients, {os.cpu_count()} cores, {version}, "
           f"load average {os.getloadavg()[1]:.1f}")
 
 
