@@ -305,7 +305,9 @@ async fn a_copy_that_falls_silent_is_disconnected() {
     )
     .await;
     let error = in_time(sink.finish()).await.expect_err("the link is gone");
-    assert!(error.is_closed(), "{error:?}");
+    // The driver has seen the end of the connection, or only the last words before it.
+    let told = error.code() == Some(&SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT);
+    assert!(error.is_closed() || told, "{error:?}");
     assert_eq!(guarded.rows(), "none");
 }
 
