@@ -2,6 +2,7 @@ use std::task::{Context, Waker};
 
 use super::*;
 use crate::lanes::guard::{Arrival, Arrived};
+use crate::lanes::pool::PoolKey;
 use crate::lanes::settings::Settings;
 use crate::link::server::Upstream;
 use crate::link::shared::{Labels, tests::facts};
@@ -47,6 +48,22 @@ pub(crate) fn link(hub: &Arc<Hub>, pid: i32) -> (Registered, Slot) {
     link_with(hub, pid, CancelKeys::new(&[1], &[2]))
 }
 
+/// Somebody who comes into a lane, for a pooled connection where there is a key.
+pub(crate) fn odoo(lane: LaneId, key: Option<PoolKey>) -> Arrival {
+    let word: Arc<str> = "odoo".into();
+    Arrival {
+        lane,
+        application: word.clone(),
+        user: word.clone(),
+        database: word,
+        address: None,
+        replication: false,
+        nested: false,
+        alone: false,
+        key,
+    }
+}
+
 fn link_with(hub: &Arc<Hub>, pid: i32, keys: CancelKeys) -> (Registered, Slot) {
     let lane = hub.guard(|guard, _| guard.lane("web")).expect("a lane web");
     let word: Arc<str> = "odoo".into();
@@ -64,18 +81,7 @@ fn link_with(hub: &Arc<Hub>, pid: i32, keys: CancelKeys) -> (Registered, Slot) {
     let mut registered = Registered::new(hub.clone(), shared);
     registered.set_process(&ProcessKey::Pid(7));
     registered.set_key(pid, keys);
-    let who = Arrival {
-        lane,
-        application: word.clone(),
-        user: word.clone(),
-        database: word,
-        address: None,
-        replication: false,
-        nested: false,
-        alone: false,
-        key: None,
-    };
-    assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, who)), Arrived::Granted);
+    assert_eq!(hub.guard(|guard, now| guard.arrive(now, id, odoo(lane, None))), Arrived::Granted);
     (registered, Slot::new(hub.clone(), id))
 }
 
@@ -201,21 +207,10 @@ fn the_ticker_rests_until_somebody_waits_and_is_told_once() {
         "nothing waits, and there is no monitor whose word could be stale"
     );
     // All that the lane has, and one who waits.
+    let lane = hub.guard.lock().lane("web").expect("a lane web");
     let arrive = || {
-        let (lane, id, word): (_, _, Arc<str>) =
-            (hub.guard.lock().lane("web"), hub.next_link(), "odoo".into());
-        let who = Arrival {
-            lane: lane.expect("a lane web"),
-            application: word.clone(),
-            user: word.clone(),
-            database: word,
-            address: None,
-            replication: false,
-            nested: false,
-            alone: false,
-            key: None,
-        };
-        (id, hub.guard(|guard, now| guard.arrive(now, id, who)))
+        let id = hub.next_link();
+        (id, hub.guard(|guard, now| guard.arrive(now, id, odoo(lane, None))))
     };
     let mut granted = Vec::new();
     let waiting = loop {
