@@ -7,8 +7,12 @@ Markdown table of medians.
 pgweir pools only where it authenticates clients itself, so there is no pooled figure where nobody is asked for a password."""
 
 import argparse
+import base64
 import collections
 import contextlib
+import functools
+import hashlib
+import hmac
 import os
 import pathlib
 import random
@@ -26,7 +30,7 @@ from measure import load, process, targets  # noqa: E402
 from measure.report import interval, spread  # noqa: E402
 from harness import Cluster, eventually, lane  # noqa: E402
 from harness.cluster import PASSWORD, ROLES  # noqa: E402
-from harness.weir import BINARY  # noqa: E402
+from harness.weir import BINARY, ROOT  # noqa: E402
 
 USERS = {"trust": "odoo", "md5": "u_md5", "scram": "u_scram"}
 LOADS = {"-S -C": ("-S",), "NOTIFY -C": ("-f", "{notify}")}
@@ -43,7 +47,13 @@ def arguments():
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--auth", default=",".join(USERS), help="methods, with commas between")
     parser.add_argument("--only", help="targets, with commas between")
-    return parser.parse_args()
+    parser.add_argument("--iterations", type=int, help="of SCRAM's key derivation, which each new connection of pgbench repeats; PostgreSQL's own "
+                        "4096 by default. With 1 the client has next to nothing to derive, and what is measured is the poolers")
+    args = parser.parse_args()
+    if args.iterations is not None and args.iterations < 1:
+        parser.error("--iterations: 1 or more")
+    args.only = args.only.split(",") if args.only else [kind.__name__ for kind in TARGETS if kind is not Profiled]
+    return args
 
 
 def postgres_ns(cluster):
@@ -99,6 +109,23 @@ class Pooled(targets.Pgweir):
         self.weir.config["lane"] = [lane("bench", default=True, quota=quota, priority=1, pooling="session")]
 
 
+class Profiled(Pooled):
+    """The same, by the program of script/profiled, which builds it where it is not there yet. Measured where `--only` names it."""
+
+    name = "pgweir, pooled, by a profile"
+
+    def __init__(self, cluster, auth):
+        super().__init__(cluster, auth)
+        self.weir.binary = built_by_a_profile()
+
+
+@functools.cache
+def built_by_a_profile():
+    """Its path; it says itself what it lacks."""
+    done = subprocess.run([ROOT / "script" / "profiled"], stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip() if done.returncode == 0 else sys.exit(done.returncode)
+
+
 class Direct(targets.Target):
     """PostgreSQL itself."""
 
@@ -114,7 +141,7 @@ def write_users(path, cluster, auth):
     path.chmod(0o644 if isinstance(path, pathlib.Path) and path.name == "users" else 0o600)
 
 
-TARGETS = [Direct, PgBouncer, PassThrough, Pooled]
+TARGETS = [Direct, PgBouncer, PassThrough, Pooled, Profiled]
 
 
 def once(target, auth, script, args, notify):
@@ -136,7 +163,16 @@ def once(target, auth, script, args, notify):
     return {"per_second": per_second, "postgres_us": postgres / count / 1000, "proxy_us": proxy / count / 1000}
 
 
-def prepare():
+def verifier(password, iterations):
+    """What PostgreSQL keeps of an ASCII password after `SET scram_iterations` (RFC 5802, section 3)."""
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    client, server = (hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key"))
+    salt, stored, server = (base64.b64encode(part).decode() for part in (salt, hashlib.sha256(client).digest(), server))
+    return f"SCRAM-SHA-256${iterations}:{salt}${stored}:{server}"
+
+
+def prepare(iterations=None):
     """A PostgreSQL with pgbench's tables."""
     cluster = Cluster(max_connections=100, shared_buffers="256MB", log_min_messages="fatal", log_checkpoints="off").start()
     for statement in ROLES.strip().rstrip(";").split(";\n"):
@@ -144,6 +180,8 @@ def prepare():
     cluster.sql("create database bench owner odoo")
     # The statements above were each a session of its own.
     cluster.sql(f"set password_encryption = 'md5'; alter role u_md5 password '{PASSWORD}'")
+    if iterations is not None:
+        cluster.sql(f"alter role {USERS['scram']} password '{verifier(PASSWORD, iterations)}'")
     env = {**os.environ, "PGHOST": str(cluster.sockets), "PGPORT": str(cluster.port), "PGUSER": "postgres", "PGDATABASE": "bench"}
     subprocess.run([str(cluster.bin / "pgbench"), "-i", "-q", "-s", "1"], env=env, check=True, capture_output=True)
     cluster.sql("grant select on all tables in schema public to public", dbname="bench")
@@ -157,9 +195,7 @@ def measure_all(args, cluster, notify):
     for number in range(args.rounds):
         draw = random.Random(number)
         for auth in args.auth.split(","):
-            kinds = [kind for kind in TARGETS if not (auth == "trust" and kind is Pooled)]
-            if args.only:
-                kinds = [kind for kind in kinds if kind.__name__ in args.only.split(",")]
+            kinds = [kind for kind in TARGETS if kind.__name__ in args.only and not (auth == "trust" and issubclass(kind, Pooled))]
             with contextlib.ExitStack() as closing:
                 started = []
                 for kind in kinds:
@@ -193,18 +229,17 @@ def table(results):
 
 
 def ratios(results):
-    """Connections per second and proxy CPU, pooled by PgBouncer of the same round: medians, in brackets quartiles, and where the median of the
-    first lies."""
+    """Connections per second and proxy CPU, pooled by PgBouncer of the same round: medians, in brackets quartiles, and where the medians lie."""
     lines = []
     for (auth, load, name), rows in sorted(results.items(), key=order):
         base = results.get((auth, load, "PgBouncer"))
-        if name != Pooled.name or not base:
+        if not name.startswith(Pooled.name) or not base:
             continue
         of = lambda key: [a[key] / b[key] for a, b in zip(rows, base)]  # noqa: E731,B023 - used up in this turn
-        line = f"{auth}, {load}: pooled / PgBouncer {spread(of('per_second'), 3)} connections/s, {spread(of('proxy_us'))} proxy CPU"
+        line = f"{auth}, {load}: {name} / PgBouncer {spread(of('per_second'), 3)} connections/s, {spread(of('proxy_us'))} proxy CPU"
         if len(rows) >= 8:
-            low, high = interval(of("per_second"))
-            line += f"; the median of connections/s lies in {low:.3f}–{high:.3f} with 95 %"
+            (low, high), (least, most) = interval(of("per_second")), interval(of("proxy_us"))
+            line += f"; with 95 % the medians lie in {low:.3f}–{high:.3f} and {least:.2f}–{most:.2f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -212,7 +247,7 @@ def ratios(results):
 def order(item):
     """As they are defined."""
     auth, load, name = item[0]
-    names = ["direct", "PgBouncer", PassThrough.name, Pooled.name]
+    names = ["direct", "PgBouncer", PassThrough.name, Pooled.name, Profiled.name]
     return list(USERS).index(auth), list(LOADS).index(load), names.index(name)
 
 
@@ -221,10 +256,12 @@ def main():
     args = arguments()
     if not BINARY.exists():
         sys.exit(f"{BINARY} is not built: cargo build --release")
+    if Profiled.__name__ in args.only:
+        built_by_a_profile()
     with tempfile.TemporaryDirectory() as directory:
         notify = pathlib.Path(directory) / "notify.sql"
         notify.write_text("NOTIFY imbus, 'bus.bus';\n")
-        cluster = prepare()
+        cluster = prepare(args.iterations)
         try:
             results = measure_all(args, cluster, notify)
         finally:

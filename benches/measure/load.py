@@ -91,15 +91,20 @@ def system_calls(target, mode, clients, seconds=2, reconnect=False):
     return {"system_calls": calls.count / count} if calls.count else {}
 
 
-def copy_out(target, rows, megabytes):
-    """COPY to stdout of that many MB of rows, headers not counted: the proxy's CPU seconds per GB, and GB/s."""
+def copy(rows, megabytes):
+    """COPY to stdout of that many MB of rows, for psql; and how many GB it is, headers not counted."""
     width = ROWS[rows]
     count = max(1, int(megabytes * 1_000_000) // width)
     inner = min(count, 1000)
     # Two factors, because one large generate_series would be written to disk first.
     series = f"generate_series(1, {max(1, count // inner)}) a, generate_series(1, {inner}) b"
     sent = max(1, count // inner) * inner * width / 1e9
-    sql = f"\\copy (select repeat('x', {width - 1}) from {series}) to /dev/null"
+    return f"\\copy (select repeat('x', {width - 1}) from {series}) to /dev/null", sent
+
+
+def copy_out(target, rows, megabytes):
+    """That COPY: the proxy's CPU seconds per GB, and GB/s."""
+    sql, sent = copy(rows, megabytes)
     before, began = target.cpu_ns(), time.monotonic()
     run(["psql", "-XAtq", "-c", sql], target.port)
     took = time.monotonic() - began

@@ -21,14 +21,15 @@ LEAKS = {"warn": "2s", "reset": "5s", "when": "harm", "cap": "10m", "action": "r
 POOLS = {"odoo": 80, "postgres": 14}
 
 
-def odoo_config(leaks=None, config="odoo.toml", **lanes):
+def odoo_config(leaks=None, config="odoo.toml", processes=False, **lanes):
     """The sections of a file of config/ that do not name this machine, web's leak rule replaced; LANE={key: value} changes a lane. Without
-    rules on `process`: they would tell that all clients of a drill on this machine are one process, whose transactions are never held."""
+    rules on `process` unless asked for: they would tell that all clients of a drill on this machine are one process, whose transactions are
+    never held."""
     given = tomllib.loads((ROOT / "config" / config).read_text())
     for lane in given["lane"]:
         if lane["name"] == "web":
             lane["idle_in_transaction"] = leaks or LEAKS
-        lane["match"] = [rule for rule in lane.get("match", []) if "process" not in rule]
+        lane["match"] = [rule for rule in lane.get("match", []) if processes or "process" not in rule]
         lane.update(lanes.get(lane["name"], {}))
     return {"lanes": given["lane"], "applications": given["application"], "upstream": {"headroom": given["upstream"]["headroom"]},
             "monitor": {"interval": given["monitor"].get("interval", "1s")}, **({"auth": given["auth"]} if "auth" in given else {})}

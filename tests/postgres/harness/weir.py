@@ -82,6 +82,7 @@ class Weir:
         self.prefix = list(prefix)
         self.env = env or {}
         self.process = None
+        self.binary = BINARY
         self.config = {
             "mode": sections.pop("mode", "enforce"),
             "listen": listen or [{"address": f"127.0.0.1:{self.port}"}, {"address": f"unix:{self.unix_dir}"}],
@@ -120,7 +121,7 @@ class Weir:
         self.write()
         env = {**os.environ, "RUST_BACKTRACE": "1", **self.env}
         with open(self.log_file, "ab") as log:
-            self.process = subprocess.Popen([*self.prefix, str(BINARY), "run", "--config", str(self.config_file)],
+            self.process = subprocess.Popen([*self.prefix, str(self.binary), "run", "--config", str(self.config_file)],
                                             stdout=log, stderr=log, env=env, cwd=self.base)
         if wait:
             self.wait_ready()
@@ -320,7 +321,7 @@ class Weir:
     def cli(self, *args, timeout=60, config=True, env=None):
         """Runs a command of the CLI; the completed process with its text."""
         self.need()
-        argv = [str(BINARY), *args] + (["--config", str(self.config_file)] if config else [])
+        argv = [str(self.binary), *args] + (["--config", str(self.config_file)] if config else [])
         return subprocess.run(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout,
                               env={**os.environ, **(env or {})}, cwd=self.base)
 
