@@ -46,13 +46,15 @@ def arguments():
     parser.add_argument("--seconds", type=int, default=2, help="of each of two runs; 0 is a trial: some transactions each")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--auth", default=",".join(USERS), help="methods, with commas between")
-    parser.add_argument("--only", help="targets, with commas between")
+    parser.add_argument("--only", help=f"targets, with commas between: {', '.join(kind.__name__ for kind in TARGETS)}; all but the last by default")
     parser.add_argument("--iterations", type=int, help="of SCRAM's key derivation, which each new connection of pgbench repeats; PostgreSQL's own "
                         "4096 by default. With 1 the client has next to nothing to derive, and what is measured is the poolers")
     args = parser.parse_args()
     if args.iterations is not None and args.iterations < 1:
         parser.error("--iterations: 1 or more")
     args.only = args.only.split(",") if args.only else [kind.__name__ for kind in TARGETS if kind is not Profiled]
+    for unknown in set(args.only) - {kind.__name__ for kind in TARGETS}:
+        parser.error(f"--only {unknown}: there is no such target")
     return args
 
 
@@ -256,7 +258,7 @@ def main():
     args = arguments()
     if not BINARY.exists():
         sys.exit(f"{BINARY} is not built: cargo build --release")
-    if Profiled.__name__ in args.only:
+    if Profiled.__name__ in args.only and args.auth != "trust":
         built_by_a_profile()
     with tempfile.TemporaryDirectory() as directory:
         notify = pathlib.Path(directory) / "notify.sql"

@@ -5,7 +5,9 @@ kept with one round of derivation, or the clients' deriving would leave few logi
 
 import argparse
 import contextlib
+import json
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,10 +25,12 @@ from harness.cluster import PASSWORD  # noqa: E402
 CLIENTS = 8
 LISTENERS = 4
 POLL_SECONDS = 0.5
+# Of what takes seconds.
+SECONDS_MAX = 300
 PATHS = ["/metrics", "/healthz", "/api/v1/status", "/api/v1/lanes"]
 TABLES = ["CLIENTS", "LANES", "STATUS"]
 # As Odoo writes them: long, quoted, many rows, one transaction a request.
-REQUEST = f"""\\set aid random(1, 90000)
+REQUEST = f"""\\set aid :client_id * 10000 + random(1, 9000)
 begin isolation level repeatable read;
 select {", ".join(f'"pg_class"."{name}"' for name in "oid relname relkind relpages reltuples relowner relhasindex relnatts".split())}
 from "pg_class" left join "pg_namespace" "pg_class__ns" on ("pg_class"."relnamespace" = "pg_class__ns"."oid")
@@ -100,8 +104,11 @@ class Training:
                 yield target.weir
             finally:
                 ended.set()
-                asking.join()
-            status = target.weir.stop()
+                asking.join(SECONDS_MAX)
+                if asking.is_alive():
+                    target.weir.kill9()
+            target.weir.signal(signal.SIGTERM)
+            status = target.weir.process.wait(SECONDS_MAX)
             if failed or status != 0:
                 raise RuntimeError(f"{target.name} ended with {status}: {target.weir.log()[-2000:]}") from (failed or [None])[0]
         self.worked += 1
@@ -109,13 +116,15 @@ class Training:
     @staticmethod
     def ask(weir, ended, failed):
         """What operators and Prometheus ask, until `ended`."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             while True:
                 for table in TABLES:
                     weir.admin(f"SHOW {table}")
                 for path in PATHS:
                     url = f"http://127.0.0.1:{weir.admin_port}{path}"
-                    with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {weir.password}"}), timeout=30) as reply:
+                    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {weir.password}"})
+                    with opener.open(request, timeout=30) as reply:
                         reply.read()
                 if ended.wait(POLL_SECONDS):
                     return
@@ -124,7 +133,8 @@ class Training:
 
     def run(self, weir, argv, **login):
         """A client program that must succeed."""
-        done = subprocess.run([str(arg) for arg in argv], env=weir.libpq_env(**{"app": "bench", "dbname": "bench", **login}), text=True, capture_output=True)
+        env = weir.libpq_env(**{"app": "bench", "dbname": "bench", **login})
+        done = subprocess.run([str(arg) for arg in argv], env=env, text=True, capture_output=True, timeout=SECONDS_MAX)
         if done.returncode != 0 or "error" in done.stderr.lower():
             raise RuntimeError(f"{argv}: {done.stderr[-2000:]}")
 
@@ -195,11 +205,11 @@ class Training:
             with self.working(Odoo(cluster, "odoo-pooled.toml")) as weir:
                 # The drill itself, of the same program, is not what is to be fast.
                 argv, env = rehearsal.drill("runbook", cluster, "--duration", f"{self.args.drill}s", "--drain", "2s", "--skip-direct",
-                                            "--report", self.directory / "report.html", weir=weir, env={"LLVM_PROFILE_FILE": "/dev/null"})
-                done = subprocess.run(argv, env=env, text=True, capture_output=True)
+                                            "--json", "--report", self.directory / "report.html", weir=weir, env={"LLVM_PROFILE_FILE": "/dev/null"})
+                done = subprocess.run(argv, env=env, text=True, capture_output=True, timeout=SECONDS_MAX)
                 # 1: an expectation did not hold, as may be beside counters and where it is this short.
-                if done.returncode not in (0, 1):
-                    raise RuntimeError(f"{argv}: {done.stderr[-2000:]}")
+                if done.returncode not in (0, 1) or json.loads(done.stdout)["runs"][-1]["lanes"]["web"]["ok"] == 0:
+                    raise RuntimeError(f"{argv} ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
 def main():

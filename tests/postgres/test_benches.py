@@ -274,6 +274,16 @@ def soaked(found):
     assert sum(int(row[1]) for row in lives) > 0
 
 
+def test_the_key_derivation_can_be_taken_out():
+    """By a verifier of one round, which PostgreSQL, PgBouncer and pgweir take as any other. The page has it on one core, with a program that
+    takes minutes to build."""
+    argv = [sys.executable, ROOT / "benches" / "churn.py", *SHORT["benches/churn.py"].split(), "--auth", "scram", "--iterations", "1"]
+    done = subprocess.run(argv, env={**os.environ, "PGWEIR_BINARY": str(BINARY.resolve())}, capture_output=True, text=True, timeout=SECONDS_MAX)
+    assert done.returncode == 0, done.stderr
+    ((_, _, rows),) = tables(done.stdout)
+    assert [row[2] for row in rows] == ["direct", "PgBouncer", "pgweir, pass-through", "pgweir, pooled"] * 2, done.stdout
+
+
 def test_every_program_in_benches_is_named_with_a_command_line():
     """Those of Rust are run by cargo."""
     # A program with a starter of its own is run by that.

@@ -3,6 +3,7 @@ notes how it was called."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -85,10 +86,18 @@ def tree(tmp_path):
 
 def test_what_it_counts_is_worked(tmp_path):
     """As a trial. The loads fail where a query does, where the console or the API does not answer, or where a pgweir does not exit by itself."""
-    done = subprocess.run([sys.executable, ROOT / "script" / "train.py", "--seconds", "0", "--copy-mb", "5", "--drill", "3"], cwd=tmp_path,
-                          env={**os.environ, "PGWEIR_BINARY": str(BINARY.resolve())}, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(done.stderr.splitlines()) == 12, done.stderr
+    argv = [sys.executable, ROOT / "script" / "train.py", "--seconds", "0", "--copy-mb", "5", "--drill", "3"]
+    working = subprocess.Popen(argv, cwd=tmp_path, env={**os.environ, "PGWEIR_BINARY": str(BINARY.resolve())}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        out, err = working.communicate(timeout=400)
+    except BaseException:
+        # With all it has started.
+        os.killpg(working.pid, signal.SIGKILL)
+        working.wait()
+        raise
+    assert working.returncode == 0, err
+    assert int(out) == len(err.splitlines()) == 12, err
 
 
 def test_a_build_that_counts_then_one_that_knows(tree):
@@ -102,7 +111,7 @@ def test_a_build_that_counts_then_one_that_knows(tree):
 
 
 def test_flags_of_one_s_own_stay(tree):
-    _, calls = tree.run(RUSTFLAGS="-Ctarget-cpu=x -g")
+    _, calls = tree.run(RUSTFLAGS=" -Ctarget-cpu=x  -g ")
     assert [call for call in calls if call.startswith("cargo -Ctarget-cpu=x|-g|-Cprofile-")] == [calls[0], calls[3]]
     done, calls = tree.run(CARGO_ENCODED_RUSTFLAGS="-a\037-b c")
     assert done.returncode == 0 and len(calls) == STEPS and calls[0].startswith("cargo -a|-b c|-Cprofile-generate="), calls
@@ -125,7 +134,9 @@ def test_a_change_builds_anew(changed, tree):
 
 @pytest.mark.parametrize("event, steps", [("work-fails", 2), ("one-is-silent", 2), ("trial-fails", STEPS), ("trial-changes", STEPS)])
 def test_what_goes_wrong_leaves_nothing_that_passes_for_done(event, steps, tree):
-    """`trial-changes`: somebody edits the sources while it builds."""
+    """`trial-changes`: somebody edits the sources while it builds. What an earlier run has built is of other sources."""
+    tree.run()
+    tree.put("src/main.rs", "changed")
     tree.put(event)
     done, calls = tree.run()
     assert (done.returncode, done.stdout, len(calls)) == (1, "", steps), done.stderr

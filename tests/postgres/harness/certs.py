@@ -1,8 +1,10 @@
 """Certificates made with openssl: an authority, servers and clients."""
 
+import atexit
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 from typing import NamedTuple
@@ -27,10 +29,11 @@ def run(*argv):
 
 
 class Authority:
-    """A certificate authority in a directory of its own."""
+    """A certificate authority in a directory of its own, as long as the process lives."""
 
     def __init__(self, name="pgweir test authority"):
         self.base = pathlib.Path(tempfile.mkdtemp(prefix="pgweir-ca-"))
+        atexit.register(shutil.rmtree, self.base, ignore_errors=True)
         self.base.chmod(0o755)
         self.file = self.base / "ca.pem"
         self.key = self.base / "ca.key"
