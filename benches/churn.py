@@ -65,10 +65,8 @@ def postgres_ns(cluster):
     total = process.cpu_ns(main) + (int(fields[13]) + int(fields[14])) * TICK_NS
     for children in pathlib.Path(f"/proc/{main}/task").glob("*/children"):
         for child in children.read_text().split():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 total += process.cpu_ns(child)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
     return total
 
 
@@ -213,6 +211,7 @@ def measure_all(args, cluster, notify):
                         twice = [figures for of, figures in runs if of is target]
                         figures = {key: statistics.mean(run[key] for run in twice) for key in twice[0]}
                         results[auth, name, target.name].append(figures)
+                        print(f"  {target.name}: {figures['per_second']:.1f}/s, {figures['proxy_us']:.1f} µs", file=sys.stderr, flush=True)
     return results
 
 
