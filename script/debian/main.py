@@ -12,6 +12,8 @@ from machine import Machine  # noqa: E402
 from package import Package, place  # noqa: E402
 from report import Report, Skip  # noqa: E402
 
+KINDS = ["deb", "profiled-deb"]
+
 
 def skipped(why):
     """A check that cannot be made."""
@@ -44,9 +46,13 @@ def on_a_machine(report, package):
 
 def main():
     """The exit status."""
+    kind = sys.argv[1] if len(sys.argv) > 1 else KINDS[0]
+    if kind not in KINDS:
+        print(f"script/check-package: {' or '.join(KINDS)}", file=sys.stderr)
+        return 2
     report = Report()
-    package = Package(ROOT, place(ROOT))
-    report.check("package: script/package deb", package.built())
+    package = Package(ROOT, place(ROOT), kind)
+    report.check(f"package: script/package {kind}", package.built())
     report.check("package: contents, man pages", package.contents())
     report.check("package: the pages' links", package.linked())
     report.check("package: lintian", package.judged())

@@ -30,13 +30,13 @@ def run(*argv, **more):
 class Package:
     """The .deb, once `built` has made it."""
 
-    def __init__(self, root, place):
-        self.root, self.place = root, place
+    def __init__(self, root, place, kind):
+        self.root, self.place, self.kind = root, place, kind
         self.deb = None
 
     def built(self):
-        """script/package deb."""
-        done = run(self.root / "script/package", "deb", "--output", self.place / "pgweir.deb")
+        """By script/package."""
+        done = run(self.root / "script/package", self.kind, "--output", self.place / "pgweir.deb")
         if done.returncode != 0:
             yield (done.stdout + done.stderr)[-3000:]
             return

@@ -162,3 +162,61 @@ def test_the_compiler_must_be_able_to_count(tree):
     (tree.place / COUNTER).unlink()
     done, calls = tree.run()
     assert (done.returncode, done.stdout, calls) == (3, "", []) and "no library that counts" in done.stderr
+
+
+# -- script/package, which ships it ------------------------------------------------------------------------------
+
+PROGRAM = "#!/bin/sh\necho completions\n"
+SHIPPING = {
+    "script/profiled": f"""[ $BUILT = 0 ] || exit $BUILT
+        mkdir -p target/profiled && printf '{PROGRAM}' > target/profiled/pgweir && chmod +x target/profiled/pgweir && echo target/profiled/pgweir""",
+    "bin/cargo": f"""echo "cargo $*" >> "$TREE/calls"
+        case $1 in
+            build) mkdir -p target/release && printf '{PROGRAM}' > target/release/pgweir && chmod +x target/release/pgweir ;;
+            deb) echo "$CARGO_TARGET_DIR/debian/pgweir.deb" ;;
+        esac""",
+    "cache/pgweir-package/cargo-deb-3.8.0/bin/cargo-deb": ":",
+}
+
+
+@pytest.fixture
+def shop(tree):
+    """A tree in which script/package builds packages, and where no static program can be had."""
+    for name, text in SHIPPING.items():
+        tree.put(name, f"#!/bin/sh\n{text}\n").chmod(0o755)
+    tree.put("Cargo.toml", 'version = "7.8.9"\n')
+    shutil.copy(ROOT / "script" / "package", tree.place / "script")
+    return tree
+
+
+def shipped(shop, built, *args):
+    """The finished script where script/profiled ends with status `built`, and how it called cargo-deb and the build."""
+    shop.calls.write_text("")
+    env = {**os.environ, "TREE": str(shop.place), "PATH": f"{shop.place / 'bin'}:/usr/bin:/bin", "BUILT": str(built),
+           "XDG_CACHE_HOME": str(shop.place / "cache")}
+    done = subprocess.run([shop.place / "script" / "package", *args], env=env, capture_output=True, text=True, timeout=60)
+    return done, [call for call in shop.calls.read_text().splitlines() if call.startswith(("cargo build", "cargo deb"))]
+
+
+def test_what_is_shipped_is_built_by_a_profile(shop):
+    done, calls = shipped(shop, 0)
+    assert (done.returncode, done.stdout) == (0, "target/profiled/package/debian/pgweir.deb\n"), done.stderr
+    assert len(calls) == 1 and calls[0].startswith("cargo deb") and calls[0].endswith("--strip --deb-version 7.8.9-1+profiled"), calls
+
+
+def test_where_there_is_no_profile_the_package_has_the_plain_program(shop):
+    done, calls = shipped(shop, 3)
+    assert (done.returncode, done.stdout) == (0, "target/debian/pgweir.deb\n"), done.stderr
+    assert [call.split()[1] for call in calls] == ["build", "deb"] and "profiled" not in calls[1]
+
+
+@pytest.mark.parametrize("args", [(), ("profiled-deb",)])
+def test_a_build_by_a_profile_that_fails_ships_nothing(args, shop):
+    done, calls = shipped(shop, 1, *args)
+    assert (done.returncode, done.stdout, calls) == (1, "", [])
+
+
+def test_the_plain_package_needs_no_profile(shop):
+    done, calls = shipped(shop, 1, "deb", "--deb-version", "7.8.9-2")
+    assert (done.returncode, done.stdout) == (0, "target/debian/pgweir.deb\n"), done.stderr
+    assert calls[1].endswith("--strip --deb-version 7.8.9-2"), calls
